@@ -1,0 +1,54 @@
+"""Ray tasks on a local node without the dashboard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.peers.base import Function, Peer, Program, Session
+
+_OPTIONS = "include_dashboard=False, log_to_driver=False, logging_level=40"
+
+
+class RaySession(Session):
+    def __init__(self, workers: int) -> None:
+        import ray
+
+        self._ray = ray
+        ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+    def caller(self, function: Function) -> Function:
+        get = self._ray.get
+        remote = self._ray.remote(function).remote
+        return lambda item: get(remote(item))
+
+    def submit_all(self, function: Function, items: Iterable[Any]) -> list[Any]:
+        remote = self._ray.remote(function).remote
+        return list(self._ray.get([remote(item) for item in items]))
+
+
+class Ray(Peer):
+    def open(self, workers: int, preload: tuple[str, ...] = ()) -> Session:
+        return RaySession(workers)
+
+
+PEER = Ray(
+    key="ray",
+    label="Ray",
+    module="ray",
+    program=Program(
+        imports="import ray",
+        pool=f"ray.init(num_cpus={{workers}}, {_OPTIONS})",
+        call="ray.get(ray.remote(work).remote(1))",
+    ),
+    slow_start=True,
+)

@@ -1,0 +1,88 @@
+"""Processes as /proc shows them: who descends from whom, their memory, and ending them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_SECONDS = 0.01
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever the measured processes leave behind, so that it is found."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def descendants(root: int) -> set[int]:
+    """The living processes below `root`, without it and without zombies."""
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    zombies: set[int] = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            stat = Path("/proc", entry, "stat").read_text()
+        except OSError:
+            continue  # it ended meanwhile
+        # The command's name stands in parentheses and may itself contain some.
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        children[int(parent)].append(int(entry))
+        if state in "ZX":
+            zombies.add(int(entry))
+    found: set[int] = set()
+    unvisited = [root]
+    while unvisited:
+        for child in children[unvisited.pop()]:
+            if child not in found:
+                found.add(child)
+                unvisited.append(child)
+    return found - zombies
+
+
+def end_descendants(grace_seconds: float) -> int:
+    """Wait for our descendants to end, then kill the rest; returns how many had to be killed."""
+    deadline = time.monotonic() + grace_seconds
+    while _reap() and descendants(os.getpid()):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    killed: set[int] = set()
+    # Until none is left: one may be forking while we look.
+    while _reap() and (rest := descendants(os.getpid())):
+        for pid in rest:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            killed.add(pid)
+        time.sleep(_POLL_SECONDS)
+    return len(killed)
+
+
+def _reap() -> bool:
+    """Collect ended children; False when there are no children at all."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if pid == 0:
+            return True
+
+
+def proportional_bytes(pids: Iterable[int]) -> int:
+    """Their proportional set size: what is shared counts for each sharer in part."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total

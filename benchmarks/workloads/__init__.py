@@ -1,0 +1,36 @@
+"""The workloads, each in its own module; `ALL` is their order in every table."""
+
+from __future__ import annotations
+
+from benchmarks.model import Workload
+from benchmarks.workloads import (
+    as_completed20k,
+    cpu_bound,
+    first_result,
+    import_time,
+    map100k,
+    one_at_a_time,
+    one_with_idle,
+    pandas_ready,
+    second_pool,
+    submit20k,
+    taskset1,
+)
+
+ALL: tuple[Workload, ...] = (
+    submit20k.WORKLOAD,
+    as_completed20k.WORKLOAD,
+    one_at_a_time.WORKLOAD,
+    one_with_idle.WORKLOAD,
+    cpu_bound.WORKLOAD,
+    first_result.WORKLOAD,
+    second_pool.WORKLOAD,
+    import_time.WORKLOAD,
+    pandas_ready.WORKLOAD,
+    *taskset1.WORKLOADS,
+    map100k.WORKLOAD,
+)
+
+
+def by_name(name: str) -> Workload:
+    return next(workload for workload in ALL if workload.name == name)

@@ -1,0 +1,20 @@
+//! The monotonic clock, which all processes of a machine share.
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
+
+/// Nanoseconds of the system-wide monotonic clock.
+#[inline]
+pub fn monotonic_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // The monotonic clock starts at boot and never is negative.
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A duration as the system calls want it; saturates instead of overflowing.
+pub fn to_timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}

@@ -1,0 +1,231 @@
+//! Processes: starting, watching, killing them, and the line that ends them with their parent.
+
+use crate::socket::Socket;
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open,
+    pidfd_send_signal, waitid,
+};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+/// Linux's `F_SETSIG`, the same on all its architectures; the libc crate does not name it.
+const F_SETSIG: i32 = 10;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal killed it.
+    Killed(i32),
+    /// Nobody could tell.
+    Unknown,
+}
+
+impl ExitStatus {
+    /// From what `waitpid` wrote.
+    pub fn from_wait_status(status: i32) -> Self {
+        if libc::WIFEXITED(status) {
+            Self::Exited(libc::WEXITSTATUS(status))
+        } else if libc::WIFSIGNALED(status) {
+            Self::Killed(libc::WTERMSIG(status))
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
+/// A process by its pidfd, which never names another process.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    pidfd: Option<OwnedFd>,
+}
+
+fn to_pid(pid: i32) -> io::Result<Pid> {
+    Pid::from_raw(pid).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+impl Process {
+    /// Opens a process; without pidfds in the kernel it is known by its number alone.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let pid = to_pid(pid)?;
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self {
+                pid,
+                pidfd: Some(pidfd),
+            }),
+            Err(Errno::NOSYS) => Ok(Self { pid, pidfd: None }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A process whose pidfd another process sent.
+    pub fn from_parts(pid: i32, pidfd: Option<OwnedFd>) -> io::Result<Self> {
+        Ok(Self {
+            pid: to_pid(pid)?,
+            pidfd,
+        })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// The pidfd, readable when the process has ended.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Kills the process and all in its process group, if it leads one.
+    pub fn kill(&self) {
+        // Each may find the process gone already, which is what is wanted. The pidfd goes first:
+        // while it takes the signal the number cannot belong to anybody else.
+        let killed = match &self.pidfd {
+            Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
+            None => kill_process(self.pid, Signal::KILL),
+        };
+        if killed.is_ok() {
+            let _group = kill_process_group(self.pid, Signal::KILL);
+        }
+    }
+
+    /// Takes the exit status of a child of this process, waiting for its end.
+    pub fn reap(&self) -> ExitStatus {
+        loop {
+            return match waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => ExitStatus::Exited(code),
+                    (None, Some(signal)) => ExitStatus::Killed(signal),
+                    (None, None) => ExitStatus::Unknown,
+                },
+                Err(Errno::INTR) => continue,
+                // The program waited for all its children itself, or ignores SIGCHLD.
+                Ok(None) | Err(_) => ExitStatus::Unknown,
+            };
+        }
+    }
+}
+
+/// Makes the calling process the leader of a process group of its own, out of reach of the
+/// terminal's Ctrl-C.
+pub fn become_group_leader() {
+    // SAFETY: plain system call; it fails only for a session leader, which leads its group already.
+    unsafe {
+        libc::setpgid(0, 0);
+    }
+}
+
+/// A life line: the first end stays with the parent, the second goes to the child, which dies
+/// when the last copy of the first end closes.
+pub fn life_line() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((write, read))
+}
+
+/// Has the kernel send SIGKILL to the caller's process (with `group`, to all its process group) as
+/// soon as the other end of the life line is closed, even while the process is stuck in a library
+/// call.
+pub fn arm_life_line(line: &OwnedFd, group: bool) -> io::Result<()> {
+    let descriptor = line.as_raw_fd();
+    let check = |answer: i32| {
+        if answer < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
+    // SAFETY: fcntl calls with integer arguments on a descriptor that is open.
+    unsafe {
+        let pid = libc::getpid();
+        check(libc::fcntl(
+            descriptor,
+            libc::F_SETOWN,
+            if group { -pid } else { pid },
+        ))?;
+        check(libc::fcntl(descriptor, F_SETSIG, libc::SIGKILL))?;
+        check(libc::fcntl(
+            descriptor,
+            libc::F_SETFL,
+            libc::O_ASYNC | libc::O_NONBLOCK,
+        ))?;
+    }
+    // The end may have closed before the kernel was asked to tell.
+    match rustix::io::read(line, &mut [0_u8; 1]) {
+        Ok(0) => crate::signal::kill_self(),
+        _ => Ok(()),
+    }
+}
+
+/// Starts a program that finds its end of `socket` and of a life line at the two descriptors whose
+/// numbers are appended to its arguments.
+pub fn spawn_program(
+    argv: &[OsString],
+    environment: Option<&[(OsString, OsString)]>,
+    socket: &Socket,
+    life_line: &OwnedFd,
+) -> io::Result<Process> {
+    let Some((program, arguments)) = argv.split_first() else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let inherited: [RawFd; 2] = [socket.as_fd().as_raw_fd(), life_line.as_raw_fd()];
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .args(inherited.iter().map(ToString::to_string));
+    command.stdin(Stdio::null()).process_group(0);
+    if let Some(environment) = environment {
+        command
+            .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)));
+    }
+    // SAFETY: between fork and exec the closure makes async-signal-safe system calls alone.
+    unsafe {
+        command.pre_exec(move || {
+            for descriptor in inherited {
+                if libc::fcntl(descriptor, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    let child = command.spawn()?;
+    Process::open(child.id().cast_signed())
+}
+
+/// Closes a descriptor by number in a child of fork, where its owner will never run again.
+pub fn close_after_fork(descriptor: RawFd) {
+    // SAFETY: the caller's contract: no owner of the number runs in this process.
+    unsafe {
+        libc::close(descriptor);
+    }
+}
+
+/// The raw wait status of a child that has ended; none while it runs.
+pub fn raw_wait_status(pid: i32) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for the call.
+    let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+    // A child that somebody else reaped has ended too; how is not known: an exit with 255.
+    if reaped == pid {
+        Some(status)
+    } else {
+        (reaped < 0).then_some(255 << 8)
+    }
+}
+
+/// How many threads the calling process has.
+pub fn thread_count() -> u32 {
+    // Without /proc nothing is known to be wrong.
+    std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count() as u32)
+}

@@ -1,0 +1,42 @@
+//! What the Rust side asks of Python, looked up once.
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+macro_rules! hook {
+    ($(#[$doc:meta])* $name:ident, $module:literal, $attribute:literal) => {
+        $(#[$doc])*
+        pub(crate) fn $name<'py>(py: Python<'py>) -> PyResult<&'py Bound<'py, PyAny>> {
+            static CELL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+            let hook = CELL.get_or_try_init(py, || {
+                py.import($module)?.getattr($attribute).map(Bound::unbind)
+            })?;
+            Ok(hook.bind(py))
+        }
+    };
+}
+
+hook!(/// `(callable) -> (Definition, checks)`.
+    define, "manyhands._encoding", "define");
+hook!(/// `(object) -> (pickle, needs)`; the slow way.
+    dumps, "manyhands._encoding", "dumps");
+hook!(/// `(names) -> needs`.
+    bindings, "manyhands._encoding", "bindings");
+hook!(/// The sentinel of a missing value.
+    missing, "manyhands._definitions", "MISSING");
+hook!(/// `(payload, …) -> BaseException`, from what a worker sent.
+    rebuild_error, "manyhands._outcome", "rebuild_error");
+hook!(/// `(…) -> BaseException`, for a worker that died.
+    death, "manyhands._outcome", "death");
+hook!(/// `(…) -> BaseException`, for a pool that broke.
+    breakage, "manyhands._outcome", "breakage");
+hook!(/// `(…) -> BaseException`, for a result that cannot be unpickled.
+    bad_result, "manyhands._outcome", "bad_result");
+hook!(/// `(message) -> BaseException`.
+    failed, "manyhands._outcome", "failed");
+hook!(/// `concurrent.futures.CancelledError`.
+    cancelled_error, "concurrent.futures", "CancelledError");
+hook!(/// The class of futures.
+    future, "manyhands._future", "Future");
+hook!(/// `(function, modules…)`: called before the first task of a pool.
+    prepare, "manyhands._launch", "prepare");

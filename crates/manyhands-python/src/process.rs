@@ -1,0 +1,149 @@
+//! What this process has one of: its supervisor, and its generation among forks.
+
+use manyhands_runtime::{Launcher, Supervisor, close_life_lines_after_fork};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// The supervisor, made at first use. A pointer and no lock, since a child of fork replaces it while
+/// its parent's other threads, which may have held a lock, are not there.
+static SUPERVISOR: AtomicPtr<Arc<Supervisor>> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Grows with every fork by the program in this line of processes.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Which fork this process is; a pool of another generation is another process's.
+#[inline]
+pub(crate) fn generation() -> u32 {
+    // Relaxed: changes only in a child of fork, before anything else runs there.
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// The supervisor of this process.
+pub(crate) fn supervisor() -> PyResult<Arc<Supervisor>> {
+    let found = SUPERVISOR.load(Ordering::Acquire);
+    // SAFETY: a pointer that is set stays valid: it is leaked on purpose.
+    if let Some(supervisor) = unsafe { found.as_ref() } {
+        return Ok(supervisor.clone());
+    }
+    let made = Supervisor::new().map_err(|error| {
+        PyRuntimeError::new_err(format!("the supervisor could not be started: {error}"))
+    })?;
+    let leaked = Box::into_raw(Box::new(made.clone()));
+    match SUPERVISOR.compare_exchange(
+        std::ptr::null_mut(),
+        leaked,
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    ) {
+        Ok(_) => Ok(made),
+        // SAFETY: as above; the one just made goes with the box, without a thread started.
+        Err(other) => Ok(unsafe {
+            drop(Box::from_raw(leaked));
+            (*other).clone()
+        }),
+    }
+}
+
+/// In a child that the program forked: nothing of the parent's pools is this process's.
+#[pyfunction]
+pub(crate) fn after_fork_in_child() {
+    close_life_lines_after_fork();
+    SUPERVISOR.store(std::ptr::null_mut(), Ordering::Release);
+    // Relaxed: one thread runs here.
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Which fork this process is.
+#[pyfunction]
+pub(crate) fn process_generation() -> u32 {
+    generation()
+}
+
+/// Says how zygotes are started: program, arguments, environment.
+#[pyfunction]
+pub(crate) fn set_launcher(
+    argv: Vec<OsString>,
+    environment: Option<Vec<(OsString, OsString)>>,
+) -> PyResult<()> {
+    supervisor()?.set_launcher(Launcher { argv, environment });
+    Ok(())
+}
+
+/// Says what workers find at their birth.
+#[pyfunction]
+pub(crate) fn set_birth(content: &[u8]) -> PyResult<()> {
+    Ok(supervisor()?.set_birth(content)?)
+}
+
+/// Has modules imported before the next worker is forked.
+#[pyfunction]
+pub(crate) fn preload(modules: Vec<String>) -> PyResult<()> {
+    supervisor()?.preload(modules);
+    Ok(())
+}
+
+/// Starts the zygote, if there is none.
+#[pyfunction]
+pub(crate) fn warm() -> PyResult<()> {
+    Ok(supervisor()?.warm()?)
+}
+
+/// Ends the zygote and the supervisor's thread, once no pool is left.
+#[pyfunction]
+pub(crate) fn stop_supervisor() -> PyResult<()> {
+    supervisor()?.stop();
+    Ok(())
+}
+
+/// The pid of the zygote, 0 without one.
+#[pyfunction]
+pub(crate) fn zygote_pid() -> PyResult<i32> {
+    Ok(supervisor()?.zygote_pid())
+}
+
+/// Waits for tokens of observed futures whose tasks ended.
+#[pyfunction]
+pub(crate) fn wait_completions(py: Python<'_>, timeout: f64) -> PyResult<Vec<u64>> {
+    let supervisor = supervisor()?;
+    let time = Duration::from_secs_f64(timeout.clamp(0.0, 3600.0));
+    Ok(py.detach(|| supervisor.completions().wait(time)))
+}
+
+/// Makes `wait_completions` return.
+#[pyfunction]
+pub(crate) fn ring_completions() -> PyResult<()> {
+    supervisor()?.completions().ring();
+    Ok(())
+}
+
+/// Takes what was logged: whether it is a warning, and the text.
+#[pyfunction]
+pub(crate) fn take_logs() -> PyResult<Vec<(bool, String)>> {
+    Ok(supervisor()?
+        .take_logs()
+        .into_iter()
+        .map(|line| (line.warning, line.text))
+        .collect())
+}
+
+/// The processor limits: machine, affinity, quota or None, where the quota stands or None.
+#[pyfunction]
+pub(crate) fn cpu_limits() -> (usize, usize, Option<f64>, Option<String>) {
+    let limits = manyhands_os::cpu_limits();
+    (
+        limits.machine,
+        limits.affinity,
+        limits.quota,
+        limits.quota_source,
+    )
+}
+
+/// How many processors this process may use.
+#[pyfunction]
+pub(crate) fn cpu_count() -> usize {
+    manyhands_os::cpu_count()
+}

@@ -1,0 +1,362 @@
+//! The worker's and the zygote's side in Python.
+
+use crate::calls::{self, HIDE_ARGS};
+use crate::pickle;
+use manyhands_runtime::{
+    Birth, Claimed, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
+};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use std::collections::HashMap;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// A worker that is wanted.
+#[pyclass(name = "Birth", module = "manyhands._core", frozen)]
+pub(crate) struct PyBirth {
+    key: manyhands_runtime::WorkerKey,
+    content: Vec<u8>,
+    birth: Mutex<Option<Birth>>,
+}
+
+#[pymethods]
+impl PyBirth {
+    /// What the parent said workers find at their birth.
+    #[getter]
+    fn content<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.content)
+    }
+
+    /// The worker's slot in its pool.
+    #[getter]
+    fn slot(&self) -> u32 {
+        self.key.slot
+    }
+}
+
+/// The process that forks workers.
+#[pyclass(name = "Zygote", module = "manyhands._core")]
+pub(crate) struct PyZygote {
+    zygote: Option<Zygote>,
+}
+
+impl PyZygote {
+    fn zygote(&mut self) -> PyResult<&mut Zygote> {
+        self.zygote
+            .as_mut()
+            .ok_or_else(|| PyRuntimeError::new_err("this is no zygote any more"))
+    }
+}
+
+#[pymethods]
+impl PyZygote {
+    /// Takes the two descriptors that the program was started with.
+    #[new]
+    fn new(socket: i32, life_line: i32, version: u32) -> PyResult<Self> {
+        // SAFETY: the parent handed these two down to this process, and nobody else uses them.
+        let (socket, life_line) = unsafe {
+            (
+                OwnedFd::from_raw_fd(socket),
+                OwnedFd::from_raw_fd(life_line),
+            )
+        };
+        Ok(Self {
+            zygote: Some(Zygote::new(socket, life_line, version)?),
+        })
+    }
+
+    /// Waits for a request: ("preload", names, content), ("fork", birth), ("become", birth), or
+    /// None at the end.
+    fn next<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let wrap = |birth: Birth| {
+            let (key, content) = (birth.key, birth.content.clone());
+            Py::new(
+                py,
+                PyBirth {
+                    key,
+                    content,
+                    birth: Mutex::new(Some(birth)),
+                },
+            )
+        };
+        Ok(match self.zygote()?.next_request()? {
+            Request::Preload(names, content) => {
+                Some(("preload", names, PyBytes::new(py, &content)).into_pyobject(py)?)
+            }
+            Request::Fork(birth) => Some(("fork", wrap(birth)?).into_pyobject(py)?),
+            Request::Become(birth) => Some(("become", wrap(birth)?).into_pyobject(py)?),
+            Request::End => None,
+        })
+    }
+
+    /// Reports a worker that was forked.
+    fn forked(&mut self, birth: &PyBirth, pid: i32) -> PyResult<()> {
+        Ok(self.zygote()?.forked(birth.key, pid)?)
+    }
+
+    /// Reports a worker that could not be forked.
+    fn not_forked(&mut self, birth: &PyBirth, why: &str) -> PyResult<()> {
+        Ok(self.zygote()?.not_forked(birth.key, why)?)
+    }
+
+    /// Reports what preloading did.
+    fn preloaded(&mut self, failures: &str) -> PyResult<()> {
+        Ok(self.zygote()?.preloaded(failures)?)
+    }
+
+    /// In a forked worker: lets go of what is the zygote's.
+    fn abandon(&mut self) {
+        self.zygote = None;
+    }
+
+    /// Becomes a worker instead of forking one.
+    fn become_worker(&mut self, birth: &PyBirth) -> PyResult<()> {
+        let zygote = self
+            .zygote
+            .take()
+            .ok_or_else(|| PyRuntimeError::new_err("no zygote"))?;
+        let socket = zygote.become_worker(birth.key)?;
+        // Open until the process ends: that is how the parent hears of it.
+        std::mem::forget(socket);
+        Ok(())
+    }
+}
+
+/// A definition as a worker keeps it.
+enum Known {
+    Bytes(Vec<u32>, Vec<u8>),
+    Loaded(Py<PyAny>),
+}
+
+/// What an error message may show of a call.
+#[derive(Default)]
+struct Shown<'py> {
+    function: Option<Bound<'py, PyAny>>,
+    call: Option<(Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>)>,
+}
+
+struct Worker<'py> {
+    py: Python<'py>,
+    end: WorkerEnd,
+    known: HashMap<u32, Known>,
+    /// The definition that ran last, which most tasks run again.
+    last: Option<(u32, Bound<'py, PyAny>)>,
+    load: Bound<'py, PyAny>,
+    dumps: Bound<'py, PyAny>,
+    encode_error: Bound<'py, PyAny>,
+    idle: Bound<'py, PyAny>,
+    out: Vec<u8>,
+}
+
+/// Runs tasks until the parent says to leave.
+#[pyfunction]
+pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
+    let taken = birth
+        .birth
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let birth = taken.ok_or_else(|| PyValueError::new_err("this worker was born already"))?;
+    let end = WorkerEnd::new(birth, manyhands_os::cpu_count())?;
+    let resolve = py.import("manyhands._resolve")?;
+    let worker = py.import("manyhands._worker")?;
+    Worker {
+        py,
+        end,
+        known: HashMap::new(),
+        last: None,
+        load: resolve.getattr("load")?,
+        dumps: resolve.getattr("dumps")?,
+        encode_error: worker.getattr("encode_error")?,
+        idle: worker.getattr("idle")?,
+        out: Vec::new(),
+    }
+    .run()
+}
+
+impl<'py> Worker<'py> {
+    fn run(mut self) -> PyResult<()> {
+        loop {
+            match self.end.claim() {
+                None => {
+                    // Whatever the task left to the interpreter; the parent has its result already.
+                    self.idle.call0()?;
+                    let end = &mut self.end;
+                    self.py.detach(|| end.wait());
+                    if let Err(error) = self.py.check_signals() {
+                        // A signal between two tasks is meant for none of them.
+                        error.write_unraisable(self.py, None);
+                    }
+                }
+                Some(Ok(claimed)) if claimed.kind == TaskKind::Exit => return Ok(()),
+                Some(claimed) => {
+                    let initializes = claimed
+                        .as_ref()
+                        .is_ok_and(|claimed| claimed.kind == TaskKind::Initialize);
+                    let succeeded = self.serve(claimed)?;
+                    if initializes && !succeeded {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs one task and publishes what it came to; whether it returned.
+    fn serve(&mut self, claimed: Result<Claimed, Unreadable>) -> PyResult<bool> {
+        let (mut index, mut attempt, mut tag) = (0, 1, HIDE_ARGS);
+        let mut shown = Shown::default();
+        let outcome = match claimed {
+            Ok(claimed) => {
+                (index, attempt, tag) = (claimed.index, claimed.attempt, claimed.tag);
+                self.execute(&claimed, &mut shown)
+            }
+            Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
+        };
+        let outcome = outcome.and_then(|value| self.encode_value(&value));
+        match outcome {
+            Ok(result_tag) => {
+                let sent = self.end.finish(ResultKind::Value, result_tag, &self.out);
+                match sent {
+                    Ok(()) => Ok(true),
+                    Err(error) => {
+                        let size = self.out.len();
+                        let why = format!("the result of {size} bytes could not be sent: {error}");
+                        self.fail(
+                            PyRuntimeError::new_err(why),
+                            Shown::default(),
+                            index,
+                            attempt,
+                        )?;
+                        Ok(false)
+                    }
+                }
+            }
+            Err(error) => {
+                if tag & HIDE_ARGS != 0 {
+                    shown.call = None;
+                }
+                self.fail(error, shown, index, attempt)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn execute(
+        &mut self,
+        claimed: &Claimed,
+        shown: &mut Shown<'py>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let mut needs = Vec::new();
+        let known = &mut self.known;
+        let last = &mut self.last;
+        let bytes = self
+            .end
+            .payload(claimed, |section| match section {
+                Section::Define(id, needs, bytes) => {
+                    known.insert(id, Known::Bytes(needs, bytes.to_vec()));
+                }
+                Section::Forget(ids) => {
+                    for id in ids {
+                        known.remove(&id);
+                        if last.as_ref().is_some_and(|(last, _)| *last == id) {
+                            *last = None;
+                        }
+                    }
+                }
+                Section::Needs(ids) => needs = ids,
+            })
+            .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
+        // Bindings come before the arguments that name them.
+        for id in needs {
+            resolve(self.py, known, &self.load, id)?;
+        }
+        let (own, args, kwargs) = calls::decode_call(self.py, claimed.tag, bytes)?;
+        let function = match own {
+            Some(function) => function,
+            None => match &self.last {
+                Some((id, function)) if *id == claimed.definition => function.clone(),
+                _ => {
+                    let function = resolve(self.py, known, &self.load, claimed.definition)?;
+                    self.last = Some((claimed.definition, function.clone()));
+                    function
+                }
+            },
+        };
+        match function.call(&args, kwargs.as_ref()) {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                *shown = Shown {
+                    function: Some(function),
+                    call: Some((args, kwargs)),
+                };
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts the value into `out`; its tag.
+    fn encode_value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
+        self.out.clear();
+        if crate::codec::encode(value, &mut self.out) {
+            return Ok(calls::PLAIN);
+        }
+        self.out.clear();
+        let bytes = match pickle::dumps(self.py, value) {
+            Ok(bytes) => bytes,
+            Err(_) => self.dumps.call1((value,))?.cast_into::<PyBytes>()?,
+        };
+        self.out.extend_from_slice(bytes.as_bytes());
+        Ok(calls::PICKLE)
+    }
+
+    fn fail(&mut self, error: PyErr, shown: Shown<'py>, index: u64, attempt: u8) -> PyResult<()> {
+        let error = error.into_value(self.py);
+        let slot = self.end.slot();
+        let Shown { function, call } = shown;
+        let encoded = self
+            .encode_error
+            .call1((error, function, call, index, attempt, slot))?;
+        let encoded = encoded.cast_into::<PyBytes>()?;
+        let sent = self
+            .end
+            .finish(ResultKind::Error, calls::PICKLE, encoded.as_bytes());
+        if let Err(error) = sent {
+            // A long error that cannot be sent gives way to a short one, which always can.
+            let short = PyRuntimeError::new_err(format!("the error could not be sent: {error}"));
+            let (short, none) = (short.into_value(self.py), self.py.None());
+            let encoded = self
+                .encode_error
+                .call1((short, &none, &none, index, attempt, slot))?;
+            let encoded = encoded.cast_into::<PyBytes>()?;
+            self.end
+                .finish(ResultKind::Error, calls::PICKLE, encoded.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn resolve<'py>(
+    py: Python<'py>,
+    known: &mut HashMap<u32, Known>,
+    load: &Bound<'py, PyAny>,
+    id: u32,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (needs, bytes) = match known.get(&id) {
+        Some(Known::Loaded(object)) => return Ok(object.bind(py).clone()),
+        Some(Known::Bytes(needs, bytes)) => (needs.clone(), bytes.clone()),
+        None => {
+            return Err(PyRuntimeError::new_err(format!(
+                "definition {id} never came"
+            )));
+        }
+    };
+    for need in needs {
+        resolve(py, known, load, need)?;
+    }
+    // It stays unloaded if this fails: the next task that needs it fails alike, by itself.
+    let object = load.call1((PyBytes::new(py, &bytes),))?;
+    known.insert(id, Known::Loaded(object.clone().unbind()));
+    Ok(object)
+}

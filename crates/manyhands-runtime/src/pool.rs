@@ -1,0 +1,1530 @@
+//! A pool: its tasks, its workers' memory, and how results come home.
+//!
+//! One lock guards everything that changes. Whoever holds it never waits for anything else: not for a
+//! process, not for a reader, not for the language on top. Three kinds of threads come here: those
+//! that submit, those that wait (`drain_role`), and the supervisor.
+
+use crate::definition::Definition;
+use crate::drain_role::{DrainRole, Duty, HandOver};
+use crate::fail_point::fail_point;
+use crate::protocol::{
+    self, FLAG_FILE, FLAG_SECTIONS, HEAD, LONGEST_RECORD, Malformed, ResultHead, ResultKind,
+    SECTION_FORGET, TaskHead, TaskKind, WorkerKey, padded,
+};
+use crate::scheduler::{Scheduler, Slot};
+use crate::supervisor::{Command, Supervisor};
+use crate::task::{Breakage, Bytes, Cause, Entry, Outcome, Task};
+use manyhands_os::{
+    Event, MessageFile, Process, Received, Socket, Waited, futex_wait_private, futex_wake_private,
+    monotonic_nanos,
+};
+use manyhands_shm::{
+    ControlBlock, Parked, PoolPage, QueueWord, RESULT_AREA, RingReader, TASK_AREA,
+};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+/// How long a waiting thread spins before it sleeps, where a core is free for it.
+const SPIN_NANOS: u64 = 50_000;
+/// The longest sleep: a worker that is killed between taking a sleeper's mark and waking it
+/// delays the result by this much and no more.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+/// After so many births in a row without a finished task, the pool gives up.
+const MOST_FAILED_BIRTHS: u32 = 3;
+/// Message files that may wait in this process before results are copied out of them.
+const MOST_MESSAGE_FILES: usize = 64;
+/// How often a submitting thread drains while tasks queue up.
+const SUBMITS_PER_DRAIN: u64 = 64;
+
+/// What a pool is made of.
+#[derive(Debug)]
+pub struct PoolOptions {
+    /// The most workers that it has.
+    pub workers: usize,
+    /// What every worker runs before its first task.
+    pub initializer: Option<Initializer>,
+    /// How many cores the pool's processes share with its parent.
+    pub cores: usize,
+}
+
+/// What every worker runs before its first task.
+#[derive(Debug)]
+pub struct Initializer {
+    /// What to run.
+    pub definition: Option<Arc<Definition>>,
+    /// What else has to be known.
+    pub needs: Vec<Arc<Definition>>,
+    /// How the payload is encoded.
+    pub tag: u8,
+    /// The arguments.
+    pub payload: Vec<u8>,
+}
+
+/// Why a task was not taken.
+#[derive(Debug)]
+pub enum Refused {
+    /// The pool is closed.
+    Closed,
+    /// The pool can run nothing any more.
+    Broken(Arc<Breakage>),
+}
+
+/// Whether a pool still takes work.
+#[derive(Debug, Clone)]
+enum Phase {
+    Open,
+    /// Takes no more; ends when all is done. With `true` it kills instead of waiting.
+    Closing(bool),
+    Broken(Arc<Breakage>),
+}
+
+/// A worker as its parent keeps it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) control: ControlBlock,
+    reader: RingReader,
+    socket: Socket,
+    /// Closing it kills the worker.
+    #[expect(dead_code, reason = "held for its closing")]
+    life_line: LifeLine,
+    pub(crate) process: Option<Process>,
+    pub(crate) generation: u32,
+    /// What it was sent; whatever is dead there is forgotten in time.
+    known: HashMap<u32, Weak<Definition>>,
+    /// The last id found in `known`: most tasks run what the task before ran.
+    known_last: u32,
+    /// How large `known` may grow before it is looked through.
+    known_limit: usize,
+    forget: Vec<u32>,
+    /// Number of the oldest record without a result.
+    oldest: u32,
+    /// Number that the next record gets.
+    next: u32,
+    /// Where the next record goes.
+    write_position: u64,
+    /// Records written and not yet published.
+    unpublished: u32,
+    /// Bytes of results since the worker was last looked after.
+    consumed: usize,
+    finished: u64,
+    busy_nanos: u64,
+    born_at: u64,
+    leaving: bool,
+    violation: bool,
+}
+
+/// What the supervisor sends to a new worker.
+#[derive(Debug)]
+pub(crate) struct WorkerEnds {
+    pub(crate) control: OwnedFd,
+    pub(crate) socket: Socket,
+    pub(crate) life_line: OwnedFd,
+}
+
+/// The parent's end of a life line, known to `close_life_lines_after_fork`.
+#[derive(Debug)]
+pub(crate) struct LifeLine {
+    end: OwnedFd,
+    entry: usize,
+}
+
+/// What a person may want to know of a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerStats {
+    /// Its slot.
+    pub slot: u32,
+    /// Its process id, 0 while it is being born.
+    pub pid: i32,
+    /// How many workers the slot had before.
+    pub restarts: u32,
+    /// Tasks finished.
+    pub done: u64,
+    /// Time spent in tasks, in nanoseconds.
+    pub busy_nanos: u64,
+    /// Age of the running task, in nanoseconds, if one runs.
+    pub task_age: Option<u64>,
+    /// Index of the running task.
+    pub task_index: Option<u64>,
+    /// Tasks that it holds besides the running one.
+    pub waiting: usize,
+    /// Its age in nanoseconds.
+    pub age: u64,
+}
+
+/// What a person may want to know of a pool.
+#[derive(Debug, Clone)]
+pub struct PoolStats {
+    /// Its workers.
+    pub workers: Vec<WorkerStats>,
+    /// Tasks that no worker has.
+    pub queued: usize,
+    /// Tasks that have not ended.
+    pub pending: usize,
+    /// Tasks that ended.
+    pub done: u64,
+    /// Workers that died.
+    pub deaths: u64,
+    /// Sleeps that ended by time although work was there: always 0 but for killed wakers.
+    pub late_wakes: u64,
+}
+
+#[derive(Debug)]
+enum Seat {
+    Vacant,
+    /// The supervisor was asked for a worker.
+    Asked,
+    Taken(Box<Worker>),
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    scheduler: Scheduler<Entry>,
+    seats: Vec<Seat>,
+    generations: Vec<u32>,
+    phase: Phase,
+    role: DrainRole<Arc<Follower>>,
+    pending: usize,
+    done: u64,
+    deaths: u64,
+    submits: u64,
+    /// Grows with every drain that found something.
+    drains: u64,
+    failed_births: u32,
+    /// Tokens of observers whose tasks ended, not yet handed to the face.
+    ended: Vec<u64>,
+    late_wakes: u64,
+}
+
+/// A thread that follows the draining one.
+#[derive(Debug)]
+struct Follower {
+    word: AtomicU32,
+    task: Arc<Task>,
+}
+
+/// A pool of workers.
+#[derive(Debug)]
+pub struct Pool {
+    pub(crate) id: u32,
+    cores: usize,
+    initializer: Option<Initializer>,
+    page: PoolPage,
+    pub(crate) event: Event,
+    state: Mutex<State>,
+    /// Something ended: for those who wait for the pool as a whole.
+    quiet: Condvar,
+    supervisor: Arc<Supervisor>,
+    /// Nanoseconds of spinning that waiting threads allow themselves now.
+    spin: AtomicU64,
+}
+
+impl Pool {
+    /// Makes a pool without workers; they come with the first tasks.
+    pub fn new(supervisor: Arc<Supervisor>, options: PoolOptions) -> io::Result<Arc<Self>> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let PoolOptions {
+            workers,
+            initializer,
+            cores,
+        } = options;
+        let pool = Arc::new(Self {
+            // Relaxed: only distinct numbers are wanted.
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            cores,
+            initializer,
+            page: PoolPage::create()?,
+            event: Event::new()?,
+            state: Mutex::new(State {
+                scheduler: Scheduler::new(workers),
+                seats: (0..workers).map(|_| Seat::Vacant).collect(),
+                generations: vec![0; workers],
+                phase: Phase::Open,
+                role: DrainRole::default(),
+                pending: 0,
+                done: 0,
+                deaths: 0,
+                submits: 0,
+                drains: 0,
+                failed_births: 0,
+                ended: Vec::new(),
+                late_wakes: 0,
+            }),
+            quiet: Condvar::new(),
+            supervisor,
+            spin: AtomicU64::new(SPIN_NANOS),
+        });
+        pool.page.parent().announce(Parked::Event);
+        pool.supervisor.add_pool(&pool)?;
+        Ok(pool)
+    }
+
+    /// The lock. A panic under it is a bug of ours that leaves nothing to trust: it aborts.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        match self.state.lock() {
+            Ok(state) => state,
+            Err(_) => crate::bug("a thread panicked while it held a pool"),
+        }
+    }
+
+    /// Takes a task. The arguments are encoded already; from here on the task needs no thread of
+    /// the caller's.
+    pub fn submit(&self, entry: Entry) -> Result<(), Refused> {
+        let mut state = self.lock();
+        match &state.phase {
+            Phase::Open => {}
+            Phase::Closing(_) => return Err(Refused::Closed),
+            Phase::Broken(why) => return Err(Refused::Broken(why.clone())),
+        }
+        state.pending += 1;
+        state.submits += 1;
+        if state.scheduler.queued() == 0
+            && let Some(slot) = state.scheduler.choose()
+        {
+            match self.write(&mut state, slot, entry) {
+                None => self.publish(&mut state, slot),
+                Some(entry) => state.scheduler.add(entry),
+            }
+        } else {
+            state.scheduler.add(entry);
+            self.ask_for_workers(&mut state);
+            if state.submits.is_multiple_of(SUBMITS_PER_DRAIN) && !state.role.is_held() {
+                self.drain(&mut state);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for as many workers as have work waiting for them.
+    fn ask_for_workers(&self, state: &mut State) {
+        let queued = state.scheduler.queued();
+        let coming = state
+            .seats
+            .iter()
+            .filter(|seat| matches!(seat, Seat::Asked))
+            .count();
+        let mut wanted = queued.saturating_sub(coming);
+        let mut asked = false;
+        for seat in &mut state.seats {
+            if wanted == 0 {
+                break;
+            }
+            if matches!(seat, Seat::Vacant) {
+                *seat = Seat::Asked;
+                wanted -= 1;
+                asked = true;
+            }
+        }
+        if asked {
+            self.supervisor.command(Command::Births(self.id));
+        }
+    }
+
+    /// Asks for all workers at once.
+    pub fn start_all(&self) {
+        let mut state = self.lock();
+        if !matches!(state.phase, Phase::Open) {
+            return;
+        }
+        for seat in &mut state.seats {
+            if matches!(seat, Seat::Vacant) {
+                *seat = Seat::Asked;
+            }
+        }
+        self.supervisor.command(Command::Births(self.id));
+    }
+
+    // ---- Publishing -------------------------------------------------------------------------
+
+    /// Writes a task's record to a worker; gives the entry back if there is no room.
+    fn write(&self, state: &mut State, slot: Slot, mut entry: Entry) -> Option<Entry> {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            crate::bug("a task was given to an empty seat");
+        };
+        let sections = worker.sections(&mut entry);
+        let free_from = state
+            .scheduler
+            .oldest(slot)
+            .map_or(worker.write_position, |e| e.position);
+        let body_len = match &sections {
+            Some(sections) => 4 + sections.len() + entry.payload.len(),
+            None => entry.payload.len(),
+        };
+        let by_file = HEAD + body_len > LONGEST_RECORD || matches!(entry.payload, Bytes::File(_));
+        let length = if by_file {
+            HEAD
+        } else {
+            padded(HEAD + body_len)
+        };
+        let room = TASK_AREA as u64 - (worker.write_position - free_from);
+        if length as u64 > room {
+            worker.unlearn(&mut entry);
+            return Some(entry);
+        }
+        let mut flags = if sections.is_some() { FLAG_SECTIONS } else { 0 };
+        if by_file {
+            flags |= FLAG_FILE;
+            match worker.send_body(sections.as_deref(), &entry.payload) {
+                Ok(true) => {}
+                Ok(false) if worker.next != worker.oldest => {
+                    worker.unlearn(&mut entry);
+                    return Some(entry);
+                }
+                Ok(false) => {
+                    self.lose(state, slot, entry, "its worker does not take messages");
+                    return None;
+                }
+                Err(error) => {
+                    let why = format!("{} bytes of arguments could not be sent: {error}", body_len);
+                    self.lose(state, slot, entry, &why);
+                    return None;
+                }
+            }
+        }
+        let head = TaskHead {
+            length: length as u32,
+            kind: entry.kind,
+            tag: entry.tag,
+            flags,
+            attempt: 1,
+            definition: entry
+                .definition
+                .as_ref()
+                .map_or(0, |definition| definition.id()),
+            payload: entry.payload.len() as u32,
+            index: entry.task.as_ref().map_or(0, |task| task.index),
+        };
+        entry.position = worker.write_position;
+        entry.length = length as u32;
+        let head = head.encode();
+        let position = worker.write_position;
+        // SAFETY: the bytes from `write_position` on are beyond the last record and, as `room`
+        // says, before the oldest one without a result.
+        let written = unsafe {
+            if by_file {
+                worker.control.write_task(position, &head, &[]);
+                Ok(())
+            } else if let Some(sections) = &sections {
+                worker
+                    .control
+                    .write_task(position, &head, &(sections.len() as u32).to_ne_bytes());
+                let after = position + HEAD as u64 + 4;
+                entry
+                    .payload
+                    .with(|payload| worker.control.write_task(after, sections, payload))
+            } else {
+                entry
+                    .payload
+                    .with(|payload| worker.control.write_task(position, &head, payload))
+            }
+        };
+        if let Err(error) = written {
+            // Only a message file can fail to map, and those go by file.
+            crate::bug(&format!("a short payload could not be read: {error}"));
+        }
+        fail_point("parent.record_written");
+        worker.write_position += length as u64;
+        if let Some(task) = &entry.task {
+            task.set_place(Some((slot.0, worker.next)));
+        }
+        worker.next = QueueWord::advance(worker.next, 1);
+        worker.unpublished += 1;
+        state.scheduler.published(slot, entry);
+        None
+    }
+
+    /// Ends a task that could not be given to a worker.
+    fn lose(&self, state: &mut State, slot: Slot, mut entry: Entry, why: &str) {
+        if let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] {
+            worker.unlearn(&mut entry);
+        }
+        if let Some(task) = entry.task.take() {
+            self.complete(state, &task, Outcome::Failed(why.to_owned()));
+        }
+    }
+
+    /// Lets the worker start what was written, and wakes it if it sleeps.
+    fn publish(&self, state: &mut State, slot: Slot) {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return;
+        };
+        let count = std::mem::take(&mut worker.unpublished);
+        if count > 0 {
+            worker.control.queue().publish(count);
+            fail_point("parent.task_published");
+            worker.wake();
+        }
+    }
+
+    /// Gives a worker more, if it is low and there is more.
+    fn refill(&self, state: &mut State, slot: Slot) {
+        if state.scheduler.queued() == 0 || !state.scheduler.is_low(slot) {
+            return;
+        }
+        let open = state
+            .seats
+            .iter()
+            .filter(|seat| matches!(seat, Seat::Taken(_)))
+            .count();
+        // Each round hands out half of the rest, so that the last tasks come in small portions.
+        let share = state.scheduler.queued().div_ceil(2 * open.max(1));
+        for _ in 0..state.scheduler.room(slot).min(share) {
+            let Some(entry) = state.next_entry() else {
+                break;
+            };
+            if let Some(entry) = self.write(state, slot, entry) {
+                state.scheduler.put_first(entry);
+                break;
+            }
+        }
+        self.publish(state, slot);
+    }
+
+    /// Gives everybody work who can take some, taking it from others where nothing is queued.
+    fn balance(&self, state: &mut State) {
+        for index in 0..state.seats.len() {
+            self.refill(state, Slot(index as u32));
+        }
+        while let Some((victim, count)) = state.scheduler.steal() {
+            let taken = self.take_back(state, victim, count);
+            if taken == 0 {
+                break;
+            }
+            for index in 0..state.seats.len() {
+                if state.scheduler.held_count(Slot(index as u32)) == 0 {
+                    self.fill_idle(state, Slot(index as u32), taken);
+                }
+            }
+            if state.scheduler.queued() > 0 {
+                break;
+            }
+        }
+    }
+
+    /// Gives an idle worker up to `count` tasks.
+    fn fill_idle(&self, state: &mut State, slot: Slot, count: usize) {
+        if !state.scheduler.is_open(slot) {
+            return;
+        }
+        for _ in 0..count.min(state.scheduler.room(slot)) {
+            let Some(entry) = state.next_entry() else {
+                break;
+            };
+            if let Some(entry) = self.write(state, slot, entry) {
+                state.scheduler.put_first(entry);
+                break;
+            }
+        }
+        self.publish(state, slot);
+    }
+
+    /// Takes back up to `count` of the last tasks of a worker that have not started; gives how many.
+    fn take_back(&self, state: &mut State, slot: Slot, count: usize) -> usize {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return 0;
+        };
+        debug_assert_eq!(worker.unpublished, 0);
+        let count = count as u32;
+        let from = QueueWord::distance(count, worker.next);
+        let end = worker.control.queue().revoke(from);
+        let taken = QueueWord::distance(end, worker.next);
+        worker.next = end;
+        fail_point("parent.revoked");
+        state.scheduler.revoked(slot, taken as usize, |entry| {
+            worker.write_position = entry.position;
+            worker.unlearn(entry);
+            if let Some(task) = &entry.task {
+                task.set_place(None);
+            }
+        });
+        taken as usize
+    }
+
+    // ---- Results ----------------------------------------------------------------------------
+
+    /// Takes all results that have come, gives their workers more, and tells who waits.
+    fn drain(&self, state: &mut State) -> bool {
+        let mut found = false;
+        for index in 0..state.seats.len() {
+            if self.drain_seat(state, index) {
+                found = true;
+                self.refill(state, Slot(index as u32));
+            }
+        }
+        if found {
+            state.drains += 1;
+            if state.scheduler.queued() == 0 {
+                self.balance(state);
+            }
+            self.tell(state);
+        }
+        found
+    }
+
+    fn drain_seat(&self, state: &mut State, index: usize) -> bool {
+        let slot = Slot(index as u32);
+        let mut found = false;
+        loop {
+            let Seat::Taken(worker) = &mut state.seats[index] else {
+                return found;
+            };
+            let unread = worker.reader.unread();
+            if unread.is_empty() || worker.violation {
+                return found;
+            }
+            let taken = ResultHead::decode(unread).and_then(|(head, payload)| {
+                if head.number != worker.oldest {
+                    return Err(Malformed);
+                }
+                let payload = if head.flags & FLAG_FILE == 0 {
+                    Ok(Bytes::copy_of(payload))
+                } else {
+                    worker.receive_file()?
+                };
+                Ok((head, payload))
+            });
+            let Ok((head, payload)) = taken else {
+                worker.violation = true;
+                if let Some(process) = &worker.process {
+                    process.kill();
+                }
+                return found;
+            };
+            found = true;
+            worker.reader.consume(head.length as usize);
+            worker.oldest = QueueWord::advance(worker.oldest, 1);
+            worker.finished += 1;
+            worker.busy_nanos += head.duration;
+            worker.consumed += head.length as usize;
+            if worker.consumed > RESULT_AREA / 4 {
+                // It may sleep because its ring was full.
+                worker.consumed = 0;
+                worker.wake();
+            }
+            fail_point("parent.result_taken");
+            let Some(entry) = state.scheduler.finished(slot, Some(head.duration)) else {
+                crate::bug("a result came for a task that nobody holds");
+            };
+            state.failed_births = 0;
+            self.take_result(state, entry, head, payload);
+        }
+    }
+
+    fn take_result(
+        &self,
+        state: &mut State,
+        entry: Entry,
+        head: ResultHead,
+        payload: Result<Bytes, String>,
+    ) {
+        if entry.kind == TaskKind::Initialize {
+            if head.kind == ResultKind::Error {
+                let payload = payload.unwrap_or_default();
+                self.break_down(state, Arc::new(Breakage::Initializer(head.tag, payload)));
+            }
+            return;
+        }
+        let Some(task) = entry.task else { return };
+        let outcome = match (payload, head.kind) {
+            (Ok(payload), ResultKind::Value) => Outcome::Value(head.tag, payload),
+            (Ok(payload), ResultKind::Error) => Outcome::Error(head.tag, payload),
+            (Err(why), _) => Outcome::Failed(why),
+        };
+        self.complete(state, &task, outcome);
+    }
+
+    /// Ends a task.
+    fn complete(&self, state: &mut State, task: &Task, outcome: Outcome) {
+        if task.is_done() {
+            return;
+        }
+        if let Some(token) = task.complete(outcome) {
+            state.ended.push(token);
+        }
+        state.pending -= 1;
+        state.done += 1;
+        if state.pending == 0 {
+            self.quiet.notify_all();
+            self.leave_if_closing(state);
+        }
+    }
+
+    /// Tells observers and followers what ended (R2), and the draining thread to look again.
+    fn tell(&self, state: &mut State) {
+        if !state.ended.is_empty() {
+            self.supervisor.completions().push(&mut state.ended);
+        }
+        for follower in state.role.followers() {
+            if follower.task.is_done() {
+                follower.tell();
+            }
+        }
+    }
+
+    /// After something ended by other means than a drain: also wakes the draining thread.
+    fn tell_all(&self, state: &mut State) {
+        self.tell(state);
+        if state.role.is_held() {
+            // Woken even if the mark is gone: who took it may have died before it woke anybody.
+            let _mark = self.page.parent().take_sleeper();
+            self.page.parent().wake();
+        }
+    }
+
+    // ---- Waiting ----------------------------------------------------------------------------
+
+    /// Takes what has come, without waiting; whether the task has ended.
+    pub fn poll(&self, task: &Task) -> bool {
+        if task.is_done() {
+            return true;
+        }
+        let mut state = self.lock();
+        if !state.role.is_held() {
+            self.drain(&mut state);
+        }
+        task.is_done()
+    }
+
+    /// Waits until the task has ended (true) or the time is up (false). `interrupted` runs after
+    /// a signal; its error ends the wait.
+    pub fn wait<E>(
+        &self,
+        task: &Arc<Task>,
+        deadline: Option<u64>,
+        mut interrupted: impl FnMut() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let mut state = self.lock();
+        loop {
+            if task.is_done() || is_past(deadline) {
+                if !state.role.is_held() {
+                    let next = state.role.leave(|_| false);
+                    self.hand_over(&mut state, next);
+                }
+                return Ok(task.is_done());
+            }
+            let mut follower = None;
+            let duty = state.role.enter(|| {
+                let me = Arc::new(Follower {
+                    word: AtomicU32::new(0),
+                    task: task.clone(),
+                });
+                follower.insert(me).clone()
+            });
+            match (duty, follower) {
+                (Duty::Follow, Some(me)) => {
+                    drop(state);
+                    let waited = futex_wait_private(&me.word, 0, Some(limit(deadline)));
+                    let answer = match waited {
+                        Waited::Interrupted => interrupted(),
+                        _ => Ok(()),
+                    };
+                    state = self.lock();
+                    if let Err(error) = answer {
+                        let next = state.role.leave(|follower| Arc::ptr_eq(follower, &me));
+                        self.hand_over(&mut state, next);
+                        return Err(error);
+                    }
+                    state.role.look(|follower| Arc::ptr_eq(follower, &me));
+                }
+                _ => {
+                    let (mut state, answer) =
+                        self.drain_until(state, task, deadline, &mut interrupted);
+                    let next = state.role.give_up();
+                    self.hand_over(&mut state, next);
+                    return answer.map(|()| task.is_done());
+                }
+            }
+        }
+    }
+
+    fn hand_over(&self, state: &mut State, next: HandOver<Arc<Follower>>) {
+        match next {
+            HandOver::Tell(follower) => follower.tell(),
+            HandOver::ArmSupervisor => self.arm_supervisor(state),
+            HandOver::Nothing => {}
+        }
+    }
+
+    /// Makes the supervisor the one that drains. Whatever came before it was armed is taken here.
+    pub(crate) fn arm_supervisor(&self, state: &mut State) {
+        for _ in 0..4 {
+            self.page.parent().announce(Parked::Event);
+            if !state.has_unread() {
+                return;
+            }
+            self.page.parent().awake();
+            self.drain(state);
+        }
+        // Results come as fast as they are taken: that is the supervisor's work.
+        self.event.signal();
+    }
+
+    fn drain_until<'pool, E>(
+        &'pool self,
+        mut state: MutexGuard<'pool, State>,
+        task: &Task,
+        deadline: Option<u64>,
+        interrupted: &mut impl FnMut() -> Result<(), E>,
+    ) -> (MutexGuard<'pool, State>, Result<(), E>) {
+        self.page.parent().awake();
+        loop {
+            self.drain(&mut state);
+            if task.is_done() || is_past(deadline) {
+                return (state, Ok(()));
+            }
+            let may_spin = state.scheduler.busy_count() < self.cores;
+            drop(state);
+            if may_spin && self.spin_until(task) {
+                state = self.lock();
+                continue;
+            }
+            self.page.parent().announce(Parked::Futex);
+            state = self.lock();
+            if task.is_done() || state.has_unread() {
+                self.page.parent().awake();
+                continue;
+            }
+            drop(state);
+            let waited = self.page.parent().sleep(Some(limit(deadline)));
+            self.page.parent().awake();
+            if waited == Waited::Interrupted
+                && let Err(error) = interrupted()
+            {
+                return (self.lock(), Err(error));
+            }
+            state = self.lock();
+            if waited == Waited::TimedOut && state.has_unread() {
+                state.late_wakes += 1;
+            }
+        }
+    }
+
+    /// Looks for results for a while; whether there are any. How long it looks follows how often
+    /// that paid.
+    fn spin_until(&self, task: &Task) -> bool {
+        // Relaxed: a figure for tuning.
+        let budget = self.spin.load(Ordering::Relaxed);
+        let start = monotonic_nanos();
+        loop {
+            for _ in 0..16 {
+                std::hint::spin_loop();
+            }
+            if task.is_done() || self.state.try_lock().is_ok_and(|state| state.has_unread()) {
+                let wanted = budget + budget / 4 + 1_000;
+                self.spin.store(wanted.min(SPIN_NANOS), Ordering::Relaxed);
+                return true;
+            }
+            if monotonic_nanos() - start >= budget {
+                let wanted = budget - budget / 16;
+                self.spin
+                    .store(wanted.max(SPIN_NANOS / 16), Ordering::Relaxed);
+                return false;
+            }
+        }
+    }
+
+    /// Has the face told when the task has ended, under a token; false if it has ended already.
+    pub fn observe(&self, task: &Task, token: u64) -> bool {
+        let _state = self.lock();
+        if task.is_done() {
+            return false;
+        }
+        task.set_observer(token);
+        true
+    }
+
+    // ---- Cancelling and closing -------------------------------------------------------------
+
+    /// Cancels a task that has not started; whether it is cancelled now.
+    pub fn cancel(&self, task: &Arc<Task>) -> bool {
+        self.cancel_all(std::slice::from_ref(task));
+        matches!(task.outcome(), Some(Outcome::Cancelled))
+    }
+
+    /// Cancels those of the tasks that have not started.
+    pub fn cancel_all(&self, tasks: &[Arc<Task>]) {
+        let mut state = self.lock();
+        for task in tasks {
+            if task.is_done() {
+                continue;
+            }
+            if let Some((slot, number)) = task.place()
+                && let Seat::Taken(worker) = &state.seats[slot as usize]
+            {
+                let slot = Slot(slot);
+                let behind = QueueWord::distance(number, worker.next) as usize;
+                if behind <= state.scheduler.held_count(slot) {
+                    self.take_back(&mut state, slot, behind);
+                }
+            }
+            if task.place().is_none() {
+                self.complete(&mut state, task, Outcome::Cancelled);
+            }
+        }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
+    }
+
+    /// Whether workers could take more than what is queued.
+    pub fn wants_more(&self) -> bool {
+        let state = self.lock();
+        let workers = state.seats.len();
+        state.scheduler.queued() < workers * state.scheduler.credit().max(2) * 2
+    }
+
+    /// Whether the task has been started by a worker.
+    pub fn is_running(&self, task: &Task) -> bool {
+        let state = self.lock();
+        let (false, Some((slot, number))) = (task.is_done(), task.place()) else {
+            return false;
+        };
+        match &state.seats[slot as usize] {
+            Seat::Taken(worker) => {
+                let next = worker.control.queue().state().next;
+                QueueWord::distance(worker.oldest, number)
+                    < QueueWord::distance(worker.oldest, next)
+            }
+            _ => false,
+        }
+    }
+
+    fn cancel_waiting(&self, state: &mut State) {
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            let held = state.scheduler.held_count(slot);
+            if held > 0 {
+                self.take_back(state, slot, held);
+            }
+        }
+        for entry in state.scheduler.take_queue() {
+            if let Some(task) = &entry.task {
+                self.complete(state, task, Outcome::Cancelled);
+            }
+        }
+    }
+
+    /// Takes no more tasks. With `cancel` those that have not started never do; with `kill` those
+    /// that run are ended too. The workers leave when all is done.
+    pub fn close(&self, cancel: bool, kill: bool) {
+        let mut state = self.lock();
+        let was_killing = matches!(state.phase, Phase::Closing(true));
+        if !matches!(state.phase, Phase::Broken(_)) {
+            state.phase = Phase::Closing(kill || was_killing);
+        }
+        if cancel || kill {
+            self.cancel_waiting(&mut state);
+        }
+        if kill {
+            for seat in &mut state.seats {
+                if let Seat::Taken(worker) = seat {
+                    worker.control.queue().freeze();
+                    worker.leaving = true;
+                    if let Some(process) = &worker.process {
+                        process.kill();
+                    }
+                }
+            }
+        }
+        self.leave_if_closing(&mut state);
+        self.tell_all(&mut state);
+        drop(state);
+        self.supervisor.command(Command::Closing(self.id));
+    }
+
+    fn leave_if_closing(&self, state: &mut State) {
+        if state.pending > 0 || matches!(state.phase, Phase::Open) {
+            return;
+        }
+        self.supervisor.command(Command::Closing(self.id));
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            match &mut state.seats[index] {
+                Seat::Taken(worker) if !worker.leaving => {
+                    worker.leaving = true;
+                    state.scheduler.close(slot);
+                    let exit =
+                        Entry::new(None, TaskKind::Exit, None, Vec::new(), 0, Bytes::default());
+                    if self.write(state, slot, exit).is_none() {
+                        self.publish(state, slot);
+                    }
+                }
+                seat @ Seat::Asked => *seat = Seat::Vacant,
+                _ => {}
+            }
+        }
+        self.quiet.notify_all();
+    }
+
+    /// Waits until all tasks have ended and, with `workers`, all workers are gone, or the time is
+    /// up; whether that is so.
+    pub fn wait_quiet(&self, workers: bool, time: Duration) -> bool {
+        let state = self.lock();
+        let busy = |state: &mut State| state.pending > 0 || (workers && state.has_workers());
+        match self.quiet.wait_timeout_while(state, time, busy) {
+            Ok((_, waited)) => !waited.timed_out(),
+            Err(_) => crate::bug("a thread panicked while it held a pool"),
+        }
+    }
+
+    /// Tasks that have not ended.
+    pub fn pending(&self) -> usize {
+        self.lock().pending
+    }
+
+    /// What there is to know.
+    pub fn stats(&self) -> PoolStats {
+        let state = self.lock();
+        let now = monotonic_nanos();
+        let mut workers = Vec::new();
+        for (index, seat) in state.seats.iter().enumerate() {
+            let Seat::Taken(worker) = seat else { continue };
+            let slot = Slot(index as u32);
+            let queue = worker.control.queue().state();
+            let started = QueueWord::distance(worker.oldest, queue.next) as usize;
+            let held = state.scheduler.held_count(slot);
+            let running = (started > 0)
+                .then(|| state.scheduler.held(slot).nth(started - 1))
+                .flatten();
+            workers.push(WorkerStats {
+                slot: slot.0,
+                pid: worker.process.as_ref().map_or(0, Process::pid),
+                restarts: worker.generation - 1,
+                done: worker.finished,
+                busy_nanos: worker.busy_nanos,
+                task_age: running.map(|_| now.saturating_sub(worker.control.started_at())),
+                task_index: running
+                    .and_then(|entry| entry.task.as_ref())
+                    .map(|task| task.index),
+                waiting: held.saturating_sub(started),
+                age: now.saturating_sub(worker.born_at),
+            });
+        }
+        PoolStats {
+            workers,
+            queued: state.scheduler.queued(),
+            pending: state.pending,
+            done: state.done,
+            deaths: state.deaths,
+            late_wakes: state.late_wakes,
+        }
+    }
+
+    // ---- For the supervisor -----------------------------------------------------------------
+
+    /// Empties the rings for the supervisor; whether to look again soon. It looks again while
+    /// results keep coming, so that a busy pool costs a poll now and then and not a system call
+    /// per result; then it is armed.
+    pub(crate) fn supervise(&self, last_drains: &mut u64) -> bool {
+        let mut state = self.lock();
+        if state.role.is_held() {
+            return false;
+        }
+        self.page.parent().awake();
+        self.drain(&mut state);
+        if state.drains != *last_drains && state.pending > 0 {
+            *last_drains = state.drains;
+            return true;
+        }
+        self.arm_supervisor(&mut state);
+        false
+    }
+
+    /// Seats for which a worker was asked, with the generation that it will be.
+    pub(crate) fn seats_asked(&self) -> Vec<WorkerKey> {
+        let state = self.lock();
+        let asked = state
+            .seats
+            .iter()
+            .enumerate()
+            .filter(|(_, seat)| matches!(seat, Seat::Asked));
+        asked
+            .map(|(index, _)| WorkerKey {
+                pool: self.id,
+                slot: index as u32,
+                generation: state.generations[index] + 1,
+            })
+            .collect()
+    }
+
+    /// Makes the memory and the lines of a worker, and gives its first tasks to it; what the new
+    /// process needs is returned.
+    pub(crate) fn prepare(&self, key: WorkerKey) -> io::Result<WorkerEnds> {
+        let control = ControlBlock::create()?;
+        fail_point("parent.block_made");
+        let (socket, workers_socket) = Socket::pair()?;
+        let (life_line, workers_life_line) = LifeLine::new()?;
+        let ends = WorkerEnds {
+            control: control.as_fd().try_clone_to_owned()?,
+            socket: workers_socket,
+            life_line: workers_life_line,
+        };
+        // SAFETY: the only reader of this block, which lives in the same value.
+        let reader = unsafe { control.result_reader() };
+        let mut state = self.lock();
+        let index = key.slot as usize;
+        if !matches!(state.seats[index], Seat::Asked) {
+            return Err(io::Error::other("the worker is not wanted any more"));
+        }
+        state.generations[index] = key.generation;
+        state.seats[index] = Seat::Taken(Box::new(Worker {
+            control,
+            reader,
+            socket,
+            life_line,
+            process: None,
+            generation: key.generation,
+            known: HashMap::new(),
+            known_last: 0,
+            known_limit: 64,
+            forget: Vec::new(),
+            oldest: 0,
+            next: 0,
+            write_position: 0,
+            unpublished: 0,
+            consumed: 0,
+            finished: 0,
+            busy_nanos: 0,
+            born_at: monotonic_nanos(),
+            leaving: false,
+            violation: false,
+        }));
+        let slot = Slot(key.slot);
+        state.scheduler.open(slot);
+        if let Some(initializer) = &self.initializer {
+            let entry = Entry::new(
+                None,
+                TaskKind::Initialize,
+                initializer.definition.clone(),
+                initializer.needs.clone(),
+                initializer.tag,
+                Bytes::copy_of(&initializer.payload),
+            );
+            if self.write(&mut state, slot, entry).is_none() {
+                self.publish(&mut state, slot);
+            }
+        }
+        self.refill(&mut state, slot);
+        Ok(ends)
+    }
+
+    pub(crate) fn page(&self) -> &PoolPage {
+        &self.page
+    }
+
+    /// The worker runs. If it is not wanted any more, it is told to leave or killed.
+    pub(crate) fn born(&self, key: WorkerKey, process: Process) -> io::Result<Option<OwnedFd>> {
+        let mut state = self.lock();
+        let killing = matches!(state.phase, Phase::Closing(true));
+        let Some(worker) = state.worker(key) else {
+            process.kill();
+            return Ok(None);
+        };
+        if killing || worker.violation {
+            process.kill();
+        }
+        let watch = process
+            .descriptor()
+            .map(|pidfd| pidfd.try_clone_to_owned())
+            .transpose()?;
+        worker.process = Some(process);
+        if state.pending == 0 {
+            self.leave_if_closing(&mut state);
+        }
+        Ok(watch)
+    }
+
+    /// The worker is gone: what it had started is lost, the rest goes on.
+    pub(crate) fn died(&self, key: WorkerKey, cause: Cause) {
+        let mut state = self.lock();
+        if state.worker(key).is_none() {
+            return;
+        }
+        let index = key.slot as usize;
+        self.drain_seat(&mut state, index);
+        let seat = std::mem::replace(&mut state.seats[index], Seat::Vacant);
+        let Seat::Taken(mut worker) = seat else {
+            return;
+        };
+        self.page.end_spin(key.slot);
+        let slot = Slot(key.slot);
+        let queue = worker.control.queue().freeze();
+        let started = QueueWord::distance(worker.oldest, queue.next) as usize;
+        let loss = state.scheduler.died(slot, started, |entry| {
+            worker.unlearn(entry);
+            if let Some(task) = &entry.task {
+                task.set_place(None);
+            }
+        });
+        let cause = if worker.violation {
+            Cause::Protocol
+        } else {
+            cause
+        };
+        let pid = worker.process.as_ref().map_or(0, Process::pid);
+        let killing = matches!(state.phase, Phase::Closing(true));
+        let mut blamed = false;
+        let mut leaving = worker.leaving;
+        for entry in loss.started {
+            match (entry.kind, entry.task) {
+                (TaskKind::Run, Some(task)) => {
+                    blamed = true;
+                    let outcome = if killing {
+                        Outcome::Cancelled
+                    } else {
+                        Outcome::Died {
+                            pid,
+                            cause,
+                            tag: entry.tag,
+                            payload: entry.payload,
+                        }
+                    };
+                    self.complete(&mut state, &task, outcome);
+                }
+                (TaskKind::Exit, _) => leaving = true,
+                _ => {}
+            }
+        }
+        // Start-up and exit messages that were never read go with the worker.
+        let mut returned = state.scheduler.take_queue();
+        returned.retain(|entry| entry.kind == TaskKind::Run);
+        for entry in returned {
+            state.scheduler.add(entry);
+        }
+        if !leaving {
+            state.deaths += 1;
+            if worker.finished == 0 && !blamed && worker.process.is_some() {
+                state.failed_births += 1;
+            }
+        }
+        if state.failed_births >= MOST_FAILED_BIRTHS
+            && matches!(state.phase, Phase::Open | Phase::Closing(false))
+        {
+            let breakage = if self.initializer.is_some() {
+                Breakage::InitializerDied(pid, cause)
+            } else {
+                Breakage::Start(format!(
+                    "{MOST_FAILED_BIRTHS} workers in a row died while they started ({cause:?})"
+                ))
+            };
+            self.break_down(&mut state, Arc::new(breakage));
+        }
+        let wanted = match state.phase {
+            Phase::Open => !leaving,
+            Phase::Closing(false) => state.pending > 0,
+            _ => false,
+        };
+        if wanted {
+            state.seats[index] = Seat::Asked;
+            self.supervisor.command(Command::Births(self.id));
+        }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
+        self.quiet.notify_all();
+    }
+
+    /// A worker could not be started. While others run they do its work; else the pool breaks,
+    /// after a few attempts.
+    pub(crate) fn not_born(&self, key: WorkerKey, why: &str) {
+        let mut state = self.lock();
+        let index = key.slot as usize;
+        if matches!(state.seats[index], Seat::Asked) {
+            state.seats[index] = Seat::Vacant;
+        }
+        let others = state.seats.iter().enumerate().any(|(other, seat)| {
+            other != index && matches!(seat, Seat::Taken(worker) if worker.process.is_some())
+        });
+        drop(state);
+        if !others {
+            self.birth_failed(why);
+        }
+        self.died(key, Cause::Start);
+        let mut state = self.lock();
+        if !others && matches!(state.phase, Phase::Open | Phase::Closing(false)) {
+            self.ask_for_workers(&mut state);
+        }
+    }
+
+    /// Counts a birth that failed; after a few in a row the pool breaks.
+    pub(crate) fn birth_failed(&self, why: &str) {
+        let mut state = self.lock();
+        state.failed_births += 1;
+        if state.failed_births >= MOST_FAILED_BIRTHS {
+            let why = format!("workers could not be started: {why}");
+            self.break_down(&mut state, Arc::new(Breakage::Start(why)));
+            self.tell_all(&mut state);
+        }
+    }
+
+    fn break_down(&self, state: &mut State, why: Arc<Breakage>) {
+        if matches!(state.phase, Phase::Broken(_)) {
+            return;
+        }
+        state.phase = Phase::Broken(why.clone());
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            let held = state.scheduler.held_count(slot);
+            if held > 0 {
+                self.take_back(state, slot, held);
+            }
+        }
+        for entry in state.scheduler.take_queue() {
+            if let Some(task) = &entry.task {
+                self.complete(state, task, Outcome::Broken(why.clone()));
+            }
+        }
+        self.leave_if_closing(state);
+    }
+
+    /// Kills the workers that have not left; for the end of the time that they were given.
+    pub(crate) fn kill_leaving(&self) {
+        let state = self.lock();
+        for seat in &state.seats {
+            if let Seat::Taken(worker) = seat
+                && worker.leaving
+                && let Some(process) = &worker.process
+            {
+                process.kill();
+            }
+        }
+    }
+
+    /// Whether the pool is closing and its last task has ended.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let state = self.lock();
+        !matches!(state.phase, Phase::Open) && state.pending == 0
+    }
+
+    /// Whether the pool is closed and its last worker gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        let state = self.lock();
+        !matches!(state.phase, Phase::Open) && state.pending == 0 && !state.has_workers()
+    }
+
+    /// Workers without a process: their birth was asked of a zygote that is gone.
+    pub(crate) fn unborn(&self) -> Vec<WorkerKey> {
+        let state = self.lock();
+        let mut keys = Vec::new();
+        for (index, seat) in state.seats.iter().enumerate() {
+            if let Seat::Taken(worker) = seat
+                && worker.process.is_none()
+            {
+                let (slot, generation) = (index as u32, worker.generation);
+                keys.push(WorkerKey {
+                    pool: self.id,
+                    slot,
+                    generation,
+                });
+            }
+        }
+        keys
+    }
+}
+
+fn is_past(deadline: Option<u64>) -> bool {
+    deadline.is_some_and(|deadline| monotonic_nanos() >= deadline)
+}
+
+fn limit(deadline: Option<u64>) -> Duration {
+    deadline.map_or(LONGEST_SLEEP, |deadline| {
+        Duration::from_nanos(deadline.saturating_sub(monotonic_nanos())).min(LONGEST_SLEEP)
+    })
+}
+
+impl Follower {
+    fn tell(&self) {
+        // Release and the wait's Acquire in the lock that follows: the word only says "look".
+        self.word.store(1, Ordering::Release);
+        futex_wake_private(&self.word, 1);
+    }
+}
+
+impl State {
+    /// The first task of the queue that was not cancelled while it was there.
+    fn next_entry(&mut self) -> Option<Entry> {
+        loop {
+            let entry = self.scheduler.take_first()?;
+            if !entry.task.as_ref().is_some_and(|task| task.is_done()) {
+                return Some(entry);
+            }
+        }
+    }
+
+    fn has_unread(&self) -> bool {
+        self.seats.iter().any(|seat| match seat {
+            Seat::Taken(worker) => worker.reader.has_unread() && !worker.violation,
+            _ => false,
+        })
+    }
+
+    fn has_workers(&self) -> bool {
+        self.seats.iter().any(|seat| matches!(seat, Seat::Taken(_)))
+    }
+
+    fn worker(&mut self, key: WorkerKey) -> Option<&mut Worker> {
+        match self.seats.get_mut(key.slot as usize) {
+            Some(Seat::Taken(worker)) if worker.generation == key.generation => Some(worker),
+            _ => None,
+        }
+    }
+}
+
+impl Worker {
+    /// What has to travel with the task: definitions that the worker lacks, in the order of their
+    /// needs, ids that it may forget, and the ids of further needs.
+    fn sections(&mut self, entry: &mut Entry) -> Option<Vec<u8>> {
+        let main = entry.definition.as_ref();
+        if entry.needs.is_empty()
+            && self.forget.is_empty()
+            && main.is_none_or(|definition| definition.id() == self.known_last)
+        {
+            return None;
+        }
+        let mut sections = Vec::new();
+        let mut carried = Vec::new();
+        for definition in entry.needs.iter().chain(main) {
+            self.teach(definition, &mut sections, &mut carried);
+        }
+        if let Some(definition) = main {
+            self.known_last = definition.id();
+        }
+        if !entry.needs.is_empty() {
+            protocol::put_needs(&mut sections, &entry.needs);
+        }
+        if self.known.len() > self.known_limit {
+            let dead: Vec<u32> = self
+                .known
+                .iter()
+                .filter(|(_, definition)| definition.strong_count() == 0)
+                .map(|(&id, _)| id)
+                .collect();
+            for id in &dead {
+                self.known.remove(id);
+            }
+            self.known_limit = 64 + 2 * self.known.len();
+            self.forget.extend(dead);
+        }
+        if !self.forget.is_empty() {
+            protocol::put_ids(&mut sections, SECTION_FORGET, self.forget.drain(..));
+        }
+        entry.carried = carried;
+        (!sections.is_empty()).then_some(sections)
+    }
+
+    fn teach(
+        &mut self,
+        definition: &Arc<Definition>,
+        sections: &mut Vec<u8>,
+        carried: &mut Vec<u32>,
+    ) {
+        if self.known.contains_key(&definition.id()) {
+            return;
+        }
+        for need in definition.needs() {
+            self.teach(need, sections, carried);
+        }
+        protocol::put_definition(sections, definition);
+        self.known
+            .insert(definition.id(), Arc::downgrade(definition));
+        carried.push(definition.id());
+    }
+
+    /// The record did not go out, or was taken back: the worker never saw what it carried.
+    fn unlearn(&mut self, entry: &mut Entry) {
+        for id in entry.carried.drain(..) {
+            self.known.remove(&id);
+        }
+        self.known_last = 0;
+    }
+
+    /// Sends a body by message file; false if the socket is full.
+    fn send_body(&self, sections: Option<&[u8]>, payload: &Bytes) -> io::Result<bool> {
+        if let (None, Bytes::File(file)) = (sections, payload) {
+            return self.socket.send(&[1], &[file.as_fd()], false);
+        }
+        let mut body = Vec::new();
+        let len = sections.map_or(0, |sections| 4 + sections.len()) + payload.len();
+        body.try_reserve_exact(len)
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
+        if let Some(sections) = sections {
+            body.extend_from_slice(&(sections.len() as u32).to_ne_bytes());
+            body.extend_from_slice(sections);
+        }
+        payload.with(|payload| body.extend_from_slice(payload))?;
+        let file = MessageFile::new(&body)?;
+        self.socket.send(&[1], &[file.as_fd()], false)
+    }
+
+    /// Takes the message file that belongs to the result just read.
+    fn receive_file(&self) -> Result<Result<Bytes, String>, Malformed> {
+        let lost = |why: String| Ok(Err(format!("the result could not be received: {why}")));
+        match self.socket.receive(&mut [0], false) {
+            Ok(Received::Message(_, mut descriptors)) => {
+                let file = descriptors.pop().ok_or(Malformed)?;
+                match MessageFile::from_descriptor(file) {
+                    Ok(file) if MessageFile::count() <= MOST_MESSAGE_FILES => {
+                        Ok(Ok(Bytes::File(file)))
+                    }
+                    Ok(file) => match file.read() {
+                        Ok(bytes) => Ok(Ok(Bytes::Heap(bytes.into_boxed_slice()))),
+                        Err(error) => lost(error.to_string()),
+                    },
+                    Err(error) => lost(error.to_string()),
+                }
+            }
+            Ok(Received::DescriptorsLost(_)) => lost("this process has too many open files".into()),
+            Ok(Received::Nothing | Received::Closed) => Err(Malformed),
+            Err(error) => lost(error.to_string()),
+        }
+    }
+
+    /// Wakes the worker if it sleeps.
+    fn wake(&self) {
+        if self.control.worker().take_sleeper().is_some() {
+            self.control.worker().wake();
+        }
+    }
+}
+
+/// Life lines of all pools, for `close_life_lines_after_fork`, which may take no lock.
+static LIFE_LINES: [std::sync::atomic::AtomicI32; 4096] =
+    [const { std::sync::atomic::AtomicI32::new(-1) }; 4096];
+
+impl LifeLine {
+    pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
+        use std::os::fd::AsRawFd;
+        let (end, other) = manyhands_os::life_line()?;
+        let descriptor = end.as_raw_fd();
+        // Relaxed: the table is read in a child of fork, which sees all that its parent wrote.
+        let entry = LIFE_LINES.iter().position(|entry| {
+            entry
+                .compare_exchange(-1, descriptor, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        });
+        let entry =
+            entry.ok_or_else(|| io::Error::other("more than 4096 workers in one process"))?;
+        Ok((Self { end, entry }, other))
+    }
+}
+
+impl Drop for LifeLine {
+    fn drop(&mut self) {
+        // Out of the table before the descriptor is closed, so that a child never closes a number
+        // that has become something else's.
+        LIFE_LINES[self.entry].store(-1, Ordering::Relaxed);
+        let _closed_by_its_drop = &self.end;
+    }
+}
+
+/// In a child that the program forked itself: closes its copies of all life lines, so that workers
+/// die with their parent even while the child lives. Takes no lock and allocates nothing.
+pub fn close_life_lines_after_fork() {
+    for entry in &LIFE_LINES {
+        let descriptor = entry.swap(-1, Ordering::Relaxed);
+        if descriptor >= 0 {
+            manyhands_os::close_after_fork(descriptor);
+        }
+    }
+}

@@ -1,0 +1,541 @@
+//! What parent, worker and zygote say to each other, byte by byte.
+//!
+//! All numbers are in the machine's own order: both ends run on one machine. Every length that comes
+//! from the other end is checked before it is used.
+//!
+//! **Task record**, in the task area of a control block, numbered by the queue word:
+//!
+//! | bytes | field                                                                       |
+//! |-------|-----------------------------------------------------------------------------|
+//! | 0-3   | length of the record, a multiple of 8                                       |
+//! | 4     | kind (`TaskKind`)                                                           |
+//! | 5     | tag: how the payload is encoded; the face's business                        |
+//! | 6     | flags: bit 0 = the body is in a message file; bit 1 = there are sections    |
+//! | 7     | attempt, from 1                                                             |
+//! | 8-11  | id of the definition to run, or 0                                           |
+//! | 12-15 | length of the payload, which ends the body                                  |
+//! | 16-23 | index of the task for messages to people                                    |
+//!
+//! **Body**: with bit 1 first a `u32` length of the sections and then the sections, each a `u8` kind
+//! (`SECTION_*`), a `u32` length and its content; then the payload. Sections carry definitions,
+//! ids to forget, and in time the options of a task: time limit, seed, context, references.
+//!
+//! **Result record**, in the result ring:
+//!
+//! | bytes | field                                                                       |
+//! |-------|-----------------------------------------------------------------------------|
+//! | 0-3   | length of the record, a multiple of 8                                       |
+//! | 4     | kind (`ResultKind`)                                                         |
+//! | 5     | tag                                                                         |
+//! | 6     | flags: bit 0 = the payload is in a message file                             |
+//! | 7     | zero                                                                        |
+//! | 8-11  | number of the task in the worker's queue                                    |
+//! | 12-15 | length of the payload                                                       |
+//! | 16-23 | duration of the task in nanoseconds                                         |
+
+use std::sync::Arc;
+
+use crate::definition::Definition;
+
+/// Length of both records' heads.
+pub(crate) const HEAD: usize = 24;
+/// A record longer than this goes by a message file.
+pub(crate) const LONGEST_RECORD: usize = 48 * 1024;
+
+/// The body is in a message file that comes by the socket.
+pub(crate) const FLAG_FILE: u8 = 1;
+/// The body starts with sections.
+pub(crate) const FLAG_SECTIONS: u8 = 2;
+
+/// Definition: `u32` id, `u32` count of needs, the needs' ids, bytes.
+pub(crate) const SECTION_DEFINE: u8 = 1;
+/// Ids of definitions that no task will need again.
+pub(crate) const SECTION_FORGET: u8 = 2;
+/// Ids of definitions that this task needs besides the one it runs.
+pub(crate) const SECTION_NEEDS: u8 = 3;
+
+/// What a task record asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TaskKind {
+    /// Run a task.
+    Run = 1,
+    /// Run the initializer; a failure ends the worker.
+    Initialize = 2,
+    /// Leave.
+    Exit = 3,
+}
+
+/// What a result record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ResultKind {
+    /// The task returned.
+    Value = 1,
+    /// The task failed.
+    Error = 2,
+}
+
+/// The head of a task record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskHead {
+    /// Length of the record.
+    pub(crate) length: u32,
+    /// What is asked for.
+    pub(crate) kind: TaskKind,
+    /// How the payload is encoded.
+    pub(crate) tag: u8,
+    /// `FLAG_*`.
+    pub(crate) flags: u8,
+    /// From 1.
+    pub(crate) attempt: u8,
+    /// What to run.
+    pub(crate) definition: u32,
+    /// Length of the payload.
+    pub(crate) payload: u32,
+    /// For messages.
+    pub(crate) index: u64,
+}
+
+/// The head of a result record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ResultHead {
+    /// Length of the record.
+    pub(crate) length: u32,
+    /// How the task ended.
+    pub(crate) kind: ResultKind,
+    /// How the payload is encoded.
+    pub(crate) tag: u8,
+    /// `FLAG_FILE` or 0.
+    pub(crate) flags: u8,
+    /// Which task of the queue.
+    pub(crate) number: u32,
+    /// Length of the payload.
+    pub(crate) payload: u32,
+    /// Nanoseconds.
+    pub(crate) duration: u64,
+}
+
+/// The other end broke the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+/// The next multiple of 8.
+#[inline]
+pub(crate) fn padded(len: usize) -> usize {
+    (len + 7) & !7
+}
+
+#[inline]
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[inline]
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+impl TaskHead {
+    /// As bytes.
+    #[inline]
+    pub(crate) fn encode(&self) -> [u8; HEAD] {
+        let mut bytes = [0; HEAD];
+        bytes[0..4].copy_from_slice(&self.length.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&[self.kind as u8, self.tag, self.flags, self.attempt]);
+        bytes[8..12].copy_from_slice(&self.definition.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&self.payload.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.index.to_ne_bytes());
+        bytes
+    }
+
+    /// From the first bytes of a record.
+    #[inline]
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let bytes = bytes.get(..HEAD).ok_or(Malformed)?;
+        let kind = match bytes[4] {
+            1 => TaskKind::Run,
+            2 => TaskKind::Initialize,
+            3 => TaskKind::Exit,
+            _ => return Err(Malformed),
+        };
+        let head = Self {
+            length: word(bytes, 0).ok_or(Malformed)?,
+            kind,
+            tag: bytes[5],
+            flags: bytes[6],
+            attempt: bytes[7],
+            definition: word(bytes, 8).ok_or(Malformed)?,
+            payload: word(bytes, 12).ok_or(Malformed)?,
+            index: long(bytes, 16).ok_or(Malformed)?,
+        };
+        let fits = head.length as usize >= HEAD && head.length.is_multiple_of(8);
+        if fits { Ok(head) } else { Err(Malformed) }
+    }
+}
+
+impl ResultHead {
+    /// As bytes.
+    #[inline]
+    pub(crate) fn encode(&self) -> [u8; HEAD] {
+        let mut bytes = [0; HEAD];
+        bytes[0..4].copy_from_slice(&self.length.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&[self.kind as u8, self.tag, self.flags, 0]);
+        bytes[8..12].copy_from_slice(&self.number.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&self.payload.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.duration.to_ne_bytes());
+        bytes
+    }
+
+    /// The head and the payload of the first record in `bytes`.
+    #[inline]
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let head_bytes = bytes.get(..HEAD).ok_or(Malformed)?;
+        let kind = match head_bytes[4] {
+            1 => ResultKind::Value,
+            2 => ResultKind::Error,
+            _ => return Err(Malformed),
+        };
+        let head = Self {
+            length: word(head_bytes, 0).ok_or(Malformed)?,
+            kind,
+            tag: head_bytes[5],
+            flags: head_bytes[6],
+            number: word(head_bytes, 8).ok_or(Malformed)?,
+            payload: word(head_bytes, 12).ok_or(Malformed)?,
+            duration: long(head_bytes, 16).ok_or(Malformed)?,
+        };
+        let record = bytes.get(HEAD..head.length as usize).ok_or(Malformed)?;
+        if !head.length.is_multiple_of(8) {
+            return Err(Malformed);
+        }
+        let payload = if head.flags & FLAG_FILE != 0 {
+            &[]
+        } else {
+            record.get(..head.payload as usize).ok_or(Malformed)?
+        };
+        Ok((head, payload))
+    }
+}
+
+fn begin_section(body: &mut Vec<u8>, kind: u8) -> usize {
+    body.push(kind);
+    body.extend_from_slice(&[0; 4]);
+    body.len()
+}
+
+fn end_section(body: &mut [u8], start: usize) {
+    let len = (body.len() - start) as u32;
+    body[start - 4..start].copy_from_slice(&len.to_ne_bytes());
+}
+
+/// Appends a definition.
+pub(crate) fn put_definition(sections: &mut Vec<u8>, definition: &Definition) {
+    let start = begin_section(sections, SECTION_DEFINE);
+    sections.extend_from_slice(&definition.id().to_ne_bytes());
+    sections.extend_from_slice(&(definition.needs().len() as u32).to_ne_bytes());
+    for need in definition.needs() {
+        sections.extend_from_slice(&need.id().to_ne_bytes());
+    }
+    sections.extend_from_slice(definition.bytes());
+    end_section(sections, start);
+}
+
+/// Appends a list of ids as a section of the given kind.
+pub(crate) fn put_ids(sections: &mut Vec<u8>, kind: u8, ids: impl Iterator<Item = u32>) {
+    let start = begin_section(sections, kind);
+    for id in ids {
+        sections.extend_from_slice(&id.to_ne_bytes());
+    }
+    end_section(sections, start);
+}
+
+/// Appends the ids of definitions that a task needs besides the one that it runs.
+pub(crate) fn put_needs(sections: &mut Vec<u8>, needs: &[Arc<Definition>]) {
+    put_ids(sections, SECTION_NEEDS, needs.iter().map(|need| need.id()));
+}
+
+/// One section of a task's body.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Section<'body> {
+    /// A definition: its id, the ids of what it needs, its bytes.
+    Define(u32, Vec<u32>, &'body [u8]),
+    /// Ids to forget.
+    Forget(Vec<u32>),
+    /// Ids that the task needs.
+    Needs(Vec<u32>),
+}
+
+fn ids(bytes: &[u8]) -> Result<Vec<u32>, Malformed> {
+    let (chunks, rest) = bytes.as_chunks::<4>();
+    if rest.is_empty() {
+        Ok(chunks.iter().map(|id| u32::from_ne_bytes(*id)).collect())
+    } else {
+        Err(Malformed)
+    }
+}
+
+/// Splits a body into its sections and its payload.
+pub(crate) fn split_body<'body>(
+    body: &'body [u8],
+    flags: u8,
+    payload: u32,
+    mut visit: impl FnMut(Section<'body>),
+) -> Result<&'body [u8], Malformed> {
+    let mut rest = body;
+    if flags & FLAG_SECTIONS != 0 {
+        let len = word(rest, 0).ok_or(Malformed)? as usize;
+        let mut sections = rest.get(4..4 + len).ok_or(Malformed)?;
+        rest = &rest[4 + len..];
+        while !sections.is_empty() {
+            let len = word(sections, 1).ok_or(Malformed)? as usize;
+            let content = sections.get(5..5 + len).ok_or(Malformed)?;
+            match sections[0] {
+                SECTION_DEFINE => {
+                    let id = word(content, 0).ok_or(Malformed)?;
+                    let count = word(content, 4).ok_or(Malformed)? as usize;
+                    let end = count
+                        .checked_mul(4)
+                        .and_then(|len| len.checked_add(8))
+                        .ok_or(Malformed)?;
+                    let needs = ids(content.get(8..end).ok_or(Malformed)?)?;
+                    visit(Section::Define(id, needs, &content[end..]));
+                }
+                SECTION_FORGET => visit(Section::Forget(ids(content)?)),
+                SECTION_NEEDS => visit(Section::Needs(ids(content)?)),
+                // From a later version of the protocol; sections may be passed over.
+                _ => {}
+            }
+            sections = &sections[5 + len..];
+        }
+    }
+    rest.get(..payload as usize).ok_or(Malformed)
+}
+
+/// What parent and zygote say, one message of the socket each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ZygoteMessage {
+    /// Parent: import these modules, one per line, before any worker is forked. One descriptor:
+    /// the birth file, as in `Fork`.
+    Preload(String),
+    /// Parent: fork a worker. Descriptors: see `WORKER_DESCRIPTORS`.
+    Fork(WorkerKey),
+    /// Parent: become a worker yourself. Descriptors as for `Fork`.
+    Become(WorkerKey),
+    /// Zygote: is up; the version of its language's runtime.
+    Hello(u32),
+    /// Zygote: how many threads it has now, and what could not be imported.
+    Preloaded(u32, String),
+    /// Zygote: forked this worker with this pid. One descriptor where pidfds exist.
+    Forked(WorkerKey, i32),
+    /// Zygote: could not or would not fork; why.
+    NotForked(WorkerKey, String),
+    /// Zygote: a worker ended with this wait status.
+    Exited(i32, i32),
+}
+
+/// Which worker of all pools is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WorkerKey {
+    /// The pool's number in this process.
+    pub pool: u32,
+    /// The worker's slot.
+    pub slot: u32,
+    /// Counts the workers that the slot has had.
+    pub generation: u32,
+}
+
+/// What comes with `Fork` and `Become`, in this order: birth file, control block, pool page,
+/// control socket, life line, pool event, standard output, standard error, working directory.
+pub(crate) const WORKER_DESCRIPTORS: usize = 9;
+
+/// The longest message between parent and zygote.
+pub(crate) const LONGEST_MESSAGE: usize = 32 * 1024;
+
+impl WorkerKey {
+    fn put(self, bytes: &mut Vec<u8>) {
+        for part in [self.pool, self.slot, self.generation] {
+            bytes.extend_from_slice(&part.to_ne_bytes());
+        }
+    }
+
+    fn get(bytes: &[u8], at: usize) -> Option<Self> {
+        Some(Self {
+            pool: word(bytes, at)?,
+            slot: word(bytes, at + 4)?,
+            generation: word(bytes, at + 8)?,
+        })
+    }
+
+    /// As one number, for a poller.
+    pub(crate) fn pack(self) -> u64 {
+        (u64::from(self.pool & 0xff_ffff) << 40)
+            | (u64::from(self.slot & 0xffff) << 24)
+            | u64::from(self.generation & 0xff_ffff)
+    }
+}
+
+impl ZygoteMessage {
+    /// As bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Preload(names) => {
+                bytes.push(1);
+                bytes.extend_from_slice(names.as_bytes());
+            }
+            Self::Fork(key) => {
+                bytes.push(2);
+                key.put(&mut bytes);
+            }
+            Self::Become(key) => {
+                bytes.push(3);
+                key.put(&mut bytes);
+            }
+            Self::Hello(version) => {
+                bytes.push(10);
+                bytes.extend_from_slice(&version.to_ne_bytes());
+            }
+            Self::Preloaded(threads, failures) => {
+                bytes.push(11);
+                bytes.extend_from_slice(&threads.to_ne_bytes());
+                bytes.extend_from_slice(failures.as_bytes());
+            }
+            Self::Forked(key, pid) => {
+                bytes.push(12);
+                key.put(&mut bytes);
+                bytes.extend_from_slice(&pid.to_ne_bytes());
+            }
+            Self::NotForked(key, why) => {
+                bytes.push(13);
+                key.put(&mut bytes);
+                bytes.extend_from_slice(why.as_bytes());
+            }
+            Self::Exited(pid, status) => {
+                bytes.push(14);
+                bytes.extend_from_slice(&pid.to_ne_bytes());
+                bytes.extend_from_slice(&status.to_ne_bytes());
+            }
+        }
+        bytes.truncate(LONGEST_MESSAGE);
+        bytes
+    }
+
+    /// From a message.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let text =
+            |at: usize| String::from_utf8_lossy(bytes.get(at..).unwrap_or_default()).into_owned();
+        let message = || {
+            Some(match bytes.first()? {
+                1 => Self::Preload(text(1)),
+                2 => Self::Fork(WorkerKey::get(bytes, 1)?),
+                3 => Self::Become(WorkerKey::get(bytes, 1)?),
+                10 => Self::Hello(word(bytes, 1)?),
+                11 => Self::Preloaded(word(bytes, 1)?, text(5)),
+                12 => Self::Forked(WorkerKey::get(bytes, 1)?, word(bytes, 13)?.cast_signed()),
+                13 => Self::NotForked(WorkerKey::get(bytes, 1)?, text(13)),
+                14 => Self::Exited(word(bytes, 1)?.cast_signed(), word(bytes, 5)?.cast_signed()),
+                _ => return None,
+            })
+        };
+        message().ok_or(Malformed)
+    }
+}
+
+#[cfg(all(test, not(manyhands_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn task_heads_survive_the_trip() {
+        let head = TaskHead {
+            length: 64,
+            kind: TaskKind::Run,
+            tag: 3,
+            flags: FLAG_SECTIONS,
+            attempt: 1,
+            definition: 77,
+            payload: 12,
+            index: u64::MAX,
+        };
+        assert_eq!(TaskHead::decode(&head.encode()), Ok(head));
+        assert_eq!(TaskHead::decode(&[0; HEAD]), Err(Malformed));
+        assert_eq!(TaskHead::decode(&[1; 3]), Err(Malformed));
+    }
+
+    #[test]
+    fn results_that_lie_about_their_length_are_refused() {
+        let head = ResultHead {
+            length: 32,
+            kind: ResultKind::Value,
+            tag: 0,
+            flags: 0,
+            number: 1,
+            payload: 8,
+            duration: 5,
+        };
+        let mut bytes = head.encode().to_vec();
+        bytes.extend_from_slice(&[9; 8]);
+        assert_eq!(ResultHead::decode(&bytes), Ok((head, &[9; 8][..])));
+        let lying = ResultHead { payload: 9, ..head };
+        bytes[..HEAD].copy_from_slice(&lying.encode());
+        assert_eq!(ResultHead::decode(&bytes), Err(Malformed));
+        let long = ResultHead { length: 40, ..head };
+        bytes[..HEAD].copy_from_slice(&long.encode());
+        assert_eq!(ResultHead::decode(&bytes), Err(Malformed));
+    }
+
+    #[test]
+    fn sections_come_before_the_payload() {
+        let first = Definition::new("d", Box::from(&b"one"[..]), Box::from([]));
+        let second = Definition::new("d", Box::from(&b"two"[..]), Box::from([first.clone()]));
+        let mut sections = Vec::new();
+        put_definition(&mut sections, &first);
+        put_definition(&mut sections, &second);
+        put_ids(&mut sections, SECTION_FORGET, [5, 6].into_iter());
+        put_needs(&mut sections, std::slice::from_ref(&second));
+        let mut body = (sections.len() as u32).to_ne_bytes().to_vec();
+        body.extend_from_slice(&sections);
+        body.extend_from_slice(b"payload");
+        let mut seen = Vec::new();
+        let payload = split_body(&body, FLAG_SECTIONS, 7, |section| seen.push(section));
+        assert_eq!(payload, Ok(&b"payload"[..]));
+        assert_eq!(
+            seen,
+            [
+                Section::Define(first.id(), vec![], b"one"),
+                Section::Define(second.id(), vec![first.id()], b"two"),
+                Section::Forget(vec![5, 6]),
+                Section::Needs(vec![second.id()]),
+            ]
+        );
+        assert_eq!(split_body(&body, FLAG_SECTIONS, 8, |_| {}), Err(Malformed));
+        assert_eq!(
+            split_body(&body[..10], FLAG_SECTIONS, 0, |_| {}),
+            Err(Malformed)
+        );
+    }
+
+    #[test]
+    fn zygote_messages_survive_the_trip() {
+        let key = WorkerKey {
+            pool: 1,
+            slot: 2,
+            generation: 3,
+        };
+        for message in [
+            ZygoteMessage::Preload("numpy\npandas".into()),
+            ZygoteMessage::Fork(key),
+            ZygoteMessage::Become(key),
+            ZygoteMessage::Hello(0x030b_0000),
+            ZygoteMessage::Preloaded(2, "no module".into()),
+            ZygoteMessage::Forked(key, 1234),
+            ZygoteMessage::NotForked(key, "why".into()),
+            ZygoteMessage::Exited(1234, 9),
+        ] {
+            assert_eq!(ZygoteMessage::decode(&message.encode()), Ok(message));
+        }
+        assert_eq!(ZygoteMessage::decode(&[]), Err(Malformed));
+        assert_eq!(ZygoteMessage::decode(&[2, 0]), Err(Malformed));
+    }
+}

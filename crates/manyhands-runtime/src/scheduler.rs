@@ -1,0 +1,450 @@
+//! Who runs what: a state machine without clock, processes or memory of its own.
+//!
+//! It keeps the queue of tasks that no worker has, and for each worker's slot the tasks that were
+//! published to it and have no result yet, oldest first. Its callers tell it what happened and carry
+//! out what it answers; time reaches it only as the durations they report.
+//!
+//! Rules:
+//! - Tasks leave the queue in the order in which they came, to the idle worker that was busy last
+//!   (its caches and its spinning are warm), else to the one that holds the fewest.
+//! - A worker holds about `WORK_AHEAD` of estimated work, so that it never waits for its parent, and
+//!   never more than one waiting task where tasks are longer than that. Until a first duration is
+//!   known it holds one task.
+//! - A worker with nothing to do, while the queue is empty, gets half of what waits at the worker
+//!   that holds the most.
+//! - When a worker dies, the task that it had started is lost, and all others return to the front of
+//!   the queue in their order.
+
+use std::collections::VecDeque;
+
+/// How much estimated work a worker holds, in nanoseconds.
+pub(crate) const WORK_AHEAD: u64 = 1_000_000;
+/// The most tasks that a worker holds, however short they are.
+pub(crate) const MOST_AHEAD: usize = 2048;
+
+/// The number of a worker's place in its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u32);
+
+#[derive(Debug)]
+struct Place<T> {
+    /// Whether a worker is there, or on its way, that may be given tasks.
+    open: bool,
+    /// Published and without a result, oldest first.
+    held: VecDeque<T>,
+    /// When something was last heard of it; larger is later.
+    last_heard: u64,
+}
+
+/// What a death leaves behind.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Loss<T> {
+    /// What the worker had started and not finished: at most one where it kept to the protocol.
+    pub started: Vec<T>,
+    /// How many tasks returned to the queue.
+    pub returned: usize,
+}
+
+/// The state machine, over tasks of any kind.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    queue: VecDeque<T>,
+    places: Vec<Place<T>>,
+    /// Estimated duration of a task in nanoseconds, once one is known.
+    estimate: Option<u64>,
+    heard: u64,
+}
+
+impl<T> Default for Scheduler<T> {
+    fn default() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            places: Vec::new(),
+            estimate: None,
+            heard: 0,
+        }
+    }
+}
+
+impl<T> Scheduler<T> {
+    /// Makes places for `count` workers, all closed.
+    pub fn new(count: usize) -> Self {
+        let mut scheduler = Self::default();
+        scheduler.places.extend((0..count).map(|_| Place {
+            open: false,
+            held: VecDeque::new(),
+            last_heard: 0,
+        }));
+        scheduler
+    }
+
+    fn place(&mut self, slot: Slot) -> &mut Place<T> {
+        &mut self.places[slot.0 as usize]
+    }
+
+    /// A worker is there, or on its way: it may be given tasks.
+    pub fn open(&mut self, slot: Slot) {
+        self.heard += 1;
+        let heard = self.heard;
+        let place = self.place(slot);
+        debug_assert!(place.held.is_empty());
+        place.open = true;
+        place.last_heard = heard;
+    }
+
+    /// The worker takes no more tasks.
+    pub fn close(&mut self, slot: Slot) {
+        self.place(slot).open = false;
+    }
+
+    /// Whether the slot may be given tasks.
+    pub fn is_open(&self, slot: Slot) -> bool {
+        self.places[slot.0 as usize].open
+    }
+
+    /// A task came; it is last in the queue.
+    pub fn add(&mut self, task: T) {
+        self.queue.push_back(task);
+    }
+
+    /// How many tasks a worker may hold.
+    pub fn credit(&self) -> usize {
+        match self.estimate {
+            None => 1,
+            Some(estimate) => ((WORK_AHEAD / estimate.max(1)) as usize).clamp(2, MOST_AHEAD),
+        }
+    }
+
+    /// Which worker the first task of the queue goes to, if any may take one more.
+    #[inline]
+    pub fn choose(&self) -> Option<Slot> {
+        let credit = self.credit();
+        let mut best: Option<(usize, u64, u32)> = None;
+        for (index, place) in self.places.iter().enumerate() {
+            let held = place.held.len();
+            if !place.open || held >= credit {
+                continue;
+            }
+            let better = match best {
+                None => true,
+                Some((best_held, best_heard, _)) => {
+                    held < best_held || (held == best_held && place.last_heard > best_heard)
+                }
+            };
+            if better {
+                best = Some((held, place.last_heard, index as u32));
+            }
+        }
+        best.map(|(_, _, index)| Slot(index))
+    }
+
+    /// How many more tasks the worker may be given.
+    pub fn room(&self, slot: Slot) -> usize {
+        let place = &self.places[slot.0 as usize];
+        if place.open {
+            self.credit().saturating_sub(place.held.len())
+        } else {
+            0
+        }
+    }
+
+    /// Whether it is time to give the worker more: it is down to half of its credit.
+    #[inline]
+    pub fn is_low(&self, slot: Slot) -> bool {
+        let place = &self.places[slot.0 as usize];
+        place.open && place.held.len() <= self.credit() / 2
+    }
+
+    /// Takes the first task of the queue.
+    #[inline]
+    pub fn take_first(&mut self) -> Option<T> {
+        self.queue.pop_front()
+    }
+
+    /// Puts a task back to where it was taken from.
+    pub fn put_first(&mut self, task: T) {
+        self.queue.push_front(task);
+    }
+
+    /// The task was published to the worker.
+    #[inline]
+    pub fn published(&mut self, slot: Slot, task: T) {
+        self.place(slot).held.push_back(task);
+    }
+
+    /// The result of the worker's oldest task came, which ran for `duration` nanoseconds.
+    #[inline]
+    pub fn finished(&mut self, slot: Slot, duration: Option<u64>) -> Option<T> {
+        if let Some(duration) = duration {
+            self.observe(duration);
+        }
+        self.heard += 1;
+        let heard = self.heard;
+        let place = self.place(slot);
+        place.last_heard = heard;
+        place.held.pop_front()
+    }
+
+    /// Follows the mean with a weight of an eighth; a sample counts for at most sixteen times the
+    /// estimate, so that one straggler doesn't drain the pipeline for hundreds of short tasks.
+    fn observe(&mut self, duration: u64) {
+        let duration = duration.max(1);
+        self.estimate = Some(match self.estimate {
+            None => duration,
+            Some(estimate) => {
+                let sample = duration.min(estimate.saturating_mul(16));
+                (estimate - estimate / 8 + sample / 8).max(1)
+            }
+        });
+    }
+
+    /// The oldest task that the worker holds.
+    pub fn oldest(&self, slot: Slot) -> Option<&T> {
+        self.places[slot.0 as usize].held.front()
+    }
+
+    /// All tasks that the worker holds, oldest first.
+    pub fn held(&self, slot: Slot) -> impl DoubleEndedIterator<Item = &T> {
+        self.places[slot.0 as usize].held.iter()
+    }
+
+    /// How many tasks the worker holds.
+    #[inline]
+    pub fn held_count(&self, slot: Slot) -> usize {
+        self.places[slot.0 as usize].held.len()
+    }
+
+    /// How many workers hold anything.
+    pub fn busy_count(&self) -> usize {
+        self.places
+            .iter()
+            .filter(|place| !place.held.is_empty())
+            .count()
+    }
+
+    /// Whether any worker holds anything.
+    pub fn is_busy(&self) -> bool {
+        self.places.iter().any(|place| !place.held.is_empty())
+    }
+
+    /// How many tasks no worker has.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// From whom an idle worker should get how many: only while nothing is queued.
+    pub fn steal(&self) -> Option<(Slot, usize)> {
+        if !self.queue.is_empty() || !self.places.iter().any(|p| p.open && p.held.is_empty()) {
+            return None;
+        }
+        let richest = self
+            .places
+            .iter()
+            .enumerate()
+            .max_by_key(|(_, place)| place.held.len())?;
+        let waiting = richest.1.held.len().saturating_sub(1);
+        (waiting > 0).then(|| (Slot(richest.0 as u32), waiting.div_ceil(2)))
+    }
+
+    /// The last `count` tasks of the worker were taken back before they started; they return to the
+    /// front of the queue. `visit` sees each of them, latest first.
+    pub fn revoked(&mut self, slot: Slot, count: usize, mut visit: impl FnMut(&mut T)) {
+        for _ in 0..count {
+            let Some(mut task) = self.place(slot).held.pop_back() else {
+                return;
+            };
+            visit(&mut task);
+            self.queue.push_front(task);
+        }
+    }
+
+    /// The worker is gone; `started` of what it held (the oldest) it had started.
+    pub fn died(&mut self, slot: Slot, started: usize, mut visit: impl FnMut(&mut T)) -> Loss<T> {
+        let place = self.place(slot);
+        place.open = false;
+        let mut held = std::mem::take(&mut place.held);
+        let rest = held.split_off(started.min(held.len()));
+        let returned = rest.len();
+        for mut task in rest.into_iter().rev() {
+            visit(&mut task);
+            self.queue.push_front(task);
+        }
+        Loss {
+            started: held.into(),
+            returned,
+        }
+    }
+
+    /// Takes everything that is queued, in order.
+    pub fn take_queue(&mut self) -> VecDeque<T> {
+        std::mem::take(&mut self.queue)
+    }
+
+    /// Takes one task out of the queue.
+    pub fn remove_queued(&mut self, is_it: impl Fn(&T) -> bool) -> Option<T> {
+        let index = self.queue.iter().position(is_it)?;
+        self.queue.remove(index)
+    }
+}
+
+#[cfg(all(test, not(manyhands_loom)))]
+mod tests {
+    use super::*;
+    use std::collections::BinaryHeap;
+
+    fn open(count: usize) -> Scheduler<u32> {
+        let mut scheduler = Scheduler::new(count);
+        for slot in 0..count {
+            scheduler.open(Slot(slot as u32));
+        }
+        scheduler
+    }
+
+    /// Publishes whatever may be published; gives (slot, task) in order.
+    fn assign(scheduler: &mut Scheduler<u32>) -> Vec<(u32, u32)> {
+        let mut assigned = Vec::new();
+        while let Some(slot) = scheduler.choose() {
+            let Some(task) = scheduler.take_first() else {
+                break;
+            };
+            scheduler.published(slot, task);
+            assigned.push((slot.0, task));
+        }
+        assigned
+    }
+
+    #[test]
+    fn probes_with_one_task_per_worker() {
+        let mut scheduler = open(2);
+        (0..5).for_each(|task| scheduler.add(task));
+        assert_eq!(assign(&mut scheduler).len(), 2);
+        assert_eq!(scheduler.queued(), 3);
+    }
+
+    #[test]
+    fn short_tasks_get_long_pipelines_and_long_tasks_short_ones() {
+        let mut scheduler = open(1);
+        scheduler.add(0);
+        assign(&mut scheduler);
+        scheduler.finished(Slot(0), Some(2_000));
+        assert_eq!(scheduler.credit(), 500);
+        for _ in 0..64 {
+            scheduler.observe(50_000_000);
+        }
+        assert_eq!(scheduler.credit(), 2, "the running one and one that waits");
+    }
+
+    #[test]
+    fn one_straggler_does_not_drain_the_pipeline() {
+        let mut scheduler = open(1);
+        for _ in 0..10 {
+            scheduler.observe(1_000);
+        }
+        let before = scheduler.credit();
+        scheduler.observe(10_000_000_000);
+        assert!(
+            scheduler.credit() >= before / 4,
+            "{} of {before}",
+            scheduler.credit()
+        );
+    }
+
+    #[test]
+    fn the_worker_heard_last_is_chosen_among_idle_ones() {
+        let mut scheduler = open(3);
+        scheduler.add(0);
+        scheduler.add(1);
+        let assigned = assign(&mut scheduler);
+        assert_eq!(assigned.len(), 2);
+        scheduler.finished(Slot(assigned[0].0), Some(1));
+        assert_eq!(scheduler.choose(), Some(Slot(assigned[0].0)));
+    }
+
+    #[test]
+    fn an_idle_worker_gets_half_of_what_waits_elsewhere() {
+        let mut scheduler = open(2);
+        scheduler.estimate = Some(1_000);
+        scheduler.close(Slot(1));
+        (0..9).for_each(|task| scheduler.add(task));
+        assign(&mut scheduler);
+        scheduler.open(Slot(1));
+        assert_eq!(scheduler.steal(), Some((Slot(0), 4)));
+        scheduler.revoked(Slot(0), 4, |_| {});
+        let assigned = assign(&mut scheduler);
+        assert_eq!(assigned, [(1, 5), (1, 6), (1, 7), (1, 8)], "in their order");
+        assert_eq!(scheduler.steal(), None, "nobody is idle");
+    }
+
+    #[test]
+    fn what_runs_is_never_stolen() {
+        let mut scheduler = open(2);
+        scheduler.add(0);
+        assign(&mut scheduler);
+        assert_eq!(scheduler.steal(), None);
+    }
+
+    #[test]
+    fn a_death_costs_what_had_started() {
+        let mut scheduler = open(1);
+        scheduler.estimate = Some(1_000);
+        (0..4).for_each(|task| scheduler.add(task));
+        assign(&mut scheduler);
+        scheduler.add(9);
+        scheduler.close(Slot(0));
+        let loss = scheduler.died(Slot(0), 1, |_| {});
+        assert_eq!(
+            loss,
+            Loss {
+                started: vec![0],
+                returned: 3
+            }
+        );
+        scheduler.open(Slot(0));
+        let order: Vec<_> = assign(&mut scheduler)
+            .into_iter()
+            .map(|(_, task)| task)
+            .collect();
+        assert_eq!(order, [1, 2, 3, 9]);
+    }
+
+    /// With a clock that only this test moves: every task runs once, workers never idle while
+    /// another holds waiting tasks, and the makespan is that of greedy list scheduling.
+    #[test]
+    fn skewed_tasks_end_within_the_greedy_makespan() {
+        let durations: Vec<u64> = (0..400)
+            .map(|task| if task == 200 { 50_000_000 } else { 100_000 })
+            .collect();
+        let workers = 3;
+        let mut scheduler = open(workers);
+        (0..durations.len() as u32).for_each(|task| scheduler.add(task));
+        let mut now = 0;
+        let mut ends = BinaryHeap::new();
+        let mut runs = vec![0; durations.len()];
+        let mut started = vec![false; workers];
+        loop {
+            assign(&mut scheduler);
+            while let Some((slot, count)) = scheduler.steal() {
+                scheduler.revoked(slot, count, |_| {});
+                assign(&mut scheduler);
+            }
+            for (slot, started) in started.iter_mut().enumerate() {
+                if let (false, Some(&task)) = (*started, scheduler.oldest(Slot(slot as u32))) {
+                    *started = true;
+                    ends.push(std::cmp::Reverse((now + durations[task as usize], slot)));
+                }
+            }
+            let Some(std::cmp::Reverse((end, slot))) = ends.pop() else {
+                break;
+            };
+            now = end;
+            started[slot] = false;
+            let task = scheduler.oldest(Slot(slot as u32)).copied().unwrap();
+            runs[task as usize] += 1;
+            scheduler.finished(Slot(slot as u32), Some(durations[task as usize]));
+        }
+        assert!(runs.iter().all(|&count| count == 1));
+        let work: u64 = durations.iter().sum();
+        let bound = work / workers as u64 + 50_000_000;
+        assert!(now <= bound, "{now} ns, greedy bound {bound} ns");
+    }
+}

@@ -1,0 +1,746 @@
+//! The one thread that looks after all pools of a process.
+//!
+//! It starts with the first pool and knows nothing of the language on top. It has workers born and
+//! learns of their deaths, has the zygote started and renewed, empties result rings while nobody
+//! waits for results, and ends what does not leave in its time. It sleeps in one poll over everything
+//! that can happen.
+//!
+//! Birth of a worker: the pool's seat is *asked*; the supervisor makes its memory and lines
+//! (*prepared*: tasks can be published to it already), asks the zygote to fork, hears of the pid
+//! (*born*), and watches the pidfd. Death: the pidfd becomes readable; the zygote, whose child it was,
+//! says how it ended; with or without that word the pool buries it. If the zygote is gone, workers
+//! whose birth was asked of it are buried unborn, since their life lines end whoever there may be,
+//! and asked anew.
+
+use crate::completions::Completions;
+use crate::fail_point::fail_point;
+use crate::pool::{LifeLine, Pool, WorkerEnds};
+use crate::protocol::{LONGEST_MESSAGE, WorkerKey, ZygoteMessage};
+use crate::task::Cause;
+use manyhands_os::{
+    Event, EventSignal, MemoryFile, Poller, Process, Received, Socket, block_all_signals,
+    monotonic_nanos, open_current_directory, spawn_program, standard_stream,
+};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long the supervisor lets a busy pool's results gather before it looks again.
+const POLL_AGAIN: Duration = Duration::from_micros(300);
+/// How long a death waits for the word of how it came.
+const STATUS_WAIT: u64 = 200_000_000;
+/// How long workers have to leave after the last task, before they are killed.
+const LEAVE_WAIT: u64 = 5_000_000_000;
+
+const KEY_COMMANDS: u64 = u64::MAX;
+const KEY_POOL: u64 = 1 << 63;
+const KEY_ZYGOTE: u64 = 1 << 62;
+
+/// How a program is started that speaks the zygote's part of the protocol.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// Program and arguments; the numbers of two descriptors, socket and life line, are appended.
+    pub argv: Vec<OsString>,
+    /// Its environment; none for that of this process.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+}
+
+/// What is asked of the supervisor.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// The pool has seats that ask for workers.
+    Births(u32),
+    /// The pool closes.
+    Closing(u32),
+    /// Import these before forking.
+    Preload(Vec<String>),
+    /// Start the zygote now.
+    Warm,
+    /// End the zygote and the thread.
+    Stop,
+}
+
+/// A line for the log of the face.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// Whether people should see it by default.
+    pub warning: bool,
+    /// The sentence.
+    pub text: String,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    commands: Vec<Command>,
+    pools: HashMap<u32, Arc<Pool>>,
+    launcher: Option<Launcher>,
+    birth: Option<Arc<MemoryFile>>,
+    logs: Vec<LogLine>,
+    running: bool,
+    zygote_pid: i32,
+}
+
+/// The supervisor of a process, as everybody but its thread sees it.
+#[derive(Debug)]
+pub struct Supervisor {
+    shared: Mutex<Shared>,
+    event: Event,
+    poller: Poller,
+    completions: Completions,
+}
+
+impl Supervisor {
+    /// Makes a supervisor; its thread starts with the first pool.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let supervisor = Self {
+            shared: Mutex::default(),
+            event: Event::new()?,
+            poller: Poller::new()?,
+            completions: Completions::default(),
+        };
+        supervisor.poller.add(&supervisor.event, KEY_COMMANDS)?;
+        Ok(Arc::new(supervisor))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says how zygotes are started from now on.
+    pub fn set_launcher(&self, launcher: Launcher) {
+        self.shared().launcher = Some(launcher);
+    }
+
+    /// Says what workers find at their birth: bytes that only the face understands.
+    pub fn set_birth(&self, content: &[u8]) -> io::Result<()> {
+        let file = MemoryFile::with_content(c"manyhands-birth", content)?;
+        self.shared().birth = Some(Arc::new(file));
+        Ok(())
+    }
+
+    /// Has modules imported before the next worker is forked.
+    pub fn preload(&self, modules: Vec<String>) {
+        self.command(Command::Preload(modules));
+    }
+
+    /// Has the zygote started, if there is none.
+    pub fn warm(self: &Arc<Self>) -> io::Result<()> {
+        self.start_thread()?;
+        self.command(Command::Warm);
+        Ok(())
+    }
+
+    /// Where the tokens of ended tasks come.
+    pub fn completions(&self) -> &Completions {
+        &self.completions
+    }
+
+    /// Takes the lines that were logged.
+    pub fn take_logs(&self) -> Vec<LogLine> {
+        std::mem::take(&mut self.shared().logs)
+    }
+
+    /// The pid of the zygote, 0 without one.
+    pub fn zygote_pid(&self) -> i32 {
+        self.shared().zygote_pid
+    }
+
+    /// All pools that are not gone.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        self.shared().pools.values().cloned().collect()
+    }
+
+    /// Ends the zygote and the thread; for the end of the program.
+    pub fn stop(&self) {
+        self.command(Command::Stop);
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        self.shared().commands.push(command);
+        self.event.signal();
+    }
+
+    pub(crate) fn add_pool(self: &Arc<Self>, pool: &Arc<Pool>) -> io::Result<()> {
+        self.poller
+            .add(&pool.event, KEY_POOL | u64::from(pool.id))?;
+        self.shared().pools.insert(pool.id, pool.clone());
+        self.start_thread()
+    }
+
+    fn start_thread(self: &Arc<Self>) -> io::Result<()> {
+        let mut shared = self.shared();
+        if !shared.running {
+            let supervisor = self.clone();
+            std::thread::Builder::new()
+                .name("manyhands".into())
+                .stack_size(256 * 1024)
+                .spawn(move || Thread::new(supervisor).run())?;
+            shared.running = true;
+        }
+        Ok(())
+    }
+
+    fn log(&self, warning: bool, text: String) {
+        let mut shared = self.shared();
+        if shared.logs.len() < 1000 {
+            shared.logs.push(LogLine { warning, text });
+        }
+        drop(shared);
+        self.completions.ring();
+    }
+}
+
+/// A process that forks workers, or becomes one.
+#[derive(Debug)]
+struct Zygote {
+    socket: Socket,
+    process: Process,
+    #[expect(dead_code, reason = "held for its closing")]
+    life_line: LifeLine,
+    /// It was asked to become this worker and forks none.
+    became: Option<WorkerKey>,
+}
+
+#[derive(Debug)]
+struct Dying {
+    key: WorkerKey,
+    until: u64,
+}
+
+/// The thread's own state.
+struct Thread {
+    supervisor: Arc<Supervisor>,
+    /// By number; the current one forks, others became workers.
+    zygotes: HashMap<u64, Zygote>,
+    current: Option<u64>,
+    next_zygote: u64,
+    preloaded: Vec<String>,
+    preloaded_set: HashSet<String>,
+    /// The zygote has threads: workers are started afresh instead of forked.
+    spawn_only: bool,
+    /// Watched pidfds by packed key.
+    watched: HashMap<u64, (WorkerKey, OwnedFd)>,
+    pids: HashMap<i32, WorkerKey>,
+    dying: Vec<Dying>,
+    /// How workers ended whose pidfd has not been read yet.
+    statuses: HashMap<i32, Cause>,
+    leaving: HashMap<u32, u64>,
+    hot: HashMap<u32, u64>,
+    stopping: bool,
+}
+
+impl Thread {
+    fn new(supervisor: Arc<Supervisor>) -> Self {
+        Self {
+            supervisor,
+            zygotes: HashMap::new(),
+            current: None,
+            next_zygote: 1,
+            preloaded: Vec::new(),
+            preloaded_set: HashSet::new(),
+            spawn_only: false,
+            watched: HashMap::new(),
+            pids: HashMap::new(),
+            dying: Vec::new(),
+            statuses: HashMap::new(),
+            leaving: HashMap::new(),
+            hot: HashMap::new(),
+            stopping: false,
+        }
+    }
+
+    fn run(mut self) {
+        block_all_signals();
+        let mut ready = Vec::new();
+        loop {
+            let time = self.time_to_sleep();
+            if let Err(error) = self.supervisor.poller.wait(time, &mut ready) {
+                crate::bug(&format!("the supervisor cannot poll: {error}"));
+            }
+            for &signal in &ready {
+                self.handle(signal);
+            }
+            self.poll_hot();
+            self.end_waits();
+            if self.stopping && self.supervisor.shared().pools.is_empty() {
+                let supervisor = self.supervisor.clone();
+                // Under the lock: a pool that comes now starts a thread of its own.
+                let mut shared = supervisor.shared();
+                if shared.pools.is_empty() {
+                    shared.running = false;
+                    shared.zygote_pid = 0;
+                    drop(shared);
+                    for zygote in self.zygotes.values() {
+                        zygote.process.kill();
+                        zygote.process.reap();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn pool(&self, id: u32) -> Option<Arc<Pool>> {
+        self.supervisor.shared().pools.get(&id).cloned()
+    }
+
+    fn time_to_sleep(&self) -> Option<Duration> {
+        let now = monotonic_nanos();
+        let hot = (!self.hot.is_empty()).then_some(POLL_AGAIN);
+        let until = self
+            .dying
+            .iter()
+            .map(|dying| dying.until)
+            .chain(self.leaving.values().copied());
+        let wait = until
+            .min()
+            .map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        match (hot, wait) {
+            (Some(hot), Some(wait)) => Some(hot.min(wait)),
+            (hot, wait) => hot.or(wait),
+        }
+    }
+
+    fn handle(&mut self, signal: EventSignal) {
+        match signal.key {
+            KEY_COMMANDS => {
+                self.supervisor.event.clear();
+                let commands = std::mem::take(&mut self.supervisor.shared().commands);
+                for command in commands {
+                    self.obey(command);
+                }
+            }
+            key if key & KEY_POOL != 0 => {
+                let id = (key & !KEY_POOL) as u32;
+                if let Some(pool) = self.pool(id) {
+                    pool.event.clear();
+                    self.hot.entry(id).or_insert(0);
+                }
+            }
+            key if key & KEY_ZYGOTE != 0 => self.listen(key & !KEY_ZYGOTE),
+            key => self.ended(key),
+        }
+    }
+
+    fn poll_hot(&mut self) {
+        let supervisor = self.supervisor.clone();
+        self.hot.retain(|&id, last| {
+            let pool = supervisor.shared().pools.get(&id).cloned();
+            pool.is_some_and(|pool| pool.supervise(last))
+        });
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Births(id) => self.births(id),
+            Command::Closing(id) => self.closing(id),
+            Command::Preload(modules) => self.preload(modules),
+            Command::Warm => {
+                self.stopping = false;
+                if let Err(error) = self.zygote() {
+                    self.supervisor
+                        .log(true, format!("the zygote could not be started: {error}"));
+                }
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    // ---- Births -----------------------------------------------------------------------------
+
+    fn births(&mut self, id: u32) {
+        let Some(pool) = self.pool(id) else { return };
+        self.stopping = false;
+        for key in pool.seats_asked() {
+            if let Err(error) = self.birth(&pool, key) {
+                self.supervisor
+                    .log(true, format!("a worker could not be started: {error}"));
+                pool.not_born(key, &error.to_string());
+            }
+        }
+        self.closing(id);
+    }
+
+    fn birth(&mut self, pool: &Arc<Pool>, key: WorkerKey) -> io::Result<()> {
+        let zygote = if self.spawn_only {
+            self.new_zygote()?
+        } else {
+            self.zygote()?
+        };
+        let ends = match pool.prepare(key) {
+            Ok(ends) => ends,
+            Err(error) if error.kind() == io::ErrorKind::Other => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let message = if self.spawn_only {
+            ZygoteMessage::Become(key)
+        } else {
+            ZygoteMessage::Fork(key)
+        };
+        if self.spawn_only
+            && let Some(zygote) = self.zygotes.get_mut(&zygote)
+        {
+            zygote.became = Some(key);
+        }
+        self.send_birth(zygote, pool, &ends, &message)?;
+        fail_point("parent.fork_sent");
+        Ok(())
+    }
+
+    fn birth_file(&self) -> io::Result<Arc<MemoryFile>> {
+        let birth = self.supervisor.shared().birth.clone();
+        birth.ok_or_else(|| io::Error::other("nothing says what workers find at their birth"))
+    }
+
+    fn send_birth(
+        &mut self,
+        number: u64,
+        pool: &Pool,
+        ends: &WorkerEnds,
+        message: &ZygoteMessage,
+    ) -> io::Result<()> {
+        let birth = self.birth_file()?;
+        let directory = open_current_directory()?;
+        let (output, errors) = (standard_stream(1)?, standard_stream(2)?);
+        let descriptors = [
+            birth.as_fd(),
+            ends.control.as_fd(),
+            pool.page().as_fd(),
+            ends.socket.as_fd(),
+            ends.life_line.as_fd(),
+            pool.event.as_fd(),
+            output.as_fd(),
+            errors.as_fd(),
+            directory.as_fd(),
+        ];
+        self.send(number, message, &descriptors)
+    }
+
+    /// Sends to a zygote. While it imports, messages gather in its socket; when that is full the
+    /// supervisor waits for it, which a zygote's death ends.
+    fn send(
+        &mut self,
+        number: u64,
+        message: &ZygoteMessage,
+        descriptors: &[std::os::fd::BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let Some(zygote) = self.zygotes.get(&number) else {
+            return Err(io::Error::from(io::ErrorKind::NotConnected));
+        };
+        match zygote.socket.send(&message.encode(), descriptors, true) {
+            Ok(_) => Ok(()),
+            // It is gone: its hang-up comes by the poller and has all asked for anew.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The zygote that forks, started if there is none.
+    fn zygote(&mut self) -> io::Result<u64> {
+        if let Some(current) = self.current {
+            return Ok(current);
+        }
+        let number = self.new_zygote()?;
+        self.current = Some(number);
+        let pid = self.zygotes[&number].process.pid();
+        self.supervisor.shared().zygote_pid = pid;
+        if !self.preloaded.is_empty() {
+            self.send_preload(number, &self.preloaded.clone())?;
+        }
+        Ok(number)
+    }
+
+    fn new_zygote(&mut self) -> io::Result<u64> {
+        let launcher = self.supervisor.shared().launcher.clone();
+        let launcher =
+            launcher.ok_or_else(|| io::Error::other("nothing says how workers are started"))?;
+        let (socket, zygotes_socket) = Socket::pair()?;
+        let (life_line, zygotes_life_line) = LifeLine::new()?;
+        let environment = launcher.environment.as_deref();
+        let process = spawn_program(
+            &launcher.argv,
+            environment,
+            &zygotes_socket,
+            &zygotes_life_line,
+        )
+        .map_err(|error| {
+            let program = launcher
+                .argv
+                .first()
+                .map(|p| p.to_string_lossy().into_owned());
+            let program = program.unwrap_or_default();
+            io::Error::new(error.kind(), format!("{program} could not be run: {error}"))
+        })?;
+        let number = self.next_zygote;
+        self.next_zygote += 1;
+        self.supervisor.poller.add(&socket, KEY_ZYGOTE | number)?;
+        self.zygotes.insert(
+            number,
+            Zygote {
+                socket,
+                process,
+                life_line,
+                became: None,
+            },
+        );
+        Ok(number)
+    }
+
+    fn preload(&mut self, modules: Vec<String>) {
+        self.stopping = false;
+        let new: Vec<_> = modules
+            .into_iter()
+            .filter(|name| self.preloaded_set.insert(name.clone()))
+            .collect();
+        if new.is_empty() || self.spawn_only {
+            return;
+        }
+        let known = self.current.is_some();
+        self.preloaded.extend(new.iter().cloned());
+        let sent = self.zygote().and_then(|number| {
+            // A zygote that was started just now was told already.
+            if known {
+                self.send_preload(number, &new)
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(error) = sent {
+            self.supervisor
+                .log(true, format!("modules could not be preloaded: {error}"));
+        }
+    }
+
+    fn send_preload(&mut self, number: u64, modules: &[String]) -> io::Result<()> {
+        let birth = self.birth_file()?;
+        let message = ZygoteMessage::Preload(modules.join("\n"));
+        self.send(number, &message, &[birth.as_fd()])
+    }
+
+    // ---- What the zygotes say ---------------------------------------------------------------
+
+    fn listen(&mut self, number: u64) {
+        let mut buffer = vec![0; LONGEST_MESSAGE];
+        loop {
+            let Some(zygote) = self.zygotes.get(&number) else {
+                return;
+            };
+            match zygote.socket.receive(&mut buffer, false) {
+                Ok(Received::Message(len, descriptors)) => {
+                    if let Ok(message) = ZygoteMessage::decode(&buffer[..len]) {
+                        self.hear(number, message, descriptors);
+                    }
+                }
+                Ok(Received::DescriptorsLost(len)) => {
+                    if let Ok(message) = ZygoteMessage::decode(&buffer[..len]) {
+                        self.hear(number, message, Vec::new());
+                    }
+                }
+                Ok(Received::Nothing) => return,
+                Ok(Received::Closed) | Err(_) => {
+                    self.zygote_gone(number);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, number: u64, message: ZygoteMessage, mut descriptors: Vec<OwnedFd>) {
+        match message {
+            ZygoteMessage::Forked(key, pid) => {
+                let process = match descriptors.pop() {
+                    Some(pidfd) => Process::from_parts(pid, Some(pidfd)),
+                    None => Process::open(pid),
+                };
+                let pool = self.pool(key.pool);
+                let (Ok(process), Some(pool)) = (process, pool) else {
+                    return;
+                };
+                self.pids.insert(pid, key);
+                match pool.born(key, process) {
+                    Ok(Some(watch)) => {
+                        if let Err(error) = self.supervisor.poller.add(&watch, key.pack()) {
+                            self.supervisor
+                                .log(true, format!("worker {pid} cannot be watched: {error}"));
+                        }
+                        self.watched.insert(key.pack(), (key, watch));
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        self.supervisor
+                            .log(true, format!("worker {pid} cannot be watched: {error}"));
+                    }
+                }
+                if let Some(cause) = self.statuses.remove(&pid) {
+                    self.bury(key, cause);
+                }
+            }
+            ZygoteMessage::NotForked(key, why) => {
+                let Some(pool) = self.pool(key.pool) else {
+                    return;
+                };
+                if why == THREADED {
+                    self.spawn_only = true;
+                    pool.died(key, Cause::Start);
+                } else {
+                    pool.not_born(key, &why);
+                }
+            }
+            ZygoteMessage::Exited(pid, status) => {
+                let cause = Cause::from(manyhands_os::ExitStatus::from_wait_status(status));
+                match self.pids.get(&pid) {
+                    Some(&key) => self.bury(key, cause),
+                    None => {
+                        self.statuses.insert(pid, cause);
+                    }
+                }
+            }
+            ZygoteMessage::Preloaded(threads, failures) => {
+                if !failures.is_empty() {
+                    self.supervisor.log(
+                        false,
+                        format!("modules that could not be preloaded: {failures}"),
+                    );
+                }
+                if threads > 1 && !self.spawn_only {
+                    self.spawn_only = true;
+                    self.supervisor.log(
+                        true,
+                        format!(
+                            "preloaded modules started {} threads ({failures_or_modules}), so workers are \
+                             started one by one instead of forked, which is slower",
+                            threads - 1,
+                            failures_or_modules = self.preloaded.join(", "),
+                        ),
+                    );
+                }
+            }
+            ZygoteMessage::Hello(_)
+            | ZygoteMessage::Preload(_)
+            | ZygoteMessage::Fork(_)
+            | ZygoteMessage::Become(_) => {
+                let _spoken_by = number;
+            }
+        }
+    }
+
+    fn zygote_gone(&mut self, number: u64) {
+        let Some(zygote) = self.zygotes.remove(&number) else {
+            return;
+        };
+        // Already closed on its side; what cannot be removed was removed by the closing.
+        let _removed = self.supervisor.poller.remove(&zygote.socket);
+        zygote.process.kill();
+        let status = zygote.process.reap();
+        if self.current == Some(number) {
+            self.current = None;
+            self.supervisor.shared().zygote_pid = 0;
+            self.supervisor.log(
+                false,
+                format!("the zygote ended ({status:?}); the next worker starts another"),
+            );
+            for pool in self.supervisor.pools() {
+                let unborn = pool.unborn();
+                if !unborn.is_empty() {
+                    pool.birth_failed(&format!(
+                        "the zygote ended while it was starting ({status:?})"
+                    ));
+                }
+                for key in unborn {
+                    pool.died(key, Cause::Start);
+                }
+            }
+        } else if let Some(key) = zygote.became {
+            self.bury(key, Cause::from(status));
+        }
+    }
+
+    // ---- Deaths -----------------------------------------------------------------------------
+
+    /// A pidfd is readable: the process has ended.
+    fn ended(&mut self, packed: u64) {
+        let Some((key, watch)) = self.watched.remove(&packed) else {
+            return;
+        };
+        let _removed = self.supervisor.poller.remove(&watch);
+        self.dying.push(Dying {
+            key,
+            until: monotonic_nanos() + STATUS_WAIT,
+        });
+        if self.current.is_none()
+            && !self
+                .zygotes
+                .values()
+                .any(|zygote| zygote.became == Some(key))
+        {
+            self.bury(key, Cause::Unknown); // nobody is left who could tell
+        }
+    }
+
+    fn bury(&mut self, key: WorkerKey, cause: Cause) {
+        self.dying.retain(|dying| dying.key != key);
+        self.pids.retain(|_, other| *other != key);
+        if let Some((_, watch)) = self.watched.remove(&key.pack()) {
+            let _removed = self.supervisor.poller.remove(&watch);
+        }
+        if let Some(pool) = self.pool(key.pool) {
+            pool.died(key, cause);
+            // It may have died between taking the sleeper's mark and waking the sleeper.
+            self.hot.insert(key.pool, 0);
+            self.closing(key.pool);
+        }
+    }
+
+    fn end_waits(&mut self) {
+        let now = monotonic_nanos();
+        let late: Vec<_> = self
+            .dying
+            .iter()
+            .filter(|dying| dying.until <= now)
+            .map(|dying| dying.key)
+            .collect();
+        for key in late {
+            self.bury(key, Cause::Unknown);
+        }
+        let late: Vec<_> = self
+            .leaving
+            .iter()
+            .filter(|&(_, &until)| until <= now)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in late {
+            self.leaving.insert(id, now + LEAVE_WAIT);
+            if let Some(pool) = self.pool(id) {
+                pool.kill_leaving();
+            }
+        }
+    }
+
+    /// Lets a pool go whose last worker is gone; gives one that has nothing to do a time to leave.
+    fn closing(&mut self, id: u32) {
+        let Some(pool) = self.pool(id) else { return };
+        if pool.is_gone() {
+            let _removed = self.supervisor.poller.remove(&pool.event);
+            self.leaving.remove(&id);
+            self.hot.remove(&id);
+            self.supervisor.shared().pools.remove(&id);
+        } else if pool.is_leaving() {
+            self.leaving
+                .entry(id)
+                .or_insert_with(|| monotonic_nanos() + LEAVE_WAIT);
+        }
+    }
+}
+
+/// What a zygote says that will not fork because it has threads.
+pub(crate) const THREADED: &str = "the zygote has more than one thread";

@@ -1,0 +1,245 @@
+//! A task as the parent keeps it.
+
+use crate::definition::Definition;
+use crate::protocol::TaskKind;
+use manyhands_os::{ExitStatus, MessageFile, View};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Bytes that were encoded once and are sent as often as needed.
+#[derive(Debug)]
+pub enum Bytes {
+    /// A few, in place.
+    Short(u8, [u8; 22]),
+    /// Some.
+    Heap(Box<[u8]>),
+    /// Many, in a file that can be sent without a copy.
+    File(MessageFile),
+}
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Self::Short(0, [0; 22])
+    }
+}
+
+impl Bytes {
+    /// Copies the bytes; long ones stay in private memory.
+    #[inline]
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut short = [0; 22];
+        match short.get_mut(..bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                Self::Short(bytes.len() as u8, short)
+            }
+            None => Self::Heap(Box::from(bytes)),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Short(len, _) => usize::from(*len),
+            Self::Heap(bytes) => bytes.len(),
+            Self::File(file) => file.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Gives the bytes to a reader, mapping a file for the time.
+    pub fn with<R>(&self, read: impl FnOnce(&[u8]) -> R) -> io::Result<R> {
+        Ok(match self {
+            Self::Short(len, bytes) => read(&bytes[..usize::from(*len)]),
+            Self::Heap(bytes) => read(bytes),
+            Self::File(file) => {
+                let view: View = file.view()?;
+                read(view.as_slice())
+            }
+        })
+    }
+}
+
+/// Why a worker died, from a closed list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// A signal killed it.
+    Signal(i32),
+    /// It exited by itself.
+    Exit(i32),
+    /// Nobody could tell: the process that would know was killed too.
+    Unknown,
+    /// It broke the protocol, and was killed for it.
+    Protocol,
+    /// It could not be started.
+    Start,
+}
+
+impl From<ExitStatus> for Cause {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Exited(code) => Self::Exit(code),
+            ExitStatus::Killed(signal) => Self::Signal(signal),
+            ExitStatus::Unknown => Self::Unknown,
+        }
+    }
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It returned this.
+    Value(u8, Bytes),
+    /// It failed with this.
+    Error(u8, Bytes),
+    /// Its worker died while it ran. The payload is there for messages.
+    Died {
+        /// The worker's process id, 0 if it never had one.
+        pid: i32,
+        /// Why.
+        cause: Cause,
+        /// How the payload is encoded.
+        tag: u8,
+        /// The task's payload.
+        payload: Bytes,
+    },
+    /// It never started and never will.
+    Cancelled,
+    /// It never started, because the pool cannot run anything any more.
+    Broken(Arc<Breakage>),
+    /// It never started, or its result was lost: what happened, as a sentence.
+    Failed(String),
+}
+
+/// Why a pool can run nothing any more.
+#[derive(Debug)]
+pub enum Breakage {
+    /// The initializer raised this.
+    Initializer(u8, Bytes),
+    /// The initializer's worker died, again and again.
+    InitializerDied(i32, Cause),
+    /// No worker could be started; why.
+    Start(String),
+}
+
+/// The part of a task that outlives its run: what a future holds.
+#[derive(Debug)]
+pub struct Task {
+    outcome: OnceLock<Outcome>,
+    /// Where it was published last: slot in the upper half, number in the lower; all ones before.
+    /// Written and acted on under the pool's lock, read without it as a hint.
+    place: AtomicU64,
+    /// A token that the face wants to see when the task has ended; 0 for none. Under the lock.
+    observer: AtomicU64,
+    /// For messages: which item, which call.
+    pub index: u64,
+    /// What it runs, which messages name.
+    pub definition: Option<Arc<Definition>>,
+}
+
+const NOWHERE: u64 = u64::MAX;
+
+impl Task {
+    /// A task that has not ended.
+    pub fn new(index: u64, definition: Option<Arc<Definition>>) -> Arc<Self> {
+        Arc::new(Self {
+            outcome: OnceLock::new(),
+            place: AtomicU64::new(NOWHERE),
+            observer: AtomicU64::new(0),
+            index,
+            definition,
+        })
+    }
+
+    /// How it ended, once it has.
+    #[inline]
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.get()
+    }
+
+    /// Whether it has ended.
+    #[inline]
+    pub fn is_done(&self) -> bool {
+        self.outcome.get().is_some()
+    }
+
+    /// Ends the task; the first end counts. Gives the token of whoever observes it.
+    pub(crate) fn complete(&self, outcome: Outcome) -> Option<u64> {
+        if self.outcome.set(outcome).is_err() {
+            return None;
+        }
+        // Relaxed: under the pool's lock.
+        let observer = self.observer.load(Ordering::Relaxed);
+        (observer != 0).then_some(observer)
+    }
+
+    pub(crate) fn set_observer(&self, token: u64) {
+        self.observer.store(token, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_place(&self, place: Option<(u32, u32)>) {
+        let word = place.map_or(NOWHERE, |(slot, number)| {
+            (u64::from(slot) << 32) | u64::from(number)
+        });
+        // Relaxed: under the pool's lock.
+        self.place.store(word, Ordering::Relaxed);
+    }
+
+    pub(crate) fn place(&self) -> Option<(u32, u32)> {
+        let word = self.place.load(Ordering::Relaxed);
+        (word != NOWHERE).then_some(((word >> 32) as u32, word as u32))
+    }
+}
+
+/// The part of a task that its run needs: what the scheduler moves about.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its other part; none for start-up and exit.
+    pub task: Option<Arc<Task>>,
+    /// What is asked for.
+    pub kind: TaskKind,
+    /// What to run.
+    pub definition: Option<Arc<Definition>>,
+    /// What else has to be known to the worker.
+    pub needs: Vec<Arc<Definition>>,
+    /// How the payload is encoded.
+    pub tag: u8,
+    /// The arguments.
+    pub payload: Bytes,
+    /// Position of its record in the worker's task area, while published.
+    pub(crate) position: u64,
+    /// Length of that record.
+    pub(crate) length: u32,
+    /// Ids of the definitions that the record carries.
+    pub(crate) carried: Vec<u32>,
+}
+
+impl Entry {
+    /// A task to run.
+    pub fn new(
+        task: Option<Arc<Task>>,
+        kind: TaskKind,
+        definition: Option<Arc<Definition>>,
+        needs: Vec<Arc<Definition>>,
+        tag: u8,
+        payload: Bytes,
+    ) -> Self {
+        let (position, length, carried) = (0, 0, Vec::new());
+        Self {
+            task,
+            kind,
+            definition,
+            needs,
+            tag,
+            payload,
+            position,
+            length,
+            carried,
+        }
+    }
+}

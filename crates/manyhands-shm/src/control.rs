@@ -1,0 +1,213 @@
+//! The control block of one worker: its queue word, its park word, and two rings.
+//!
+//! | offset            | size        | what                                  | writer          |
+//! |-------------------|-------------|---------------------------------------|-----------------|
+//! | 0                 | 64          | magic, version                        | parent, once    |
+//! | 64                | 64          | queue word (`queue_word`)             | both, by CAS    |
+//! | 128               | 64          | park word of the worker (`park`)      | both            |
+//! | 192               | 128         | positions of the result ring (`ring`) | each its own    |
+//! | 320               | 64          | start of the running task, in ns      | worker          |
+//! | 4096              | `TASK_AREA` | task records                          | parent          |
+//! | after that        | `RESULT_AREA` | result records                      | worker          |
+//!
+//! The task area has no positions of its own: the queue word numbers the records, which follow one
+//! another, and the parent reuses a record's bytes when its result has come or it was revoked.
+
+use crate::park::ParkWord;
+use crate::queue_word::QueueWord;
+use crate::ring::{RingPositions, RingReader, RingWriter};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use manyhands_os::{MemoryFile, Segment};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+/// Bytes for task records.
+pub const TASK_AREA: usize = 256 * 1024;
+/// Bytes for result records.
+pub const RESULT_AREA: usize = 512 * 1024;
+
+const HEADER: usize = 4096;
+const MAGIC: u32 = 0x6d68_6332;
+const VERSION: u32 = 1;
+
+#[repr(C)]
+struct Layout {
+    magic: AtomicU32,
+    version: AtomicU32,
+    _reserved: [u32; 14],
+    queue: QueueLine,
+    worker: ParkLine,
+    results: RingPositions,
+    running: RunningLine,
+}
+
+#[repr(C, align(64))]
+struct QueueLine(QueueWord);
+
+#[repr(C, align(64))]
+struct ParkLine(ParkWord);
+
+#[repr(C, align(64))]
+struct RunningLine(AtomicU64);
+
+/// The mapped block.
+#[derive(Debug)]
+pub struct ControlBlock {
+    file: MemoryFile,
+    segment: Segment,
+}
+
+impl ControlBlock {
+    /// Makes the block; the parent's side.
+    pub fn create() -> io::Result<Self> {
+        let file = MemoryFile::new(c"manyhands-control", HEADER + TASK_AREA + RESULT_AREA)?;
+        let block = Self::map(file)?;
+        // Relaxed: the block travels to the worker by a system call.
+        block.layout().magic.store(MAGIC, Ordering::Relaxed);
+        block.layout().version.store(VERSION, Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// Opens the block that the parent made; the worker's side.
+    pub fn open(descriptor: OwnedFd) -> io::Result<Self> {
+        let block = Self::map(MemoryFile::from_descriptor(descriptor)?)?;
+        let layout = block.layout();
+        let seen = (
+            layout.magic.load(Ordering::Relaxed),
+            layout.version.load(Ordering::Relaxed),
+        );
+        if seen != (MAGIC, VERSION) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the parent speaks another version of the protocol",
+            ));
+        }
+        Ok(block)
+    }
+
+    fn map(file: MemoryFile) -> io::Result<Self> {
+        let segment = Segment::new(&file, HEADER, &[TASK_AREA, RESULT_AREA])?;
+        Ok(Self { file, segment })
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: the mapping is page-aligned, larger than the layout, and holds atomics alone.
+        unsafe { self.segment.start().cast::<Layout>().as_ref() }
+    }
+
+    /// Which tasks the worker may start.
+    #[inline]
+    pub fn queue(&self) -> &QueueWord {
+        &self.layout().queue.0
+    }
+
+    /// The word on which the worker sleeps.
+    #[inline]
+    pub fn worker(&self) -> &ParkWord {
+        &self.layout().worker.0
+    }
+
+    /// When the running task started, in nanoseconds of the monotonic clock; a hint for people.
+    #[inline]
+    pub fn started_at(&self) -> u64 {
+        // Relaxed: shown, never acted on.
+        self.layout().running.0.load(Ordering::Relaxed)
+    }
+
+    /// Worker: notes when a task started.
+    #[inline]
+    pub fn set_started_at(&self, nanos: u64) {
+        self.layout().running.0.store(nanos, Ordering::Relaxed);
+    }
+
+    fn area(&self, offset: usize) -> NonNull<u8> {
+        debug_assert!(offset < self.segment.len());
+        // SAFETY: the offset is inside the mapping.
+        unsafe { self.segment.start().add(offset) }
+    }
+
+    /// Copies a task record to `position` of the task area.
+    ///
+    /// # Safety
+    /// The bytes there belong to no record that is published, running, or without its result.
+    #[inline]
+    pub unsafe fn write_task(&self, position: u64, head: &[u8], body: &[u8]) {
+        let offset = HEADER + (position as usize & (TASK_AREA - 1));
+        debug_assert!(head.len() + body.len() <= TASK_AREA);
+        // SAFETY: inside the area, which is mapped twice in a row; the caller owns the bytes.
+        unsafe {
+            let to = self.area(offset).as_ptr();
+            std::ptr::copy_nonoverlapping(head.as_ptr(), to, head.len());
+            std::ptr::copy_nonoverlapping(body.as_ptr(), to.add(head.len()), body.len());
+        }
+    }
+
+    /// The bytes of the task area from `position` on, a full round long.
+    ///
+    /// # Safety
+    /// Only a record that the caller claimed may be read.
+    #[inline]
+    pub unsafe fn task_bytes(&self, position: u64) -> &[u8] {
+        let offset = HEADER + (position as usize & (TASK_AREA - 1));
+        // SAFETY: inside the area, which is mapped twice in a row.
+        unsafe { std::slice::from_raw_parts(self.area(offset).as_ptr(), TASK_AREA) }
+    }
+
+    /// The worker's end of the result ring.
+    ///
+    /// # Safety
+    /// Called once per worker process; the block outlives the writer.
+    pub unsafe fn result_writer(&self) -> RingWriter {
+        let start = self.area(HEADER + 2 * TASK_AREA);
+        // SAFETY: the area is mapped twice; the caller vouches for the rest.
+        unsafe { RingWriter::new(start, RESULT_AREA, NonNull::from(&self.layout().results)) }
+    }
+
+    /// The parent's end of the result ring.
+    ///
+    /// # Safety
+    /// Called once per block by the parent; the block outlives the reader.
+    pub unsafe fn result_reader(&self) -> RingReader {
+        let start = self.area(HEADER + 2 * TASK_AREA);
+        // SAFETY: the area is mapped twice; the caller vouches for the rest.
+        unsafe { RingReader::new(start, RESULT_AREA, NonNull::from(&self.layout().results)) }
+    }
+}
+
+impl AsFd for ControlBlock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(all(test, not(manyhands_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_see_one_block() {
+        let parent = ControlBlock::create().unwrap();
+        let descriptor = parent.as_fd().try_clone_to_owned().unwrap();
+        let worker = ControlBlock::open(descriptor).unwrap();
+        let position = TASK_AREA as u64 - 3;
+        // SAFETY: nothing is published.
+        unsafe { parent.write_task(position, b"he", b"llo") };
+        parent.queue().publish(1);
+        assert_eq!(worker.queue().claim(), Some(0));
+        // SAFETY: claimed.
+        assert_eq!(unsafe { &worker.task_bytes(position)[..5] }, b"hello");
+        // SAFETY: one writer and one reader, dropped before the blocks.
+        let (mut writer, reader) = unsafe { (worker.result_writer(), parent.result_reader()) };
+        writer.reserve(3).unwrap().copy_from_slice(b"yes");
+        writer.publish(3);
+        assert_eq!(reader.unread(), b"yes");
+    }
+
+    #[test]
+    fn a_short_file_is_refused() {
+        let file = MemoryFile::new(c"short", 4096).unwrap();
+        let descriptor = file.as_fd().try_clone_to_owned().unwrap();
+        assert!(ControlBlock::open(descriptor).is_err());
+    }
+}

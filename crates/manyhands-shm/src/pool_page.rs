@@ -1,0 +1,137 @@
+//! The page that a pool's parent shares with all its workers.
+
+use crate::park::ParkWord;
+use crate::sync::{AtomicU32, Ordering};
+use manyhands_os::{MemoryFile, Segment};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const PAGE: usize = 4096;
+const MAGIC: u32 = 0x6d68_7031;
+
+#[repr(C)]
+struct Layout {
+    magic: AtomicU32,
+    _reserved: [u32; 15],
+    parent: ParkLine,
+    spinner: SpinLine,
+}
+
+#[repr(C, align(64))]
+struct ParkLine(ParkWord);
+
+#[repr(C, align(64))]
+struct SpinLine(AtomicU32);
+
+/// The mapped page.
+#[derive(Debug)]
+pub struct PoolPage {
+    file: MemoryFile,
+    segment: Segment,
+}
+
+/// The right to be the one worker of the pool that spins; given back when dropped.
+#[derive(Debug)]
+pub struct SpinPermit<'page> {
+    page: &'page PoolPage,
+    slot: u32,
+}
+
+impl PoolPage {
+    /// Makes the page; the parent's side.
+    pub fn create() -> io::Result<Self> {
+        let page = Self::map(MemoryFile::new(c"manyhands-pool", PAGE)?)?;
+        // Relaxed: the page travels to workers by a system call.
+        page.layout().magic.store(MAGIC, Ordering::Relaxed);
+        Ok(page)
+    }
+
+    /// Opens the page that the parent made; the worker's side.
+    pub fn open(descriptor: OwnedFd) -> io::Result<Self> {
+        let page = Self::map(MemoryFile::from_descriptor(descriptor)?)?;
+        if page.layout().magic.load(Ordering::Relaxed) != MAGIC {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the parent speaks another version of the protocol",
+            ));
+        }
+        Ok(page)
+    }
+
+    fn map(file: MemoryFile) -> io::Result<Self> {
+        let segment = Segment::new(&file, PAGE, &[])?;
+        Ok(Self { file, segment })
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: the mapping is page-aligned, larger than the layout, and holds atomics alone.
+        unsafe { self.segment.start().cast::<Layout>().as_ref() }
+    }
+
+    /// The word on which the parent sleeps while no worker has anything for it.
+    pub fn parent(&self) -> &ParkWord {
+        &self.layout().parent.0
+    }
+
+    /// Asks for the right to spin, which one worker at a time has.
+    #[must_use]
+    pub fn may_spin(&self, slot: u32) -> Option<SpinPermit<'_>> {
+        // Relaxed throughout: the word guards processor time, not memory.
+        self.layout()
+            .spinner
+            .0
+            .compare_exchange(0, slot + 1, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()
+            .map(|_| SpinPermit { page: self, slot })
+    }
+
+    /// Parent: takes the right back from a worker that died with it.
+    pub fn end_spin(&self, slot: u32) {
+        // A failure means that another worker has the right, or nobody.
+        let _taken = self.layout().spinner.0.compare_exchange(
+            slot + 1,
+            0,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+impl Drop for SpinPermit<'_> {
+    fn drop(&mut self) {
+        self.page.end_spin(self.slot);
+    }
+}
+
+impl AsFd for PoolPage {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(all(test, not(manyhands_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_worker_spins_at_a_time() {
+        let page = PoolPage::create().unwrap();
+        let permit = page.may_spin(3);
+        assert!(permit.is_some());
+        assert!(page.may_spin(4).is_none());
+        drop(permit);
+        let leaked = page.may_spin(4).map(std::mem::forget);
+        assert!(leaked.is_some());
+        page.end_spin(3);
+        assert!(page.may_spin(5).is_none(), "slot 3 does not hold it");
+        page.end_spin(4);
+        assert!(page.may_spin(5).is_some());
+    }
+
+    #[test]
+    fn a_foreign_page_is_refused() {
+        let file = MemoryFile::new(c"foreign", PAGE).unwrap();
+        let descriptor = file.as_fd().try_clone_to_owned().unwrap();
+        assert!(PoolPage::open(descriptor).is_err());
+    }
+}

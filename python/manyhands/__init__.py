@@ -1,0 +1,49 @@
+"""manyhands: parallel processing for Python, with its core in Rust.
+
+>>> import manyhands as mh
+>>> list(mh.map(abs, [-1, 2, -3]))
+[1, 2, 3]
+>>> with mh.Pool(2) as pool:
+...     future = pool.submit(pow, 2, 10)
+...     future.result()
+1024
+"""
+
+from manyhands._cpu import cpu_count
+from manyhands._default import map, starmap, submit  # noqa: A004
+from manyhands._errors import (
+    NotPicklable,
+    OwnerDied,
+    PoolStalled,
+    RemoteError,
+    RemoteTraceback,
+    TaskError,
+    TaskMemoryExceeded,
+    TaskTimeout,
+    WorkerDied,
+)
+from manyhands._future import Future
+from manyhands._pool import Pool
+from manyhands._stats import PoolStats, WorkerStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Future",
+    "NotPicklable",
+    "OwnerDied",
+    "Pool",
+    "PoolStalled",
+    "PoolStats",
+    "RemoteError",
+    "RemoteTraceback",
+    "TaskError",
+    "TaskMemoryExceeded",
+    "TaskTimeout",
+    "WorkerDied",
+    "WorkerStats",
+    "cpu_count",
+    "map",
+    "starmap",
+    "submit",
+]

@@ -1,0 +1,56 @@
+"""The parent's way from objects to bytes, for the Rust side to call when its fast path ends."""
+
+from __future__ import annotations
+
+from _thread import RLock
+from collections.abc import Iterable
+from typing import Any
+
+from manyhands import _core
+from manyhands._definitions import Check, Definer
+from manyhands._describe import name_of
+from manyhands._errors import NotPicklable
+
+_ARGS, _ARGS_KWARGS = 2, 3  # tags of calls.rs
+
+_lock = RLock()
+_label = ""
+
+
+def _make(payload: bytes, needs: tuple[_core.Definition, ...]) -> _core.Definition:
+    return _core.Definition(payload, needs, _label)
+
+
+_definer: Definer[_core.Definition] = Definer(_make)
+
+
+def define(function: Any) -> tuple[_core.Definition, list[Check]]:
+    """The definition of a function, and what must still hold for it to be current."""
+    global _label
+    with _lock:
+        _label = name_of(function)
+        return _definer.function(function)
+
+
+def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:
+    """Pickles a call by value where it must be, or raises `NotPicklable` with the path."""
+    global _label
+    with _lock:
+        _label = "a definition"
+        if tag == _ARGS:
+            return _definer.dumps(call, root="args")
+        try:
+            return _definer.dumps(call)
+        except NotPicklable:
+            roots = ("args", "kwargs") if tag == _ARGS_KWARGS else ("the function", "args", "kwargs")
+            for part, root in zip(call, roots, strict=True):
+                _definer.dumps(part, root=root)  # raises for the culprit, with a better path
+            raise
+
+
+def bindings(names: Iterable[str]) -> tuple[_core.Definition, ...]:
+    """The definitions that put these names into the workers' `__main__`."""
+    global _label
+    with _lock:
+        _label = "a definition"
+        return _definer.bindings(names)

@@ -1,0 +1,101 @@
+"""The exceptions of manyhands.
+
+`TaskError` is the base of whatever befalls a task from outside its own code. An exception that the
+task's own code raises is never one of these: it arrives with its own type.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import BrokenExecutor
+from pickle import PicklingError
+
+__all__ = [
+    "NotPicklable",
+    "OwnerDied",
+    "PoolStalled",
+    "RemoteError",
+    "RemoteTraceback",
+    "TaskError",
+    "TaskMemoryExceeded",
+    "TaskTimeout",
+    "WorkerDied",
+]
+
+
+class TaskError(RuntimeError):
+    """Something outside the task's own code ended it."""
+
+
+class WorkerDied(TaskError, BrokenExecutor):
+    """The worker process died while it ran this task; every other task goes on.
+
+    Attributes:
+        pid: the process id of the worker, or 0 where it is not known.
+        cause: one of `"signal"`, `"exit"`, `"oom"`, `"start"`, `"unknown"`.
+        code: the signal's number for `"signal"` and `"oom"`, the exit status for `"exit"`, else None.
+    """
+
+    def __init__(
+        self, message: str, *, pid: int = 0, cause: str = "unknown", code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.cause = cause
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"pid": self.pid, "cause": self.cause, "code": self.code}
+        return (WorkerDied, (str(self),), state)
+
+
+class TaskTimeout(TaskError, TimeoutError):
+    """The task ran longer than its time limit and was stopped."""
+
+
+class TaskMemoryExceeded(TaskError, MemoryError):
+    """The task used more memory than its limit and was stopped."""
+
+
+class NotPicklable(TaskError, PicklingError):
+    """An argument, a result or an exception cannot travel between processes.
+
+    The message names the path to the part that cannot, as in
+    `args[1].model._lock is a thread lock`.
+    """
+
+
+class RemoteError(TaskError):
+    """Stands for an exception of the task that could not be rebuilt in this process.
+
+    Attributes:
+        type_name: the qualified name of the original exception's type.
+        remote_message: what `str()` gave for it in the worker.
+    """
+
+    def __init__(self, message: str, *, type_name: str = "", remote_message: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.remote_message = remote_message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"type_name": self.type_name, "remote_message": self.remote_message}
+        return (RemoteError, (str(self),), state)
+
+
+class OwnerDied(TaskError):
+    """The process that held a lock or owned an object died."""
+
+
+class PoolStalled(TaskError):
+    """The pool's own protocol stopped making progress, which is a bug in manyhands."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception as it was formatted in the worker; only ever a `__cause__`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'

@@ -1,0 +1,215 @@
+"""Futures: those of `concurrent.futures`, resolved by Rust.
+
+A future is two things. Its native part knows the task, waits for it and decodes its result; nothing
+else exists as long as people call `result()`. Once somebody wants to be *told* of the end (a
+callback, `wait`, `as_completed`, an event loop), the future is observed: it gets the condition, the
+waiters and the callbacks that the standard library works on, and a thread of ours tells them.
+
+For an observed future the state that the standard library sees changes only under its condition,
+together with the telling, so that nobody is told twice or never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Generator
+from concurrent import futures
+from typing import Any, TypeVar
+
+from manyhands import _core
+
+T = TypeVar("T")
+
+_PENDING = "PENDING"
+_RUNNING = "RUNNING"
+_CANCELLED = "CANCELLED_AND_NOTIFIED"
+_FINISHED = "FINISHED"
+
+_log = logging.getLogger("manyhands")
+
+
+class _Watch:
+    """What an observed future has besides its task."""
+
+    __slots__ = ("callbacks", "condition", "ended", "waiters")
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.waiters: list[Any] = []
+        self.callbacks: list[Callable[[Any], object]] = []
+        self.ended = False
+
+
+class Future(_core.TaskFuture, futures.Future[T]):
+    """The result of a task that was submitted, now or later.
+
+    A `concurrent.futures.Future`: `wait`, `as_completed`, callbacks and `asyncio.wrap_future` work
+    on it. It can be awaited. Made by `submit` and by nobody else.
+
+    >>> import manyhands as mh
+    >>> with mh.Pool(1) as pool:
+    ...     pool.submit(sum, [1, 2, 3]).result()
+    6
+    """
+
+    _watch: _Watch | None = None
+
+    def _observed(self) -> _Watch:
+        watch = self._watch
+        return _teller.observe(self) if watch is None else watch
+
+    @property
+    def _condition(self) -> threading.Condition:
+        return self._observed().condition
+
+    @property
+    def _waiters(self) -> list[Any]:
+        return self._observed().waiters
+
+    @property
+    def _state(self) -> str:
+        watch = self._watch
+        if self.done() if watch is None else watch.ended:
+            return _CANCELLED if self.cancelled() else _FINISHED
+        return _RUNNING if self.running() else _PENDING
+
+    def _get_snapshot(self) -> tuple[bool, bool, T | None, BaseException | None]:
+        # What asyncio asks of futures from Python 3.14 on.
+        if not self.done():
+            return False, False, None, None
+        if self.cancelled():
+            return True, True, None, None
+        error = self.exception()
+        return True, False, None if error is not None else self.result(), error
+
+    def cancel(self) -> bool:
+        """Cancels the task if it has not started.
+
+        Returns whether it is cancelled. A task that runs, or has ended, is left alone.
+        """
+        return self._cancel()
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Has `fn(self)` called when the task has ended: at once if it has, else by a thread of
+        manyhands. What the callback raises is logged.
+        """
+        watch = self._observed()
+        with watch.condition:
+            if not watch.ended:
+                watch.callbacks.append(fn)
+                return
+        _call(fn, self)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self).__await__()
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Always raises: the pool alone moves its futures."""
+        raise RuntimeError("the futures of manyhands are moved by their pool alone")
+
+    def set_result(self, result: T) -> None:
+        """Always raises: the pool alone moves its futures."""
+        raise RuntimeError("the futures of manyhands are moved by their pool alone")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Always raises: the pool alone moves its futures."""
+        raise RuntimeError("the futures of manyhands are moved by their pool alone")
+
+    def __repr__(self) -> str:
+        return f"<manyhands.Future at {id(self):#x} state={self._state.lower()}>"
+
+
+def _call(callback: Callable[[Any], object], future: Future[Any]) -> None:
+    try:
+        callback(future)
+    except Exception:
+        _log.exception("a callback of %r raised", future)
+
+
+class _Teller:
+    """The thread that tells of ends, and the futures that it has to tell of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens = itertools.count(1)
+        self._observed: dict[int, Future[Any]] = {}
+        self._thread: threading.Thread | None = None
+        self._generation = _core.process_generation()
+        self._stopping = False
+
+    def observe(self, future: Future[Any]) -> _Watch:
+        with self._lock:
+            watch = future._watch
+            if watch is None:
+                watch = _Watch()
+                token = next(self._tokens)
+                self._observed[token] = future
+                if not future._observe(token):
+                    del self._observed[token]
+                    watch.ended = True
+                elif self._thread is None:
+                    self._start()
+                future._watch = watch
+            return watch
+
+    def _start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="manyhands-teller", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for token in _core.wait_completions(3600.0):
+                self._tell(token)
+            forward_logs()
+
+    def _tell(self, token: int) -> None:
+        with self._lock:
+            future = self._observed.pop(token)
+        watch = future._watch
+        assert watch is not None
+        with watch.condition:
+            watch.ended = True
+            for waiter in watch.waiters:
+                if future.cancelled():
+                    waiter.add_cancelled(future)
+                elif future._has_value():
+                    waiter.add_result(future)
+                else:
+                    waiter.add_exception(future)
+            watch.condition.notify_all()
+        for callback in watch.callbacks:
+            _call(callback, future)
+        watch.callbacks.clear()
+
+    def stop(self) -> None:
+        """Ends the thread; for the end of the program."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._stopping = True
+            _core.ring_completions()
+            thread.join()
+            self._thread = None
+
+
+def forward_logs() -> None:
+    """Hands on what the supervisor, which knows no Python, had to log."""
+    for is_warning, text in _core.take_logs():
+        _log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
+
+
+_teller = _Teller()
+
+
+def stop_teller() -> None:
+    """Ends the thread that tells of ends."""
+    _teller.stop()
+
+
+def forget_parent() -> None:
+    """In a child of fork: the parent's futures are not told of here."""
+    global _teller
+    _teller = _Teller()

@@ -1,0 +1,148 @@
+"""How worker processes start: which interpreter, with what, and what they find at their birth."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from manyhands import _core
+from manyhands._definitions import modules_named_by
+
+# The placeholder package lets the zygote import what it needs of manyhands and no more; see
+# `_zygote.real_package` for how it becomes the real one.
+_BOOTSTRAP = """\
+import sys
+package = type(sys)("manyhands")
+package.__path__ = [{directory!r}]
+sys.modules["manyhands"] = package
+from manyhands._zygote import main
+main()
+"""
+
+# Interpreter flags that change what code means; verbosity, isolation of sys.path and the like are
+# settled by what a worker is told at its birth.
+_FLAGS = {"debug": "d", "dont_write_bytecode": "B", "bytes_warning": "b", "optimize": "O"}
+_X_OPTIONS = ("dev", "utf8", "faulthandler", "gil", "int_max_str_digits", "no_debug_ranges")
+
+_launched_with: list[str] | None = None
+
+
+def _looks_like_python(path: str) -> bool:
+    name = os.path.basename(path).lower()
+    return "python" in name or "pypy" in name
+
+
+def interpreter() -> str:
+    """The program that workers run: `MANYHANDS_PYTHON`, else this interpreter.
+
+    Where `sys.executable` is another program (an embedded or frozen interpreter, a web server), the
+    interpreter is looked for where this Python is installed.
+
+    Raises:
+        RuntimeError: none was found; the message says what to set.
+    """
+    chosen = os.environ.get("MANYHANDS_PYTHON")
+    if chosen:
+        return chosen
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    candidates = [
+        sys.executable or "",
+        getattr(sys, "_base_executable", "") or "",
+        str(Path(sys.exec_prefix, "bin", version)),
+        str(Path(sys.base_exec_prefix, "bin", version)),
+        str(Path(sys.base_exec_prefix, "bin", "python3")),
+    ]
+    frozen = getattr(sys, "frozen", False)
+    for index, path in enumerate(candidates):
+        if frozen and index < 2:  # the program itself, whatever it is called
+            continue
+        if path and _looks_like_python(path) and os.access(path, os.X_OK):
+            return path
+    raise RuntimeError(
+        f"no Python interpreter was found for the workers (sys.executable is {sys.executable!r}); "
+        f"set the environment variable MANYHANDS_PYTHON to the path of a Python {version[6:]}"
+    )
+
+
+def _needs_site() -> bool:
+    """Whether imports here depend on finders that `site` installs, as some editable installs do."""
+    kinds = (finder if isinstance(finder, type) else type(finder) for finder in sys.meta_path)
+    return any("editable" in kind.__module__.lower() for kind in kinds)
+
+
+def command() -> list[str]:
+    """Program and arguments of a zygote."""
+    argv = [interpreter()]
+    for flag, letter in _FLAGS.items():
+        count = int(getattr(sys.flags, flag))
+        if count > 0:
+            argv.append("-" + letter * count)
+    argv += [f"-W{option}" for option in sys.warnoptions]
+    for name in _X_OPTIONS:
+        value = sys._xoptions.get(name)
+        if value is not None:
+            argv += ["-X", name if value is True else f"{name}={value}"]
+    if not _needs_site():
+        argv.append("-S")  # most of the start-up time of an interpreter
+    directory = str(Path(__file__).parent)
+    return [*argv, "-c", _BOOTSTRAP.format(directory=directory)]
+
+
+def _umask() -> int:
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass  # no /proc: the zygote's umask is this process's, as it was when the zygote started
+    return -1
+
+
+def birth() -> bytes:
+    """What a worker finds at its birth: a marshalled dict that `_worker` reads."""
+    main = sys.modules.get("__main__")
+    content: dict[str, Any] = {
+        "path": [entry for entry in sys.path if isinstance(entry, str)],
+        "environ": dict(os.environ),
+        "argv": [str(argument) for argument in getattr(sys, "argv", [])],
+        "prefixes": (sys.prefix, sys.exec_prefix),
+        "executable": sys.executable or "",
+        "umask": _umask(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+        "recursion": sys.getrecursionlimit(),
+        "main_file": getattr(main, "__file__", None),
+    }
+    return marshal.dumps(content)
+
+
+def launch() -> None:
+    """Starts the zygote, if none runs, and says what workers find at their birth."""
+    global _launched_with
+    argv = command()
+    if argv != _launched_with:
+        _core.set_launcher(argv, None)
+        _launched_with = argv
+    _core.set_birth(birth())
+    _core.warm()
+
+
+def prepare(function: Any) -> None:
+    """Before the first task of a pool: what its function names is imported once, before any fork.
+
+    Modules of this very process that a worker could not import are left out by the zygote, which
+    says so in the log.
+    """
+    _core.set_birth(birth())
+    names = modules_named_by(function)
+    if names:
+        _core.preload(names)
+
+
+def forget_launch() -> None:
+    """In a child of fork: nothing was launched yet."""
+    global _launched_with
+    _launched_with = None

@@ -1,0 +1,123 @@
+"""From the end of a task to the exception that people see."""
+
+from __future__ import annotations
+
+import signal
+from _pickle import loads
+from typing import Any
+
+from manyhands._describe import call_text, name_of
+from manyhands._errors import NotPicklable, RemoteError, RemoteTraceback, TaskError, WorkerDied
+
+
+def _task(label: str, index: int) -> str:
+    return f"task {index} ({label})" if label else f"task {index}"
+
+
+def rebuild_error(payload: bytes, label: str, index: int) -> BaseException:
+    """The exception that a task raised, with the worker's traceback as its cause.
+
+    Where it cannot be rebuilt, or would end this program if it were raised (`SystemExit` and its
+    kind), a `RemoteError` stands for it.
+    """
+    pickled, type_name, message, text, note = loads(payload)
+    error: BaseException | None = None
+    why = f"raised {type_name}: {message}" if message else f"raised {type_name}"
+    if pickled is None:
+        why += "; this exception cannot be pickled, so this error stands for it"
+    else:
+        try:
+            rebuilt = loads(pickled)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # whatever the exception's own code does
+            why += f"; unpickling it raised {type(problem).__name__}: {problem}"
+        else:
+            if not isinstance(rebuilt, BaseException):
+                why += f"; what it unpickles to is no exception but {type(rebuilt).__name__}"
+            elif isinstance(rebuilt, SystemExit | KeyboardInterrupt | GeneratorExit):
+                why += ", which is kept from ending this program"
+            else:
+                error = rebuilt
+    if error is None:
+        error = RemoteError(
+            f"{_task(label, index)} {why}", type_name=type_name, remote_message=message
+        )
+    error.__cause__ = RemoteTraceback(text)
+    error.add_note(note)
+    return error
+
+
+def bad_result(problem: BaseException, label: str, index: int) -> BaseException:
+    """For a result that came and cannot be unpickled."""
+    error = NotPicklable(
+        f"the result of {_task(label, index)} cannot be unpickled here: "
+        f"{type(problem).__name__}: {problem}"
+    )
+    error.__cause__ = problem
+    return error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _manner(cause: str, code: int | None) -> str:
+    if cause == "signal" and code is not None:
+        return f"was killed by {_signal_name(code)}"
+    if cause == "exit":
+        return f"exited with status {code}"
+    if cause == "protocol":
+        return "broke the protocol and was killed"
+    if cause == "start":
+        return "could not be started"
+    return "died; how is not known, because the process that forks workers died too"
+
+
+def death(
+    label: str,
+    index: int,
+    pid: int,
+    cause: str,
+    code: int | None,
+    call: tuple[Any, tuple[Any, ...], dict[str, Any] | None] | None,
+) -> BaseException:
+    """For a task whose worker died."""
+    if call is not None:
+        own, args, kwargs = call
+        label = call_text(name_of(own) if own is not None else label, args, kwargs)
+    hint = "look for it in the kernel's log if memory was short" if code == 9 else ""
+    return WorkerDied(
+        f"worker {pid} {_manner(cause, code)} while it ran {_task(label, index)}; "
+        f"other tasks go on{'; ' + hint if hint else ''}",
+        pid=pid,
+        cause=cause,
+        code=code,
+    )
+
+
+def breakage(
+    kind: str, payload: bytes | None, pid: int, code: int | None, text: str
+) -> BaseException:
+    """For a pool that can run nothing any more."""
+    if kind == "initializer" and payload is not None:
+        error = rebuild_error(payload, "the initializer", 0)
+        error.add_note("manyhands: the pool's initializer raised this; the pool runs no tasks")
+        return error
+    if kind == "died":
+        return WorkerDied(
+            f"worker {pid} {_manner(text, code)} while it ran the pool's initializer, again and "
+            "again; the pool runs no tasks",
+            pid=pid,
+            cause=text,
+            code=code,
+        )
+    return WorkerDied(f"{text}; the pool runs no tasks", cause="start")
+
+
+def failed(why: str, label: str, index: int) -> BaseException:
+    """For a task that never started, or whose result was lost."""
+    return TaskError(f"{_task(label, index)}: {why}")

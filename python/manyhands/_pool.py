@@ -1,0 +1,232 @@
+"""The pool of worker processes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from manyhands import _core
+from manyhands._cpu import default_workers
+from manyhands._future import forget_parent, forward_logs, stop_teller
+from manyhands._launch import forget_launch, launch
+from manyhands._stats import PoolStats, WorkerStats
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+R = TypeVar("R")
+
+_FOREIGN_SPELLINGS = ("max_workers", "processes", "n_jobs", "num_workers", "nprocs")
+
+# How long running tasks have to end when a block is left by an exception, in seconds.
+_GRACE = 0.5
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class Pool(_core.PoolBase, Executor):
+    """Worker processes that run functions: a `concurrent.futures.Executor`.
+
+    Workers are started when there is work for them, from a process that has imported what the first
+    function needs. A worker that dies costs the task that it was running; everything else goes on
+    and the worker is replaced. No `if __name__ == "__main__"` guard is needed, and lambdas, closures
+    and functions of a script or notebook work.
+
+    Args:
+        workers: the most worker processes; by default `MANYHANDS_WORKERS`, else `cpu_count()`.
+        initializer: a function that each worker runs before its first task. Where it raises, the
+            pool is broken: all its tasks end with that exception.
+        initargs: its arguments.
+        preload: names of modules to import once, before workers are forked; what the first function
+            names is imported anyway.
+        name: for messages.
+        show_args: whether errors show shortened arguments; by default yes, unless the environment
+            variable `MANYHANDS_SHOW_ARGS` is 0.
+
+    Raises:
+        ValueError: `workers` is below 1.
+        RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
+            pool needs; the message says what.
+
+    >>> import manyhands as mh
+    >>> with mh.Pool(2) as pool:
+    ...     futures = [pool.submit(pow, 2, n) for n in range(4)]
+    ...     [future.result() for future in futures]
+    [1, 2, 4, 8]
+    """
+
+    name: str
+
+    def __new__(
+        cls,
+        workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        preload: Sequence[str] | None = None,
+        name: str | None = None,
+        show_args: bool | None = None,
+        **unknown: Any,
+    ) -> Self:
+        _refuse_unknown(unknown)
+        if workers is None:
+            workers = default_workers()
+        elif isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers must be a whole number, not {type(workers).__name__}")
+        elif workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable, not {type(initializer).__name__}")
+        if isinstance(preload, str):
+            raise TypeError("preload is a list of module names, not one string")
+        if show_args is None:
+            show_args = os.environ.get("MANYHANDS_SHOW_ARGS", "1") != "0"
+        launch()
+        if preload:
+            _core.preload(list(preload))
+        start = None if initializer is None else (initializer, tuple(initargs))
+        pool = super().__new__(cls, workers, start, show_args)
+        pool.name = name if name is not None else f"pool of {workers}"
+        pool._workers = workers
+        _pools.add(pool)
+        return pool
+
+    _workers: int
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., R],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Iterator[R]:
+        """An iterator over `fn(*items)` for the items of the iterables, in their order.
+
+        The first items are taken and started in the call, and more as results are taken: endless
+        input works in constant memory. The shortest of several iterables ends it. An exception of
+        a task, or of the input, is raised in its place, and what has not started then is cancelled.
+
+        Args:
+            fn: what to run.
+            iterables: its arguments.
+            timeout: seconds from the call until the last result; `TimeoutError` after that.
+            chunksize: accepted and ignored: portions follow the measured duration of tasks.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(2) as pool:
+        ...     list(pool.map(pow, [1, 2, 3], [2, 2, 2]))
+        [1, 4, 9]
+        """
+        del chunksize
+        if not iterables:
+            raise TypeError("map() needs at least one iterable besides the function")
+        return self._map(fn, iterables, False, timeout)
+
+    def starmap(self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]:
+        """As `map`, over tuples of arguments: `fn(*item)` for each item.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(2) as pool:
+        ...     list(pool.starmap(pow, [(1, 2), (2, 2)]))
+        [1, 4]
+        """
+        return self._map(fn, (iterable,), True, None)
+
+    def stats(self) -> PoolStats:
+        """What the pool and its workers do now.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(2) as pool:
+        ...     pool.stats().pending
+        0
+        """
+        forward_logs()
+        found = self._stats()
+        workers = tuple(WorkerStats(**worker) for worker in found.pop("workers"))
+        return PoolStats(workers=workers, **found)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Takes no more tasks. What was submitted still runs; then the workers leave.
+
+        Args:
+            wait: whether to wait for that.
+            cancel_futures: whether tasks that have not started are cancelled.
+        """
+        self._close(cancel_futures, False)
+        if wait:
+            self._wait(True, None)
+            forward_logs()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self.shutdown()
+        else:
+            _end(self)
+
+    def __repr__(self) -> str:
+        return f"<manyhands.Pool {self.name!r}: {self._workers} workers, {self._pending()} tasks>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a pool cannot be pickled; make one where it is used")
+
+
+def _refuse_unknown(unknown: dict[str, Any]) -> None:
+    for name in unknown:
+        if name in _FOREIGN_SPELLINGS:
+            raise TypeError(f"Pool() has no {name}=; write workers={unknown[name]!r}")
+        raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
+
+
+def _end(pool: Pool) -> None:
+    """Cancels what waits, gives what runs a moment, and kills the rest."""
+    pool._close(True, False)
+    if not pool._wait(False, _GRACE):
+        pool._close(True, True)
+    pool._wait(True, None)
+    forward_logs()
+
+
+def _ended_by_exception() -> bool:
+    # Set by the interpreter when an exception ends the program; in an interactive session it may
+    # be one of long ago.
+    return getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+
+
+def _at_exit() -> None:
+    pools = list(_pools)
+    if _ended_by_exception():
+        for pool in pools:
+            pool._close(True, False)
+        for pool in pools:
+            _end(pool)
+    else:
+        for pool in pools:
+            pool._close(False, False)
+        for pool in pools:
+            pool._wait(True, None)
+    stop_teller()
+    _core.stop_supervisor()
+
+
+def _after_fork_in_child() -> None:
+    _core.after_fork_in_child()
+    _pools.clear()
+    forget_parent()
+    forget_launch()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,54 @@
+"""What a pool says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """One worker of a pool, at one moment.
+
+    Attributes:
+        slot: its place in the pool, from 0.
+        pid: its process id; 0 while it is being started.
+        restarts: how many workers the place has had before.
+        done: tasks it has finished.
+        busy: seconds it has spent in tasks.
+        task_age: seconds since its running task started, or None.
+        task_index: number of its running task in the pool or map, or None.
+        waiting: tasks that it holds besides the running one; they can be taken back.
+        age: seconds since it was asked for.
+    """
+
+    slot: int
+    pid: int
+    restarts: int
+    done: int
+    busy: float
+    task_age: float | None
+    task_index: int | None
+    waiting: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A pool, at one moment.
+
+    Attributes:
+        workers: its living workers.
+        queued: tasks that no worker has yet.
+        pending: tasks that have not ended, wherever they are.
+        done: tasks that have ended.
+        deaths: workers that died.
+        late_wakes: results that waited for a time-out because a wake-up was lost; 0, but for
+            workers killed in the very act of waking.
+    """
+
+    workers: tuple[WorkerStats, ...]
+    queued: int
+    pending: int
+    done: int
+    deaths: int
+    late_wakes: int

@@ -1,0 +1,185 @@
+"""A worker process: what it takes from its parent at its birth, and how it reports errors.
+
+The loop over its tasks is in Rust (`_core.run_worker`). Imports as little as it can.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+import types
+from _pickle import dumps
+
+from manyhands import _core, _resolve
+from manyhands._describe import call_text, name_of
+
+TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+__all__ = ["encode_error", "idle", "main", "take_paths"]
+
+_IN_WORKER = "MANYHANDS_DEPTH"
+
+_zygotes_main: Any = None
+
+
+def main(birth: _core.Birth) -> NoReturn:
+    """Runs tasks until the parent wants no more, then ends the process."""
+    status = 1
+    try:
+        _be_born(marshal.loads(birth.content))
+        _core.run_worker(birth)
+        _leave()
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _be_born(content: dict[str, Any]) -> None:
+    global _zygotes_main
+    take_paths(content)
+    environ = content["environ"]
+    for name in [name for name in os.environ if name not in environ and name not in _KEPT]:
+        del os.environ[name]
+    for name, value in environ.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    os.environ[_IN_WORKER] = str(int(environ.get(_IN_WORKER, "0")) + 1)
+    if content["umask"] >= 0:
+        os.umask(content["umask"])
+    if content["affinity"]:
+        try:
+            os.sched_setaffinity(0, content["affinity"])
+        except OSError:
+            pass  # the processors were taken from the machine's program meanwhile
+    sys.setrecursionlimit(content["recursion"])
+    # The script of the zygote stays referenced: its frames are still on this stack.
+    _zygotes_main = sys.modules.get("__main__")
+    sys.modules["__main__"] = real_main = types.ModuleType("__main__")
+    real_main.__dict__["__builtins__"] = __builtins__
+    if content["main_file"] is not None:
+        real_main.__file__ = content["main_file"]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            # Whole lines, however many workers write to one terminal or file.
+            stream.reconfigure(line_buffering=True)
+    _reseed()
+
+
+# What the zygote set for its workers, and its own.
+_KEPT = frozenset(
+    {
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "POLARS_MAX_THREADS",
+        "RAYON_NUM_THREADS",
+    }
+)
+
+
+def take_paths(content: dict[str, Any]) -> None:
+    """Takes over from the parent where modules are found, and what programs look at in `sys`."""
+    sys.path[:] = content["path"]
+    sys.argv[:] = content["argv"]
+    sys.prefix, sys.exec_prefix = content["prefixes"]
+    sys.executable = content["executable"]
+    if not hasattr(__builtins__, "exit") and "exit" not in vars(types) and "site" not in sys.modules:
+        _add_site_builtins()
+
+
+def _add_site_builtins() -> None:
+    """`exit`, `quit` and `copyright`: what `site`, which is not run here, would add."""
+    import _sitebuiltins
+    import builtins
+
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    builtins.help = _sitebuiltins._Helper()  # type: ignore[attr-defined]
+
+
+def _reseed() -> None:
+    """Gives this birth random streams of its own.
+
+    `random` reseeds itself after a fork; NumPy's legacy generator does not (numpy#9650).
+    """
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        words = [int.from_bytes(os.urandom(4), "little") for _ in range(8)]
+        numpy_random.seed(words)
+
+
+def idle() -> None:
+    """Runs when there is nothing to do: lets out what tasks have printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # the reader is gone, or a task closed it: its own prints fail too
+
+
+def _leave() -> None:
+    import atexit
+
+    # What tasks registered; the zygote's own handlers are the parent's business.
+    atexit._run_exitfuncs()
+    idle()
+
+
+def encode_error(
+    error: BaseException,
+    function: Any,
+    call: tuple[tuple[Any, ...], dict[str, Any] | None] | None,
+    index: int,
+    attempt: int,
+    slot: int,
+) -> bytes:
+    """What `_outcome.rebuild_error` makes an exception of."""
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in ("builtins", "__main__"):
+        name = f"{kind.__module__}.{name}"
+    hint = _resolve.note_for(error)
+    if hint is not None:
+        error.add_note(f"manyhands: {hint}")
+    try:
+        message = str(error)
+    except Exception as problem:  # the user's __str__
+        message = f"<its str() raised {type(problem).__name__}>"
+    where = f"in worker {os.getpid()}, attempt {attempt}"
+    if function is None:
+        note = f"manyhands: task {index}, {where}"
+    elif call is None:
+        note = f"manyhands: task {index}: {name_of(function)}, {where}"
+    else:
+        note = f"manyhands: task {index}: {call_text(name_of(function), *call)}, {where}"
+    return dumps((_pickled(error), name, message, _traceback(error), note), 5)
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        return dumps(error, 5)
+    except BaseException:  # whatever the exception's own __reduce__ does
+        try:
+            return _resolve.dumps(error)
+        except BaseException:
+            return None  # the text stands for it
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as problem:  # the user's __str__, once more
+        return f"<the traceback cannot be shown: {type(problem).__name__}>"

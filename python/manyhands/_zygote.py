@@ -1,0 +1,115 @@
+"""The process that workers are forked from: one thread, no user code but the preloaded modules.
+
+Imports as little as it can, since its start is the start of the first pool.
+"""
+
+from __future__ import annotations
+
+import gc
+import marshal
+import os
+import sys
+
+from manyhands import _core, _resolve, _worker
+
+TYPE_CHECKING = False  # as in `typing`, whose import would cost each start milliseconds
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["main"]
+
+# Libraries that start threads when they load start none here: a process with threads cannot be
+# forked, and workers are many already. What the user set counts.
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+def main() -> None:
+    """Serves the parent until it is gone."""
+    socket, life_line = int(sys.argv[-2]), int(sys.argv[-1])
+    zygote = _core.Zygote(socket, life_line, sys.hexversion)
+    real_package()
+    for name in _THREAD_LIMITS:
+        os.environ.setdefault(name, "1")
+    while True:
+        request = zygote.next()
+        if request is None:
+            os._exit(0)
+        if request[0] == "preload":
+            _, names, content = request
+            zygote.preloaded(_preload(names, marshal.loads(content)))
+        elif request[0] == "fork":
+            _fork(zygote, request[1])
+        else:
+            birth = request[1]
+            zygote.become_worker(birth)
+            _worker.main(birth)
+
+
+def _fork(zygote: _core.Zygote, birth: _core.Birth) -> None:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        zygote.not_forked(birth, f"fork failed: {error}")
+        return
+    if pid == 0:
+        zygote.abandon()
+        _worker.main(birth)
+    zygote.forked(birth, pid)
+
+
+def _preload(names: list[str], content: dict[str, Any]) -> str:
+    """Imports modules as the parent would; says which could not be."""
+    _worker.take_paths(content)
+    os.environ.update(
+        {name: value for name, value in content["environ"].items() if name not in os.environ}
+    )
+    failures = []
+    for name in names:
+        try:
+            __import__(name)
+        except BaseException as error:  # whatever a module does while it is imported
+            failures.append(f"{name} ({type(error).__name__}: {error})")
+    # What is there now is shared with all workers; collecting it there would unshare its pages.
+    gc.collect()
+    gc.freeze()
+    return "; ".join(failures)
+
+
+def real_package() -> None:
+    """Makes the placeholder package become the real one when somebody first uses it.
+
+    Workers get by with a few of its modules; the rest costs milliseconds that only tasks which use
+    manyhands themselves have to pay.
+    """
+    package = sys.modules["manyhands"]
+    if hasattr(package, "__file__"):
+        return  # real already
+
+    def become_real(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        from importlib.util import module_from_spec, spec_from_file_location
+
+        del package.__dict__["__getattr__"]
+        directory = package.__path__[0]
+        spec = spec_from_file_location(
+            "manyhands", os.path.join(directory, "__init__.py"), submodule_search_locations=[directory]
+        )
+        assert spec is not None and spec.loader is not None
+        package.__dict__.update(
+            (key, value) for key, value in vars(module_from_spec(spec)).items() if key != "__doc__"
+        )
+        spec.loader.exec_module(package)
+        return getattr(package, name)
+
+    package.__dict__["__getattr__"] = become_real
+    package.__dict__["_resolve"] = _resolve
