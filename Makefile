@@ -90,7 +90,7 @@ test-rust: $(VENV)/.requirements
 .PHONY: test-loom
 test-loom: $(VENV)/.requirements
 	RUSTFLAGS="$$RUSTFLAGS --cfg manyhands_loom" $(COUNTED) \
-		cargo test $(LOCKED) -p manyhands-shm --tests --release --target-dir $(TARGET)/loom
+		cargo test $(LOCKED) -p manyhands-shm -p manyhands-runtime --lib --release --target-dir $(TARGET)/loom
 
 # The crash table: a process is killed at each named step of each protocol.
 .PHONY: test-crash

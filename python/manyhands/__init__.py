@@ -10,7 +10,7 @@
 """
 
 from manyhands._cpu import cpu_count
-from manyhands._default import map, starmap, submit  # noqa: A004
+from manyhands._default import map, starmap, submit
 from manyhands._errors import (
     NotPicklable,
     OwnerDied,

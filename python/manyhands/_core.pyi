@@ -1,13 +1,36 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar, final
+from typing import Any, ParamSpec, Self, TypeVar, final
+
+from typing_extensions import disjoint_base
 
 from manyhands._future import Future
-from typing_extensions import Self
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
-__all__: list[str]
+__all__ = [
+    "Birth",
+    "Definition",
+    "MapIterator",
+    "PoolBase",
+    "TaskFuture",
+    "Zygote",
+    "after_fork_in_child",
+    "cpu_count",
+    "cpu_limits",
+    "forget_functions",
+    "preload",
+    "process_generation",
+    "ring_completions",
+    "run_worker",
+    "set_birth",
+    "set_launcher",
+    "stop_supervisor",
+    "take_logs",
+    "wait_completions",
+    "warm",
+    "zygote_pid",
+]
 
 @final
 class Definition:
@@ -17,6 +40,7 @@ class Definition:
     @property
     def label(self) -> str: ...
 
+@disjoint_base
 class TaskFuture:
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
     def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
@@ -29,6 +53,7 @@ class TaskFuture:
     def _observe(self, token: int) -> bool: ...
     def _has_value(self) -> bool: ...
 
+@disjoint_base
 class PoolBase:
     def __new__(
         cls,
@@ -36,9 +61,15 @@ class PoolBase:
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
         show_args: bool,
     ) -> Self: ...
+    def __init__(
+        self,
+        workers: int,
+        initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
+        show_args: bool,
+    ) -> None: ...
     def submit(
-        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Future[R]: ...
+        self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Future[_R]: ...
     def _map(
         self,
         function: Callable[..., Any],

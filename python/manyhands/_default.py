@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core
 from manyhands._future import Future
 from manyhands._pool import Pool
 
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -41,9 +44,31 @@ def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R
     return _default().submit(fn, *args, **kwargs)
 
 
-def map(  # noqa: A001
-    fn: Callable[..., R], /, *iterables: Iterable[Any]
-) -> Iterator[R]:
+@overload
+def map(fn: Callable[[A], R], iterable: Iterable[A], /) -> Iterator[R]: ...
+@overload
+def map(
+    fn: Callable[[A, B], R], iterable: Iterable[A], iterable2: Iterable[B], /
+) -> Iterator[R]: ...
+@overload
+def map(
+    fn: Callable[[A, B, C], R],
+    iterable: Iterable[A],
+    iterable2: Iterable[B],
+    iterable3: Iterable[C],
+    /,
+) -> Iterator[R]: ...
+@overload
+def map(
+    fn: Callable[..., R],
+    iterable: Iterable[Any],
+    iterable2: Iterable[Any],
+    iterable3: Iterable[Any],
+    iterable4: Iterable[Any],
+    /,
+    *iterables: Iterable[Any],
+) -> Iterator[R]: ...
+def map(fn: Callable[..., R], /, *iterables: Iterable[Any]) -> Iterator[R]:
     """`Pool.map` on the shared default pool.
 
     >>> import manyhands as mh
@@ -53,6 +78,14 @@ def map(  # noqa: A001
     return _default().map(fn, *iterables)
 
 
+@overload
+def starmap(fn: Callable[[A], R], iterable: Iterable[tuple[A]], /) -> Iterator[R]: ...
+@overload
+def starmap(fn: Callable[[A, B], R], iterable: Iterable[tuple[A, B]], /) -> Iterator[R]: ...
+@overload
+def starmap(fn: Callable[[A, B, C], R], iterable: Iterable[tuple[A, B, C]], /) -> Iterator[R]: ...
+@overload
+def starmap(fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]: ...
 def starmap(fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]:
     """`Pool.starmap` on the shared default pool.
 

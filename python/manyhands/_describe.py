@@ -18,7 +18,7 @@ def short(value: Any) -> str:
     shortener.maxstring = shortener.maxother = shortener.maxlong = _LONGEST
     try:
         text = shortener.repr(value)
-    except Exception as error:  # the user's __repr__
+    except BaseException as error:  # the user's __repr__, whatever it does
         return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}...{text[-17:]}"

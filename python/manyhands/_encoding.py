@@ -42,7 +42,9 @@ def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:
         try:
             return _definer.dumps(call)
         except NotPicklable:
-            roots = ("args", "kwargs") if tag == _ARGS_KWARGS else ("the function", "args", "kwargs")
+            roots = (
+                ("args", "kwargs") if tag == _ARGS_KWARGS else ("the function", "args", "kwargs")
+            )
             for part, root in zip(call, roots, strict=True):
                 _definer.dumps(part, root=root)  # raises for the culprit, with a better path
             raise

@@ -32,7 +32,8 @@ class WorkerDied(TaskError, BrokenExecutor):
     Attributes:
         pid: the process id of the worker, or 0 where it is not known.
         cause: one of `"signal"`, `"exit"`, `"oom"`, `"start"`, `"unknown"`.
-        code: the signal's number for `"signal"` and `"oom"`, the exit status for `"exit"`, else None.
+        code: the signal's number for `"signal"` and `"oom"`, the exit status for `"exit"`, else
+            None.
     """
 
     def __init__(

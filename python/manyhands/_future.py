@@ -11,13 +11,12 @@ together with the telling, so that nobody is told twice or never.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import threading
 from collections.abc import Callable, Generator
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from manyhands import _core
 
@@ -57,24 +56,31 @@ class Future(_core.TaskFuture, futures.Future[T]):
 
     _watch: _Watch | None = None
 
+    if TYPE_CHECKING:
+        # The native part has it, and knows no types.
+        def result(self, timeout: float | None = None) -> T: ...
+
     def _observed(self) -> _Watch:
         watch = self._watch
         return _teller.observe(self) if watch is None else watch
 
-    @property
-    def _condition(self) -> threading.Condition:
-        return self._observed().condition
+    # To type checkers these are the attributes that `concurrent.futures.Future` has.
+    if not TYPE_CHECKING:
 
-    @property
-    def _waiters(self) -> list[Any]:
-        return self._observed().waiters
+        @property
+        def _condition(self) -> threading.Condition:
+            return self._observed().condition
 
-    @property
-    def _state(self) -> str:
-        watch = self._watch
-        if self.done() if watch is None else watch.ended:
-            return _CANCELLED if self.cancelled() else _FINISHED
-        return _RUNNING if self.running() else _PENDING
+        @property
+        def _waiters(self) -> list[Any]:
+            return self._observed().waiters
+
+        @property
+        def _state(self) -> str:
+            watch = self._watch
+            if self.done() if watch is None else watch.ended:
+                return _CANCELLED if self.cancelled() else _FINISHED
+            return _RUNNING if self.running() else _PENDING
 
     def _get_snapshot(self) -> tuple[bool, bool, T | None, BaseException | None]:
         # What asyncio asks of futures from Python 3.14 on.
@@ -104,6 +110,8 @@ class Future(_core.TaskFuture, futures.Future[T]):
         _call(fn, self)
 
     def __await__(self) -> Generator[Any, None, T]:
+        import asyncio  # 25 ms that only programs with an event loop have to pay, and have paid
+
         return asyncio.wrap_future(self).__await__()
 
     def set_running_or_notify_cancel(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshal
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from manyhands import _core
@@ -51,9 +50,9 @@ def interpreter() -> str:
     candidates = [
         sys.executable or "",
         getattr(sys, "_base_executable", "") or "",
-        str(Path(sys.exec_prefix, "bin", version)),
-        str(Path(sys.base_exec_prefix, "bin", version)),
-        str(Path(sys.base_exec_prefix, "bin", "python3")),
+        os.path.join(sys.exec_prefix, "bin", version),
+        os.path.join(sys.base_exec_prefix, "bin", version),
+        os.path.join(sys.base_exec_prefix, "bin", "python3"),
     ]
     frozen = getattr(sys, "frozen", False)
     for index, path in enumerate(candidates):
@@ -87,7 +86,7 @@ def command() -> list[str]:
             argv += ["-X", name if value is True else f"{name}={value}"]
     if not _needs_site():
         argv.append("-S")  # most of the start-up time of an interpreter
-    directory = str(Path(__file__).parent)
+    directory = os.path.dirname(os.path.abspath(__file__))
     return [*argv, "-c", _BOOTSTRAP.format(directory=directory)]
 
 
@@ -105,8 +104,9 @@ def _umask() -> int:
 def birth() -> bytes:
     """What a worker finds at its birth: a marshalled dict that `_worker` reads."""
     main = sys.modules.get("__main__")
+    path: list[Any] = sys.path  # some programs put other things than text there
     content: dict[str, Any] = {
-        "path": [entry for entry in sys.path if isinstance(entry, str)],
+        "path": [entry for entry in path if isinstance(entry, str)],
         "environ": dict(os.environ),
         "argv": [str(argument) for argument in getattr(sys, "argv", [])],
         "prefixes": (sys.prefix, sys.exec_prefix),

@@ -6,7 +6,7 @@ import signal
 from _pickle import loads
 from typing import Any
 
-from manyhands._describe import call_text, name_of
+from manyhands._describe import call_text
 from manyhands._errors import NotPicklable, RemoteError, RemoteTraceback, TaskError, WorkerDied
 
 
@@ -83,12 +83,11 @@ def death(
     pid: int,
     cause: str,
     code: int | None,
-    call: tuple[Any, tuple[Any, ...], dict[str, Any] | None] | None,
+    args: tuple[Any, ...] | None,
 ) -> BaseException:
-    """For a task whose worker died."""
-    if call is not None:
-        own, args, kwargs = call
-        label = call_text(name_of(own) if own is not None else label, args, kwargs)
+    """For a task whose worker died; `args` where they are plain values and may be shown."""
+    if args is not None:
+        label = call_text(label, args, None)
     hint = "look for it in the kernel's log if memory was short" if code == 9 else ""
     return WorkerDied(
         f"worker {pid} {_manner(cause, code)} while it ran {_task(label, index)}; "

@@ -8,7 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from manyhands import _core
 from manyhands._cpu import default_workers
@@ -18,12 +18,17 @@ from manyhands._stats import PoolStats, WorkerStats
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Self
-
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 R = TypeVar("R")
 
 _FOREIGN_SPELLINGS = ("max_workers", "processes", "n_jobs", "num_workers", "nprocs")
+
+# What the table of life lines has room for, less some zygotes.
+_MOST_WORKERS = 4000
 
 # How long running tasks have to end when a block is left by an exception, in seconds.
 _GRACE = 0.5
@@ -36,8 +41,8 @@ class Pool(_core.PoolBase, Executor):
 
     Workers are started when there is work for them, from a process that has imported what the first
     function needs. A worker that dies costs the task that it was running; everything else goes on
-    and the worker is replaced. No `if __name__ == "__main__"` guard is needed, and lambdas, closures
-    and functions of a script or notebook work.
+    and the worker is replaced. No `if __name__ == "__main__"` guard is needed, and lambdas,
+    closures and functions of a script or notebook work.
 
     Args:
         workers: the most worker processes; by default `MANYHANDS_WORKERS`, else `cpu_count()`.
@@ -51,7 +56,7 @@ class Pool(_core.PoolBase, Executor):
             variable `MANYHANDS_SHOW_ARGS` is 0.
 
     Raises:
-        ValueError: `workers` is below 1.
+        ValueError: `workers` is below 1, or above 4000.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -73,7 +78,7 @@ class Pool(_core.PoolBase, Executor):
         preload: Sequence[str] | None = None,
         name: str | None = None,
         show_args: bool | None = None,
-        **unknown: Any,
+        **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
         if workers is None:
@@ -82,6 +87,8 @@ class Pool(_core.PoolBase, Executor):
             raise TypeError(f"workers must be a whole number, not {type(workers).__name__}")
         elif workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
+        elif workers > _MOST_WORKERS:
+            raise ValueError(f"workers must be at most {_MOST_WORKERS}, not {workers}")
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, not {type(initializer).__name__}")
         if isinstance(preload, str):
@@ -100,7 +107,67 @@ class Pool(_core.PoolBase, Executor):
 
     _workers: int
 
-    def map(  # type: ignore[override]
+    if TYPE_CHECKING:
+        # What may be written: without the spellings that `__new__` takes only to refuse them.
+        def __init__(
+            self,
+            workers: int | None = None,
+            *,
+            initializer: Callable[..., object] | None = None,
+            initargs: Iterable[Any] = (),
+            preload: Sequence[str] | None = None,
+            name: str | None = None,
+            show_args: bool | None = None,
+        ) -> None: ...
+
+    # Stricter than `Executor.map`: items have to fit the function.
+    @overload  # type: ignore[override]
+    def map(
+        self,
+        fn: Callable[[A], R],
+        iterable: Iterable[A],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B], R],
+        iterable: Iterable[A],
+        iterable2: Iterable[B],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C], R],
+        iterable: Iterable[A],
+        iterable2: Iterable[B],
+        iterable3: Iterable[C],
+        /,
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., R],
+        iterable: Iterable[Any],
+        iterable2: Iterable[Any],
+        iterable3: Iterable[Any],
+        iterable4: Iterable[Any],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+    ) -> Iterator[R]: ...
+    def map(
         self,
         fn: Callable[..., R],
         /,
@@ -130,6 +197,20 @@ class Pool(_core.PoolBase, Executor):
             raise TypeError("map() needs at least one iterable besides the function")
         return self._map(fn, iterables, False, timeout)
 
+    @overload
+    def starmap(self, fn: Callable[[A], R], iterable: Iterable[tuple[A]], /) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self, fn: Callable[[A, B], R], iterable: Iterable[tuple[A, B]], /
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self, fn: Callable[[A, B, C], R], iterable: Iterable[tuple[A, B, C]], /
+    ) -> Iterator[R]: ...
+    @overload
+    def starmap(
+        self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /
+    ) -> Iterator[R]: ...
     def starmap(self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]:
         """As `map`, over tuples of arguments: `fn(*item)` for each item.
 
@@ -183,10 +264,10 @@ class Pool(_core.PoolBase, Executor):
         raise TypeError("a pool cannot be pickled; make one where it is used")
 
 
-def _refuse_unknown(unknown: dict[str, Any]) -> None:
-    for name in unknown:
+def _refuse_unknown(unknown: dict[str, object]) -> None:
+    for name, value in unknown.items():
         if name in _FOREIGN_SPELLINGS:
-            raise TypeError(f"Pool() has no {name}=; write workers={unknown[name]!r}")
+            raise TypeError(f"Pool() has no {name}=; write workers={value!r}")
         raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
+class WorkerStats(NamedTuple):
     """One worker of a pool, at one moment.
 
     Attributes:
@@ -32,8 +31,7 @@ class WorkerStats:
     age: float
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStats:
+class PoolStats(NamedTuple):
     """A pool, at one moment.
 
     Attributes:

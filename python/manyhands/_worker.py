@@ -5,6 +5,7 @@ The loop over its tasks is in Rust (`_core.run_worker`). Imports as little as it
 
 from __future__ import annotations
 
+import builtins
 import marshal
 import os
 import sys
@@ -62,7 +63,7 @@ def _be_born(content: dict[str, Any]) -> None:
     # The script of the zygote stays referenced: its frames are still on this stack.
     _zygotes_main = sys.modules.get("__main__")
     sys.modules["__main__"] = real_main = types.ModuleType("__main__")
-    real_main.__dict__["__builtins__"] = __builtins__
+    real_main.__dict__["__builtins__"] = builtins
     if content["main_file"] is not None:
         real_main.__file__ = content["main_file"]
     for stream in (sys.stdout, sys.stderr):
@@ -93,18 +94,17 @@ def take_paths(content: dict[str, Any]) -> None:
     sys.argv[:] = content["argv"]
     sys.prefix, sys.exec_prefix = content["prefixes"]
     sys.executable = content["executable"]
-    if not hasattr(__builtins__, "exit") and "exit" not in vars(types) and "site" not in sys.modules:
+    if not hasattr(builtins, "exit"):
         _add_site_builtins()
 
 
 def _add_site_builtins() -> None:
-    """`exit`, `quit` and `copyright`: what `site`, which is not run here, would add."""
+    """`exit`, `quit` and `help`: what `site`, which is not run here, would add."""
     import _sitebuiltins
-    import builtins
 
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
-    builtins.help = _sitebuiltins._Helper()  # type: ignore[attr-defined]
+    builtins.help = _sitebuiltins._Helper()
 
 
 def _reseed() -> None:
@@ -154,7 +154,7 @@ def encode_error(
         error.add_note(f"manyhands: {hint}")
     try:
         message = str(error)
-    except Exception as problem:  # the user's __str__
+    except BaseException as problem:  # the user's __str__
         message = f"<its str() raised {type(problem).__name__}>"
     where = f"in worker {os.getpid()}, attempt {attempt}"
     if function is None:
@@ -181,5 +181,5 @@ def _traceback(error: BaseException) -> str:
 
     try:
         return "".join(traceback.format_exception(error))
-    except Exception as problem:  # the user's __str__, once more
+    except BaseException as problem:  # the user's __str__, once more
         return f"<the traceback cannot be shown: {type(problem).__name__}>"

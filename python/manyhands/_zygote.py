@@ -102,9 +102,12 @@ def real_package() -> None:
         del package.__dict__["__getattr__"]
         directory = package.__path__[0]
         spec = spec_from_file_location(
-            "manyhands", os.path.join(directory, "__init__.py"), submodule_search_locations=[directory]
+            "manyhands",
+            os.path.join(directory, "__init__.py"),
+            submodule_search_locations=[directory],
         )
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         package.__dict__.update(
             (key, value) for key, value in vars(module_from_spec(spec)).items() if key != "__doc__"
         )

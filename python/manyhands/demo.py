@@ -349,6 +349,7 @@ def _run_with_a_kill(paths: Sequence[str], workers: int) -> tuple[Run, Kills]:
         measures: list[FileMeasure] = []
         again: list[Future[FileMeasure]] = []
         with mh.Pool(workers) as pool:
+            futures: dict[Future[FileMeasure], str]
             futures = {pool.submit(measure, path): path for path in paths}
             for future in as_completed(futures):
                 path = futures[future]

@@ -1,6 +1,6 @@
 //! How a task's end looks in Python.
 
-use crate::calls::{self, HIDE_ARGS};
+use crate::calls::{self, ARGS_PLAIN};
 use crate::hooks;
 use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Task};
 use pyo3::prelude::*;
@@ -64,13 +64,17 @@ pub(crate) fn value<'py>(
             payload,
         } => {
             let (cause, code) = cause_words(*cause);
-            let call = (tag & HIDE_ARGS == 0)
-                .then(|| payload.with(|bytes| calls::decode_call(py, *tag, bytes)))
-                .and_then(Result::ok)
-                // Arguments that cannot be decoded here are left out of the message.
-                .and_then(Result::ok);
+            // Arguments that are pickled stay so: unpickling runs code of the very task that has just
+            // killed a process.
+            let args = match *tag {
+                ARGS_PLAIN => payload
+                    .with(|bytes| calls::decode_call(py, *tag, bytes))
+                    .unwrap_or_else(|error| Err(error.into()))
+                    .map(|(_, args, _)| Some(args))?,
+                _ => None,
+            };
             Err(raise(hooks::death(py).and_then(|hook| {
-                hook.call1((label(task), task.index, *pid, cause, code, call))
+                hook.call1((label(task), task.index, *pid, cause, code, args))
             })))
         }
         Outcome::Cancelled => Err(raise(hooks::cancelled_error(py)?.call0())),

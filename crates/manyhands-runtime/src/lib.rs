@@ -5,31 +5,53 @@
 //! What they say to each other is in `protocol`. What the bytes mean is the business of the face on
 //! top: nothing here knows a language.
 
+// Under loom only what has a model there is compiled.
+#[cfg(not(manyhands_loom))]
 mod completions;
+#[cfg(not(manyhands_loom))]
 mod definition;
+#[cfg_attr(manyhands_loom, allow(dead_code, reason = "only its model uses it there"))]
 mod drain_role;
+#[cfg(not(manyhands_loom))]
 mod fail_point;
+#[cfg(not(manyhands_loom))]
 mod pool;
+#[cfg(not(manyhands_loom))]
 mod protocol;
+#[cfg(not(manyhands_loom))]
 mod scheduler;
+#[cfg(not(manyhands_loom))]
 mod supervisor;
+#[cfg(not(manyhands_loom))]
 mod task;
+#[cfg(not(manyhands_loom))]
 mod worker;
+#[cfg(not(manyhands_loom))]
 mod zygote;
-
+#[cfg(not(manyhands_loom))]
 pub use completions::Completions;
+#[cfg(not(manyhands_loom))]
 pub use definition::Definition;
+#[cfg(not(manyhands_loom))]
 pub use fail_point::{FAIL_POINTS, fail_point};
+#[cfg(not(manyhands_loom))]
 pub use pool::{
     Initializer, Pool, PoolOptions, PoolStats, Refused, WorkerStats, close_life_lines_after_fork,
 };
+#[cfg(not(manyhands_loom))]
 pub use protocol::{ResultKind, Section, TaskKind, WorkerKey};
+#[cfg(not(manyhands_loom))]
 pub use scheduler::{Loss, Scheduler, Slot};
+#[cfg(not(manyhands_loom))]
 pub use supervisor::{Launcher, LogLine, Supervisor};
+#[cfg(not(manyhands_loom))]
 pub use task::{Breakage, Bytes, Cause, Entry, Outcome, Task};
+#[cfg(not(manyhands_loom))]
 pub use worker::{Claimed, Unreadable, WorkerEnd};
+#[cfg(not(manyhands_loom))]
 pub use zygote::{Birth, Request, Zygote};
 
+#[cfg(not(manyhands_loom))]
 /// One of our own rules is broken: nothing can be trusted any more, so the process ends, saying what
 /// happened.
 pub(crate) fn bug(what: &str) -> ! {

@@ -1,0 +1,85 @@
+"""What /proc says of processes, for programs under test and for the tests that watch them."""
+
+from __future__ import annotations
+
+import os
+
+TOKEN = "MANYHANDS_TEST_TOKEN"
+
+
+def marked(token: str) -> list[int]:
+    """The living processes whose environment carries the token: a program and all it started."""
+    wanted = f"{TOKEN}={token}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    environment = file.read()
+            except OSError:
+                continue  # ended meanwhile, or another user's
+            if wanted in environment.split(b"\0"):
+                found.append(int(name))
+    return sorted(found)
+
+
+def stat(pid: int) -> tuple[str, int]:
+    """State letter and parent of a process; ("", 0) if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return "", 0
+    return fields[0], int(fields[1])
+
+
+def children(pid: int) -> dict[int, str]:
+    """The children of a process with their state letters; "Z" is a zombie."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            state, parent = stat(int(name))
+            if parent == pid and state:
+                found[int(name)] = state
+    return found
+
+
+def zombies(pid: int) -> list[int]:
+    return [child for child, state in children(pid).items() if state == "Z"]
+
+
+def is_alive(pid: int) -> bool:
+    return stat(pid)[0] not in ("", "Z", "X")
+
+
+def descriptors(pid: int | str = "self") -> dict[str, str]:
+    """Open descriptors and what they are; for this process without the one that lists them."""
+    found = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/{pid}/fd/{number}")
+        except OSError:
+            pass  # closed meanwhile: the listing's own
+    return found
+
+
+def thread_count(pid: int | str = "self") -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def describe(pid: int) -> str:
+    """One line on what a process does, for the report of a hang."""
+    parts = [str(pid)]
+    for name in ("cmdline", "wchan", "syscall"):
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                parts.append(f"{name}={file.read(160)!r}")
+        except OSError:
+            pass
+    state, parent = stat(pid)
+    return " ".join([*parts, f"state={state} parent={parent}"])

@@ -1,0 +1,362 @@
+"""Programs under test: each runs by itself, under a watchdog, and must leave nothing behind.
+
+A test that is decorated with `program_test` is the text of a program: its body runs at the top level
+of a script of its own, with the imports of this file that it names and with its parameters as
+globals. So what it defines is in `__main__`, as in the programs of users, and a hang or a crash ends
+that program alone. `program` makes the same of a function that a test starts itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import inspect
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import procfs
+
+# A program that takes longer hangs.
+WATCHDOG_SECONDS = 30.0
+# How long processes may take to be gone after their program; the time is shown.
+_LEAVING_SECONDS = 10.0
+
+_HERE = Path(__file__).parent
+
+
+@dataclass
+class Ended:
+    """How a program ended."""
+
+    code: int
+    output: str
+    errors: str
+    seconds: float
+    # Pids that lived on for longer than they may.
+    survivors: list[str]
+    # What it left in its directory for temporary files.
+    leftovers: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"exit code {self.code} after {self.seconds:.2f} s\n"
+            f"--- output ---\n{self.output}\n--- errors ---\n{self.errors}"
+        )
+
+    def check(self, code: int = 0) -> Ended:
+        """It ended with this code and left nothing behind."""
+        assert self.code == code, str(self)
+        assert not self.survivors, f"processes lived on: {self.survivors}\n{self}"
+        assert not self.leftovers, f"files were left: {self.leftovers}\n{self}"
+        return self
+
+
+@dataclass
+class Running:
+    """A program that runs."""
+
+    process: subprocess.Popen[bytes]
+    token: str
+    directory: Path
+    started: float = field(default_factory=time.monotonic)
+    # Processes of the program that outlive it on purpose.
+    spared: set[int] = field(default_factory=set)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def output(self) -> str:
+        return (self.directory / "output").read_text(errors="replace")
+
+    def errors(self) -> str:
+        return (self.directory / "errors").read_text(errors="replace")
+
+    def others(self) -> list[int]:
+        """All living processes that it started."""
+        return [
+            pid
+            for pid in procfs.marked(self.token)
+            if pid != self.pid and pid not in self.spared and procfs.is_alive(pid)
+        ]
+
+    def until(self, text: str, seconds: float = WATCHDOG_SECONDS) -> str:
+        """Waits for a text in the output, which it gives."""
+        while True:
+            output = self.output()
+            if text in output:
+                return output
+            if self.process.poll() is not None:
+                raise AssertionError(f"it ended before it wrote {text!r}:\n{self._ended(0.0)}")
+            if time.monotonic() - self.started > seconds:
+                self._fail(f"it did not write {text!r} within {seconds} s")
+            time.sleep(0.005)
+
+    def end(self, seconds: float = WATCHDOG_SECONDS) -> Ended:
+        """Waits for its end, for as long as a program may take."""
+        left = max(0.0, self.started + seconds - time.monotonic())
+        try:
+            self.process.wait(left)
+        except subprocess.TimeoutExpired:
+            self._fail(f"it did not end within {seconds} s")
+        return self._ended(time.monotonic() - self.started)
+
+    def wait_until_alone(self, seconds: float = _LEAVING_SECONDS) -> tuple[list[int], float]:
+        """Waits until all that it started is gone; what is not, and how long it took."""
+        start = time.monotonic()
+        while True:
+            others = self.others()
+            took = time.monotonic() - start
+            if not others or took > seconds:
+                return others, took
+            time.sleep(0.01)
+
+    def _ended(self, seconds: float) -> Ended:
+        others, took = self.wait_until_alone()
+        survivors = [procfs.describe(pid) for pid in others]
+        if took > 0.5:
+            print(f"all processes were gone {took:.2f} s after the program")
+        temporary = self.directory / "tmp"
+        leftovers = [str(path.relative_to(temporary)) for path in temporary.rglob("*")]
+        code = self.process.returncode
+        return Ended(code, self.output(), self.errors(), seconds, survivors, leftovers)
+
+    def _fail(self, why: str) -> None:
+        states = [procfs.describe(pid) for pid in procfs.marked(self.token)]
+        # Has faulthandler show the stacks of all threads.
+        self.process.send_signal(signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        self.kill()
+        report = "\n".join([why, *states])
+        raise AssertionError(
+            f"{report}\n--- output ---\n{self.output()}\n--- errors ---\n{self.errors()}"
+        )
+
+    def kill(self) -> None:
+        """Ends it and all that it started."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for pid in procfs.marked(self.token):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str],
+    *,
+    environment: dict[str, str] | None = None,
+    stdin: str | None = None,
+    terminal: bool = False,
+    files: dict[str, str] | None = None,
+) -> Iterator[Running]:
+    """A program in a session of its own, ended at the latest with the block.
+
+    Its output and errors go to files, and with `terminal` its output to a new controlling terminal,
+    whose other end is `running.terminal`.
+    """
+    with tempfile.TemporaryDirectory(prefix="manyhands-test-") as name:
+        directory = Path(name)
+        (directory / "tmp").mkdir()
+        for file, text in (files or {}).items():
+            path = directory / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        token = uuid.uuid4().hex
+        variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        variables |= {
+            procfs.TOKEN: token,
+            "PYTHONPATH": str(_HERE),
+            "PYTHONFAULTHANDLER": "1",
+            "TMPDIR": str(directory / "tmp"),
+            **(environment or {}),
+        }
+        output = (directory / "output").open("wb")
+        errors = (directory / "errors").open("wb")
+        with output, errors, contextlib.ExitStack() as stack:
+            source: Any = subprocess.DEVNULL
+            if stdin is not None:
+                (directory / "stdin").write_text(stdin)
+                source = stack.enter_context((directory / "stdin").open("rb"))
+            if terminal:
+                raise NotImplementedError
+            process = subprocess.Popen(
+                list(command),
+                cwd=directory,
+                env=variables,
+                stdin=source,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+            )
+            running = Running(process, token, directory)
+            try:
+                yield running
+            finally:
+                running.kill()
+
+
+def run(command: Sequence[str], seconds: float = WATCHDOG_SECONDS, **options: Any) -> Ended:
+    """Runs a program to its end."""
+    with started(command, **options) as running:
+        return running.end(seconds)
+
+
+def on_terminal(
+    command: Sequence[str], keys: Callable[[Running], bytes], files: dict[str, str]
+) -> tuple[int, str, float, list[str]]:
+    """Runs a program on a terminal of its own: when it has written READY, `keys` are typed.
+
+    Gives its wait status, all that it showed, the seconds from the keys to its end, and survivors.
+    """
+    with tempfile.TemporaryDirectory(prefix="manyhands-test-") as name:
+        directory = Path(name)
+        for file, text in files.items():
+            (directory / file).write_text(text)
+        token = uuid.uuid4().hex
+        pid, master = pty.fork()
+        if pid == 0:
+            os.chdir(directory)
+            os.environ.update({procfs.TOKEN: token, "PYTHONPATH": str(_HERE)})
+            os.execv(command[0], list(command))
+        shown, typed, begin = b"", 0.0, time.monotonic()
+        os.set_blocking(master, False)
+        status: int | None = None
+        try:
+            while status is None or shown == b"":
+                with contextlib.suppress(BlockingIOError, OSError):
+                    shown += os.read(master, 65536)
+                if not typed and b"READY" in shown:
+                    os.write(master, keys(None))  # type: ignore[arg-type]
+                    typed = time.monotonic()
+                ended, code = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    status = code
+                    break
+                if time.monotonic() - begin > WATCHDOG_SECONDS:
+                    states = "\n".join(procfs.describe(other) for other in procfs.marked(token))
+                    raise AssertionError(f"it did not end:\n{states}\n{shown.decode()}")
+                time.sleep(0.005)
+            took = time.monotonic() - typed
+            with contextlib.suppress(OSError):
+                while data := os.read(master, 65536):
+                    shown += data
+            deadline = time.monotonic() + _LEAVING_SECONDS
+            while (left := procfs.marked(token)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return status, shown.decode(), took, [procfs.describe(other) for other in left]
+        finally:
+            os.close(master)
+            if status is None:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            for other in procfs.marked(token):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(other, signal.SIGKILL)
+
+
+class Program:
+    """The body of a function as a script."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.name = function.__name__
+        module = inspect.getmodule(function)
+        assert module is not None
+        source = inspect.getsource(module)
+        lines = source.splitlines()
+        tree = ast.parse(source)
+        [definition] = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == function.__name__
+        ]
+        first, last = definition.body[0].lineno, definition.end_lineno
+        body = textwrap.dedent("\n".join(lines[first - 1 : last]))
+        names = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+        imports = []
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom) and (
+                not isinstance(node, ast.ImportFrom) or node.module not in ("__future__", "scenario")
+            ):
+                wanted = [
+                    alias
+                    for alias in node.names
+                    if (alias.asname or alias.name.partition(".")[0]) in names
+                ]
+                if wanted:
+                    node.names = wanted
+                    imports.append(ast.unparse(node))
+        self._head = "; ".join(imports)
+        # Its lines keep their numbers, for tracebacks.
+        self._body = "\n" * (first - 2) + body
+
+    def source(self, **parameters: object) -> str:
+        values = [f"{name} = {value!r}" for name, value in parameters.items()]
+        return "; ".join([self._head, *values]).strip("; ") + "\n" + self._body + "\n"
+
+    def files(self, **parameters: object) -> dict[str, str]:
+        return {"program.py": self.source(**parameters)}
+
+    def start(self, **parameters: object) -> contextlib.AbstractContextManager[Running]:
+        return started([sys.executable, "program.py"], files=self.files(**parameters))
+
+    def run(
+        self,
+        *,
+        seconds: float = WATCHDOG_SECONDS,
+        environment: dict[str, str] | None = None,
+        before: Sequence[str] = (),
+        **parameters: object,
+    ) -> Ended:
+        """Runs it to its end; `before` is a command that runs the rest of its arguments."""
+        return run(
+            [*before, sys.executable, "program.py"],
+            seconds,
+            environment=environment,
+            files=self.files(**parameters),
+        )
+
+
+def program(function: Callable[..., None]) -> Program:
+    return Program(function)
+
+
+def program_test(function: Callable[..., None]) -> Callable[..., None]:
+    """A test that is a program, which has to end well; see above."""
+    text = Program(function)
+
+    @functools.wraps(function)
+    def test(**parameters: object) -> None:
+        ended = text.run(**parameters).check()
+        if ended.output:
+            print(ended.output)
+        if ended.errors:
+            print(ended.errors, file=sys.stderr)
+
+    return test
+
+
+def seed() -> int:
+    """A seed for what happens at random: MANYHANDS_TEST_SEED, else a new one; it is shown."""
+    chosen = os.environ.get("MANYHANDS_TEST_SEED")
+    value = int(chosen) if chosen else int.from_bytes(os.urandom(4), "little")
+    print(f"MANYHANDS_TEST_SEED={value}")
+    return value
+
+
+def stress_seconds() -> float:
+    return float(os.environ.get("MANYHANDS_STRESS_SECONDS", "60"))
