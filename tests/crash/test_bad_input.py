@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+from concurrent import futures as futures_module
 from pathlib import Path
 
 import pytest
@@ -648,26 +649,56 @@ def test_a_pool_is_not_for_a_forked_child() -> None:
 
 @program_test
 def test_futures_of_the_parent_in_a_forked_child() -> None:
-    with mh.Pool(1) as pool:
+    def square(n):
+        return n * n
+
+    with mh.Pool(2) as pool:
         ended = pool.submit(abs, -7)
         assert ended.result(20) == 7
-        running = pool.submit(abs, -8)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                assert ended.result(5) == 7
+        for _ in range(5):
+            futures = [pool.submit(square, n) for n in range(2000)]
+            child = os.fork()
+            if child == 0:
+                code = 1
                 try:
-                    # Known already, refused, or out of time: but it returns.
-                    assert running.result(1) == 8
-                except (RuntimeError, TimeoutError):
-                    pass
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
-        assert running.result(20) == 8
+                    assert ended.result(5) == 7
+                    for future in futures:
+                        # Refused, or known already; but it returns, and takes nothing.
+                        for use in (future.done, future.running, future.cancelled, future.cancel):
+                            try:
+                                use()
+                            except RuntimeError:
+                                pass
+                    try:
+                        futures[-1].result(1)
+                    except (RuntimeError, TimeoutError, futures_module.CancelledError):
+                        pass
+                    code = 0
+                finally:
+                    os._exit(code)
+            assert [future.result(20) for future in futures] == [n * n for n in range(2000)]
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+        assert pool.stats().deaths == 0
+
+
+@program_test
+def test_a_map_iterator_dropped_in_a_forked_child() -> None:
+    def square(n):
+        return n * n
+
+    with mh.Pool(2) as pool:
+        for _ in range(5):
+            results = pool.map(square, range(2000))
+            assert next(results) == 0
+            child = os.fork()
+            if child == 0:
+                del results
+                os._exit(0)
+            assert list(results) == [n * n for n in range(1, 2000)]
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+        assert pool.stats().deaths == 0
 
 
 @program_test

@@ -1,7 +1,7 @@
 //! The native part of a future.
 
-use crate::outcome;
 use crate::pool::{deadline_after, wait_for};
+use crate::{outcome, process};
 use manyhands_runtime::{Outcome, Pool, Task};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
@@ -17,6 +17,7 @@ pub(crate) struct TaskFuture {
 }
 
 struct Content {
+    generation: u32,
     pool: Arc<Pool>,
     task: Mutex<Option<Arc<Task>>>,
 }
@@ -29,11 +30,13 @@ enum Known {
 
 impl TaskFuture {
     pub(crate) fn fill(&self, pool: Arc<Pool>, task: Arc<Task>) {
-        // A future is filled by whoever made it, once.
-        let _first = self.content.set(Content {
+        let content = Content {
+            generation: process::generation(),
             pool,
             task: Mutex::new(Some(task)),
-        });
+        };
+        // A future is filled by whoever made it, once.
+        let _first = self.content.set(content);
     }
 
     fn content(&self) -> PyResult<&Content> {
@@ -44,6 +47,7 @@ impl TaskFuture {
 
     fn task(&self) -> PyResult<(&Arc<Pool>, Option<Arc<Task>>)> {
         let content = self.content()?;
+        process::check(content.generation, "this future's pool")?;
         Ok((
             &content.pool,
             content

@@ -49,13 +49,7 @@ pub(crate) struct PoolBase {
 
 impl PoolBase {
     fn check_process(&self) -> PyResult<()> {
-        if self.generation == process::generation() {
-            return Ok(());
-        }
-        Err(PyRuntimeError::new_err(
-            "this pool belongs to the process that made it, and this is a child that was forked from \
-             it; make a new pool here",
-        ))
+        process::check(self.generation, "this pool")
     }
 
     fn refused(py: Python<'_>, refused: Refused) -> PyErr {
@@ -389,8 +383,11 @@ impl Feed {
     fn cancel(&mut self, py: Python<'_>) {
         self.ended = true;
         self.iterators.clear();
-        let pool = &self.pool.get().pool;
         let window = std::mem::take(&mut self.window);
+        if self.pool.get().check_process().is_err() {
+            return; // the tasks are the parent's
+        }
+        let pool = &self.pool.get().pool;
         py.detach(|| {
             let tasks: Vec<_> = window.iter().map(|(task, _)| task.clone()).collect();
             pool.cancel_all(&tasks);
@@ -417,6 +414,7 @@ impl MapIterator {
                 "another thread is taking from this map just now",
             ));
         };
+        feed.pool.get().check_process()?;
         // Two for one, so that the window grows while results are taken.
         feed.pull(py, 2);
         let Some((head, size)) = feed.window.pop_front() else {

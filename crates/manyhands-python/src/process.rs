@@ -22,6 +22,18 @@ pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+/// Whether something made in that generation belongs to this process; `what` names it.
+#[inline]
+pub(crate) fn check(made_in: u32, what: &str) -> PyResult<()> {
+    if made_in == generation() {
+        return Ok(());
+    }
+    Err(PyRuntimeError::new_err(format!(
+        "{what} belongs to the process that made it, and this is a child that was forked from it; \
+         make a new pool here"
+    )))
+}
+
 /// The supervisor of this process.
 pub(crate) fn supervisor() -> PyResult<Arc<Supervisor>> {
     let found = SUPERVISOR.load(Ordering::Acquire);

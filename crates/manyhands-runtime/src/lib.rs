@@ -10,7 +10,10 @@
 mod completions;
 #[cfg(not(manyhands_loom))]
 mod definition;
-#[cfg_attr(manyhands_loom, allow(dead_code, reason = "only its model uses it there"))]
+#[cfg_attr(
+    manyhands_loom,
+    allow(dead_code, reason = "only its model uses it there")
+)]
 mod drain_role;
 #[cfg(not(manyhands_loom))]
 mod fail_point;

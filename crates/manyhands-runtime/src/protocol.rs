@@ -32,6 +32,12 @@
 //! | 8-11  | number of the task in the worker's queue                                    |
 //! | 12-15 | length of the payload                                                       |
 //! | 16-23 | duration of the task in nanoseconds                                         |
+//!
+//! **Reserved**, so that what comes later changes no layout: the frozen bit of the queue word (a time
+//! limit freezes, asks, kills); section kinds 16 to 31 for the options of a task (time limit, seed,
+//! context, references to stored objects); result kinds 16 to 31 for requests of a worker to its
+//! parent (nested submit, put, release), which carry no number of a task; the attempt byte. A worker
+//! passes over sections that it does not know; a parent kills a worker whose result it does not know.
 
 use std::sync::Arc;
 
