@@ -56,7 +56,7 @@ def task(kind: str, index: int, argument: bytes) -> bytes | int:
 
 class Killer(threading.Thread):
     def __init__(self, pool: mh.Pool, kills: int, signals: list[str], seed: int) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.pool, self.kills, self.signals = pool, kills, signals
         self.random = random.Random(seed)
         self.killed: collections.Counter[int] = collections.Counter()
@@ -66,7 +66,7 @@ class Killer(threading.Thread):
         token = os.environ[procfs.TOKEN]
         while sum(self.killed.values()) < self.kills:
             # At random instants: this orders nothing.
-            time.sleep(self.random.choice((0.0, 0.001, 0.01, 0.03)) * self.random.random())
+            time.sleep(self.random.choice((0.0, 0.001, 0.01, 0.05, 0.1)) * self.random.random())
             pids = [worker.pid for worker in self.pool.stats().workers if worker.pid > 0]
             pids = [pid for pid in pids if pid not in self.killed]
             if not pids:
@@ -106,7 +106,8 @@ def load(pool: mh.Pool, killer: Killer, seed: int) -> tuple[dict[int, BaseExcept
         result = future.result()
         if kind in ("publish", "both"):
             assert isinstance(result, bytes)
-            assert len(result) == LARGE and result[0] == result[-1] == number % 256
+            found = (len(result), result[0], result[-1])
+            assert found == (LARGE, number % 256, number % 256), (kind, number, found)
         else:
             assert result == number, (kind, number, result)
 

@@ -161,14 +161,9 @@ def started(
     *,
     environment: dict[str, str] | None = None,
     stdin: str | None = None,
-    terminal: bool = False,
     files: dict[str, str] | None = None,
 ) -> Iterator[Running]:
-    """A program in a session of its own, ended at the latest with the block.
-
-    Its output and errors go to files, and with `terminal` its output to a new controlling terminal,
-    whose other end is `running.terminal`.
-    """
+    """A program in a session of its own, ended at the latest with the block."""
     with tempfile.TemporaryDirectory(prefix="manyhands-test-") as name:
         directory = Path(name)
         (directory / "tmp").mkdir()
@@ -192,8 +187,6 @@ def started(
             if stdin is not None:
                 (directory / "stdin").write_text(stdin)
                 source = stack.enter_context((directory / "stdin").open("rb"))
-            if terminal:
-                raise NotImplementedError
             process = subprocess.Popen(
                 list(command),
                 cwd=directory,
@@ -216,57 +209,66 @@ def run(command: Sequence[str], seconds: float = WATCHDOG_SECONDS, **options: An
         return running.end(seconds)
 
 
-def on_terminal(
-    command: Sequence[str], keys: Callable[[Running], bytes], files: dict[str, str]
-) -> tuple[int, str, float, list[str]]:
-    """Runs a program on a terminal of its own: when it has written READY, `keys` are typed.
+@dataclass
+class Typed:
+    """How a program ended on a terminal where somebody typed."""
 
-    Gives its wait status, all that it showed, the seconds from the keys to its end, and survivors.
-    """
-    with tempfile.TemporaryDirectory(prefix="manyhands-test-") as name:
-        directory = Path(name)
-        for file, text in files.items():
-            (directory / file).write_text(text)
+    code: int
+    shown: str
+    # From the keys to its end.
+    seconds: float
+    survivors: list[str]
+
+
+def on_terminal(source: str, keys: bytes, name: str = "program.py") -> Typed:
+    """Runs a program on a terminal of its own, and types the keys when it has written READY."""
+    with tempfile.TemporaryDirectory(prefix="manyhands-test-") as folder:
+        (Path(folder) / name).write_text(source)
         token = uuid.uuid4().hex
+        variables = {**os.environ, procfs.TOKEN: token, "PYTHONPATH": str(_HERE)}
+        command = [sys.executable, name]
         pid, master = pty.fork()
         if pid == 0:
-            os.chdir(directory)
-            os.environ.update({procfs.TOKEN: token, "PYTHONPATH": str(_HERE)})
-            os.execv(command[0], list(command))
-        shown, typed, begin = b"", 0.0, time.monotonic()
+            try:
+                os.chdir(folder)
+                os.execve(command[0], command, variables)
+            finally:
+                os._exit(127)
         os.set_blocking(master, False)
-        status: int | None = None
+        shown, begin = b"", time.monotonic()
+        typed: float | None = None
+        code: int | None = None
         try:
-            while status is None or shown == b"":
-                with contextlib.suppress(BlockingIOError, OSError):
+            while code is None:
+                with contextlib.suppress(OSError):  # nothing there, or nobody any more
                     shown += os.read(master, 65536)
-                if not typed and b"READY" in shown:
-                    os.write(master, keys(None))  # type: ignore[arg-type]
+                if typed is None and b"READY" in shown:
                     typed = time.monotonic()
-                ended, code = os.waitpid(pid, os.WNOHANG)
+                    os.write(master, keys)
+                ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
-                    status = code
-                    break
-                if time.monotonic() - begin > WATCHDOG_SECONDS:
+                    code = os.waitstatus_to_exitcode(status)
+                elif time.monotonic() - begin > WATCHDOG_SECONDS:
                     states = "\n".join(procfs.describe(other) for other in procfs.marked(token))
                     raise AssertionError(f"it did not end:\n{states}\n{shown.decode()}")
-                time.sleep(0.005)
-            took = time.monotonic() - typed
-            with contextlib.suppress(OSError):
-                while data := os.read(master, 65536):
-                    shown += data
+                else:
+                    time.sleep(0.002)
+            seconds = time.monotonic() - (typed or begin)
             deadline = time.monotonic() + _LEAVING_SECONDS
             while (left := procfs.marked(token)) and time.monotonic() < deadline:
                 time.sleep(0.01)
-            return status, shown.decode(), took, [procfs.describe(other) for other in left]
+            with contextlib.suppress(OSError):
+                while data := os.read(master, 65536):
+                    shown += data
+            survivors = [procfs.describe(other) for other in left]
+            return Typed(code, shown.decode(errors="replace"), seconds, survivors)
         finally:
             os.close(master)
-            if status is None:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
             for other in procfs.marked(token):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
+            if code is None:
+                os.waitpid(pid, 0)
 
 
 class Program:

@@ -51,7 +51,7 @@ def closed_gate(folder: Path, name: str = "gate") -> Iterator[Gate]:
 
 def report_arrival(path: str) -> None:
     """In a task: says that it is there."""
-    descriptor = os.open(path + ".arrivals", os.O_WRONLY)
+    descriptor = os.open(path + ".arrivals", os.O_RDWR)  # the parent may be gone
     os.write(descriptor, b".")
     os.close(descriptor)
 

@@ -190,6 +190,9 @@ impl<'py> Worker<'py> {
                     }
                 }
                 Some(Ok(claimed)) if claimed.kind == TaskKind::Exit => return Ok(()),
+                Some(Ok(claimed)) if claimed.kind == TaskKind::Discard => {
+                    self.end.discard(&claimed)?;
+                }
                 Some(claimed) => {
                     let initializes = claimed
                         .as_ref()

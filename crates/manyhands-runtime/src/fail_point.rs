@@ -1,7 +1,9 @@
 //! Steps at which a test has a process killed.
 //!
 //! `MANYHANDS_CRASH_AT=name` (or `name:n` for the n-th time) kills the process with SIGKILL when it
-//! reaches the step of that name. Without the feature `fail-points` nothing of this is compiled.
+//! reaches the step of that name. With `MANYHANDS_CRASH_ONCE=path` only the process that manages to
+//! create that file dies, so that of many one does, and the file tells that it did. Without the
+//! feature `fail-points` nothing of this is compiled.
 
 /// The names of all steps; the crash table has a row for each.
 pub const FAIL_POINTS: &[&str] = &[
@@ -46,9 +48,22 @@ pub fn fail_point(name: &str) {
         && chosen == name
         // Relaxed: a count for tests.
         && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *count
+        && is_the_one()
     {
         manyhands_os::kill_self();
     }
+}
+
+/// Whether no other process died in this one's place.
+#[cfg(feature = "fail-points")]
+fn is_the_one() -> bool {
+    std::env::var_os("MANYHANDS_CRASH_ONCE").is_none_or(|path| {
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(path);
+        file.is_ok()
+    })
 }
 
 /// Does nothing: the feature `fail-points` is off.

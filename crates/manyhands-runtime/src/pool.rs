@@ -8,8 +8,8 @@ use crate::definition::Definition;
 use crate::drain_role::{DrainRole, Duty, HandOver};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    self, FLAG_FILE, FLAG_SECTIONS, HEAD, LONGEST_RECORD, Malformed, ResultHead, ResultKind,
-    SECTION_FORGET, TaskHead, TaskKind, WorkerKey, padded,
+    self, FLAG_FILE, FLAG_SECTIONS, HEAD, LONGEST_RECORD, MOST_FILES_AHEAD, Malformed, ResultHead,
+    ResultKind, SECTION_FORGET, TaskHead, TaskKind, WorkerKey, padded,
 };
 use crate::scheduler::{Scheduler, Slot};
 use crate::supervisor::{Command, Supervisor};
@@ -108,6 +108,10 @@ pub(crate) struct Worker {
     write_position: u64,
     /// Records written and not yet published.
     unpublished: u32,
+    /// Number of the message file that was sent last.
+    files_sent: u64,
+    /// Number of the message file that a finished task has asked for last.
+    files_taken: u64,
     /// Bytes of results since the worker was last looked after.
     consumed: usize,
     finished: u64,
@@ -284,9 +288,13 @@ impl Pool {
         if state.scheduler.queued() == 0
             && let Some(slot) = state.scheduler.choose()
         {
+            let behind_another = state.scheduler.held_count(slot) > 0;
             match self.write(&mut state, slot, entry) {
                 None => self.publish(&mut state, slot),
                 Some(entry) => state.scheduler.add(entry),
+            }
+            if behind_another || state.scheduler.queued() > 0 {
+                self.ask_for_workers(&mut state);
             }
         } else {
             state.scheduler.add(entry);
@@ -298,9 +306,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Asks for as many workers as have work waiting for them.
+    /// Asks for as many workers as have work waiting for them, and at least for one.
     fn ask_for_workers(&self, state: &mut State) {
-        let queued = state.scheduler.queued();
+        let queued = state.scheduler.queued().max(1);
         let coming = state
             .seats
             .iter()
@@ -354,11 +362,7 @@ impl Pool {
             None => entry.payload.len(),
         };
         let by_file = HEAD + body_len > LONGEST_RECORD || matches!(entry.payload, Bytes::File(_));
-        let length = if by_file {
-            HEAD
-        } else {
-            padded(HEAD + body_len)
-        };
+        let length = padded(HEAD + if by_file { 8 } else { body_len });
         let room = TASK_AREA as u64 - (worker.write_position - free_from);
         if length as u64 > room {
             worker.unlearn(&mut entry);
@@ -368,17 +372,28 @@ impl Pool {
         if by_file {
             flags |= FLAG_FILE;
             match worker.send_body(sections.as_deref(), &entry.payload) {
-                Ok(true) => {}
-                Ok(false) if worker.next != worker.oldest => {
+                Ok(true) => entry.file = worker.files_sent,
+                // Its socket is full of files of tasks that run before, or were taken back.
+                Ok(false) => {
                     worker.unlearn(&mut entry);
+                    if worker.next == worker.oldest {
+                        self.discard_files(state, slot);
+                    }
                     return Some(entry);
                 }
-                Ok(false) => {
-                    self.lose(state, slot, entry, "its worker does not take messages");
-                    return None;
+                // It is dead and not buried: whatever it holds returns to the queue in a moment.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    worker.unlearn(&mut entry);
+                    state.scheduler.close(slot);
+                    return Some(entry);
                 }
                 Err(error) => {
-                    let why = format!("{} bytes of arguments could not be sent: {error}", body_len);
+                    let why = format!("{body_len} bytes of arguments could not be sent: {error}");
                     self.lose(state, slot, entry, &why);
                     return None;
                 }
@@ -395,7 +410,7 @@ impl Pool {
                 .as_ref()
                 .map_or(0, |definition| definition.id()),
             payload: entry.payload.len() as u32,
-            index: entry.task.as_ref().map_or(0, |task| task.index),
+            index: entry.task.as_ref().map_or(entry.file, |task| task.index),
         };
         entry.position = worker.write_position;
         entry.length = length as u32;
@@ -405,7 +420,8 @@ impl Pool {
         // says, before the oldest one without a result.
         let written = unsafe {
             if by_file {
-                worker.control.write_task(position, &head, &[]);
+                let number = entry.file.to_ne_bytes();
+                worker.control.write_task(position, &head, &number);
                 Ok(())
             } else if let Some(sections) = &sections {
                 worker
@@ -434,6 +450,26 @@ impl Pool {
         worker.unpublished += 1;
         state.scheduler.published(slot, entry);
         None
+    }
+
+    /// Has an idle worker empty its socket of the files of tasks that were taken back.
+    fn discard_files(&self, state: &mut State, slot: Slot) {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return;
+        };
+        let mut entry = Entry::new(
+            None,
+            TaskKind::Discard,
+            None,
+            Vec::new(),
+            0,
+            Bytes::default(),
+        );
+        entry.file = worker.files_sent;
+        // It is idle, so there is room, and nothing is written that was not published.
+        if self.write(state, slot, entry).is_none() {
+            self.publish(state, slot);
+        }
     }
 
     /// Ends a task that could not be given to a worker.
@@ -608,6 +644,7 @@ impl Pool {
             let Some(entry) = state.scheduler.finished(slot, Some(head.duration)) else {
                 crate::bug("a result came for a task that nobody holds");
             };
+            worker.files_taken = worker.files_taken.max(entry.file);
             state.failed_births = 0;
             self.take_result(state, entry, head, payload);
         }
@@ -1084,6 +1121,8 @@ impl Pool {
             next: 0,
             write_position: 0,
             unpublished: 0,
+            files_sent: 0,
+            files_taken: 0,
             consumed: 0,
             finished: 0,
             busy_nanos: 0,
@@ -1106,7 +1145,7 @@ impl Pool {
                 self.publish(&mut state, slot);
             }
         }
-        self.refill(&mut state, slot);
+        self.balance(&mut state);
         Ok(ends)
     }
 
@@ -1437,12 +1476,19 @@ impl Worker {
             self.known.remove(&id);
         }
         self.known_last = 0;
+        entry.file = 0; // numbers of files are the worker's
     }
 
-    /// Sends a body by message file; false if the socket is full.
-    fn send_body(&self, sections: Option<&[u8]>, payload: &Bytes) -> io::Result<bool> {
+    /// Sends a body by message file, whose number is `files_sent` then; false if the socket is full.
+    fn send_body(&mut self, sections: Option<&[u8]>, payload: &Bytes) -> io::Result<bool> {
+        if self.files_sent - self.files_taken >= MOST_FILES_AHEAD {
+            return Ok(false);
+        }
+        let number = (self.files_sent + 1).to_ne_bytes();
         if let (None, Bytes::File(file)) = (sections, payload) {
-            return self.socket.send(&[1], &[file.as_fd()], false);
+            let sent = self.socket.send(&number, &[file.as_fd()], false)?;
+            self.files_sent += u64::from(sent);
+            return Ok(sent);
         }
         let mut body = Vec::new();
         let len = sections.map_or(0, |sections| 4 + sections.len()) + payload.len();
@@ -1454,7 +1500,9 @@ impl Worker {
         }
         payload.with(|payload| body.extend_from_slice(payload))?;
         let file = MessageFile::new(&body)?;
-        self.socket.send(&[1], &[file.as_fd()], false)
+        let sent = self.socket.send(&number, &[file.as_fd()], false)?;
+        self.files_sent += u64::from(sent);
+        Ok(sent)
     }
 
     /// Takes the message file that belongs to the result just read.

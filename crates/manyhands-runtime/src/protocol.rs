@@ -10,7 +10,8 @@
 //! | 0-3   | length of the record, a multiple of 8                                       |
 //! | 4     | kind (`TaskKind`)                                                           |
 //! | 5     | tag: how the payload is encoded; the face's business                        |
-//! | 6     | flags: bit 0 = the body is in a message file; bit 1 = there are sections    |
+//! | 6     | flags: bit 0 = the body is in a message file, whose `u64` number follows    |
+//! |       | the head; bit 1 = there are sections                                        |
 //! | 7     | attempt, from 1                                                             |
 //! | 8-11  | id of the definition to run, or 0                                           |
 //! | 12-15 | length of the payload, which ends the body                                  |
@@ -19,6 +20,12 @@
 //! **Body**: with bit 1 first a `u32` length of the sections and then the sections, each a `u8` kind
 //! (`SECTION_*`), a `u32` length and its content; then the payload. Sections carry definitions,
 //! ids to forget, and in time the options of a task: time limit, seed, context, references.
+//!
+//! **Message files** for a worker come by its socket, each with its number, which grows by one. A task
+//! that is taken back leaves its file in the socket, so a worker passes over files with a smaller
+//! number than the one its record names. Of files that were not asked for yet there are at most
+//! `MOST_FILES_AHEAD`; a worker that has run out of tasks before is sent a *discard* record, which names
+//! the last file to pass over and gets an empty result.
 //!
 //! **Result record**, in the result ring:
 //!
@@ -48,6 +55,9 @@ pub(crate) const HEAD: usize = 24;
 /// A record longer than this goes by a message file.
 pub(crate) const LONGEST_RECORD: usize = 48 * 1024;
 
+/// Message files on their way to one worker that no task has asked for yet.
+pub(crate) const MOST_FILES_AHEAD: u64 = 16;
+
 /// The body is in a message file that comes by the socket.
 pub(crate) const FLAG_FILE: u8 = 1;
 /// The body starts with sections.
@@ -70,6 +80,8 @@ pub enum TaskKind {
     Initialize = 2,
     /// Leave.
     Exit = 3,
+    /// Pass over message files up to the one whose number is the index.
+    Discard = 4,
 }
 
 /// What a result record says.
@@ -163,6 +175,7 @@ impl TaskHead {
             1 => TaskKind::Run,
             2 => TaskKind::Initialize,
             3 => TaskKind::Exit,
+            4 => TaskKind::Discard,
             _ => return Err(Malformed),
         };
         let head = Self {

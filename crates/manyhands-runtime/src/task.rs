@@ -215,6 +215,8 @@ pub struct Entry {
     pub(crate) position: u64,
     /// Length of that record.
     pub(crate) length: u32,
+    /// Number of the message file that carries its body, 0 without one.
+    pub(crate) file: u64,
     /// Ids of the definitions that the record carries.
     pub(crate) carried: Vec<u32>,
 }
@@ -229,7 +231,7 @@ impl Entry {
         tag: u8,
         payload: Bytes,
     ) -> Self {
-        let (position, length, carried) = (0, 0, Vec::new());
+        let (position, length, file, carried) = (0, 0, 0, Vec::new());
         Self {
             task,
             kind,
@@ -239,6 +241,7 @@ impl Entry {
             payload,
             position,
             length,
+            file,
             carried,
         }
     }

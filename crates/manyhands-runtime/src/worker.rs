@@ -142,7 +142,14 @@ impl WorkerEnd {
         let at = self.position;
         self.position += u64::from(head.length);
         let body = if head.flags & FLAG_FILE != 0 {
-            Body::File(self.receive_body().map_err(|error| {
+            let number = bytes
+                .get(HEAD..HEAD + 8)
+                .and_then(|number| number.try_into().ok());
+            let number = number.map_or(0, u64::from_ne_bytes);
+            let file = self
+                .receive_file(number)
+                .and_then(MessageFile::from_descriptor);
+            Body::File(file.and_then(|file| file.view()).map_err(|error| {
                 Unreadable(format!("the arguments could not be received: {error}"))
             })?)
         } else {
@@ -170,17 +177,34 @@ impl WorkerEnd {
         })
     }
 
-    fn receive_body(&self) -> io::Result<View> {
-        match self.socket.receive(&mut [0], true)? {
-            Received::Message(_, mut descriptors) => match descriptors.pop() {
-                Some(file) => MessageFile::from_descriptor(file)?.view(),
-                None => Err(io::Error::from(io::ErrorKind::InvalidData)),
-            },
-            Received::DescriptorsLost(_) => Err(io::Error::other("too many open files")),
-            Received::Nothing | Received::Closed => {
-                Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+    /// Takes the message file of that number, passing over those of tasks that were taken back.
+    fn receive_file(&self, wanted: u64) -> io::Result<OwnedFd> {
+        loop {
+            let mut number = [0; 8];
+            let received = self.socket.receive(&mut number, true)?;
+            let number = u64::from_ne_bytes(number);
+            match received {
+                Received::Message(..) | Received::DescriptorsLost(_) if number < wanted => {}
+                Received::Message(_, mut descriptors) if number == wanted => {
+                    return descriptors
+                        .pop()
+                        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+                }
+                Received::DescriptorsLost(_) => {
+                    return Err(io::Error::other("too many open files"));
+                }
+                Received::Message(..) => return Err(io::Error::from(io::ErrorKind::InvalidData)),
+                Received::Nothing | Received::Closed => {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+                }
             }
         }
+    }
+
+    /// Passes over message files up to that number, and says so.
+    pub fn discard(&mut self, claimed: &Claimed) -> io::Result<()> {
+        self.receive_file(claimed.index)?;
+        self.finish(ResultKind::Value, 0, &[])
     }
 
     /// The payload of the task, after `visit` has seen its sections.

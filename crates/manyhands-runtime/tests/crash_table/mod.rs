@@ -1,0 +1,30 @@
+//! One program in four roles, by its first argument:
+//!
+//! - none: the *runner* starts a driver per case, two at a time, under a watchdog, and prints the table;
+//! - `case`: the *driver* makes supervisor and pool, runs one case, and checks what is left;
+//! - `zygote`: what the driver's supervisor starts; it forks *workers*, which run the tasks of `worker`.
+//!
+//! A case is a row of the table (`rows`: a fail point, a load, what must be left) or a scenario
+//! (`scenarios`, `supervision`, `storms`: a few lines of their own). Every task appends its number to a
+//! file before it does anything else, so that the driver can count how often each ran.
+
+mod case;
+mod processes;
+mod rows;
+mod runner;
+mod scenarios;
+mod site;
+mod storms;
+mod supervision;
+mod worker;
+
+use std::process::ExitCode;
+
+pub(crate) fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("zygote") => worker::zygote(&arguments[2..]),
+        Some("case") => runner::drive(&arguments[2..]),
+        _ => runner::run(&arguments[1..]),
+    }
+}

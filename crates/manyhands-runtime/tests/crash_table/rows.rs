@@ -1,0 +1,301 @@
+//! The rows: a process dies at a fail point under some load, and this is left.
+
+use crate::crash_table::case::Case;
+use crate::crash_table::site::{Job, LARGE, Site, until_stats};
+use crate::crash_table::worker::THREAD_MODULE;
+use manyhands_runtime::{Cause, FAIL_POINTS, Pool};
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+/// What the pool is doing when the process dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    /// `Site::submit_mixture`, two workers.
+    Mixture,
+    /// The same, and every worker runs an initializer first.
+    Initializer,
+    /// The same by workers that are started one by one, since the zygote has threads.
+    Spawned,
+    /// The same, and the pool is closed while it runs.
+    Closing,
+    /// Tasks with large arguments.
+    LargeArguments,
+    /// Tasks with large results.
+    LargeResults,
+    /// Tasks with both, one worker.
+    LargeBoth,
+    /// One worker, one task, then the end of the pool.
+    OneAndExit,
+    /// The mixture, half of which is cancelled.
+    Cancelling,
+}
+
+/// What happens to the task that a worker had started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// Nothing is lost.
+    None,
+    /// One task, before its first instruction.
+    Unstarted,
+    /// One task that had run to its end.
+    Finished,
+    /// At most one task.
+    AtMostOne,
+}
+
+pub(crate) struct Row {
+    point: &'static str,
+    /// At which time of coming there the process dies.
+    nth: u32,
+    load: Load,
+    loss: Loss,
+    /// How many deaths of workers the pool counts.
+    deaths: RangeInclusive<u64>,
+}
+
+const fn row(
+    point: &'static str,
+    nth: u32,
+    load: Load,
+    loss: Loss,
+    deaths: RangeInclusive<u64>,
+) -> Row {
+    Row {
+        point,
+        nth,
+        load,
+        loss,
+        deaths,
+    }
+}
+
+/// The table.
+pub(crate) fn rows() -> Vec<Row> {
+    use Load::{
+        Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture,
+        OneAndExit, Spawned,
+    };
+    use Loss::{AtMostOne, Finished, None, Unstarted};
+    vec![
+        // A worker that starts has claimed nothing.
+        row("worker.started", 1, Mixture, None, 1..=1),
+        row("worker.started", 1, Initializer, None, 1..=1),
+        row("worker.started", 1, Closing, None, 1..=1),
+        row("worker.started", 1, Spawned, None, 1..=1),
+        // From the claim on the task has started: it is lost, though it never ran.
+        row("worker.claimed", 1, Mixture, Unstarted, 1..=1),
+        row("worker.claimed", 17, Mixture, Unstarted, 1..=1),
+        row("worker.claimed", 1, Initializer, None, 1..=1),
+        row("worker.claimed", 2, Initializer, Unstarted, 1..=1),
+        row("worker.claimed", 5, Closing, Unstarted, 1..=1),
+        row("worker.claimed", 5, Spawned, Unstarted, 1..=1),
+        row("worker.claimed", 2, LargeArguments, Unstarted, 1..=1),
+        // The second claim is that of the message to leave.
+        row("worker.claimed", 2, OneAndExit, None, 0..=0),
+        // It ran, and nobody will know what it returned.
+        row("worker.finished", 1, Mixture, Finished, 1..=1),
+        row("worker.finished", 17, Mixture, Finished, 1..=1),
+        row("worker.finished", 1, Initializer, None, 1..=1),
+        row("worker.finished", 5, Closing, Finished, 1..=1),
+        row("worker.finished", 2, LargeArguments, Finished, 1..=1),
+        row("worker.file_sent", 1, Mixture, Finished, 1..=1),
+        row("worker.file_sent", 2, LargeResults, Finished, 1..=1),
+        row("worker.file_sent", 2, LargeBoth, Finished, 1..=1),
+        row("worker.file_sent", 1, Closing, Finished, 1..=1),
+        row("worker.file_sent", 1, Spawned, Finished, 1..=1),
+        row("worker.record_written", 1, Mixture, Finished, 1..=1),
+        row("worker.record_written", 17, Mixture, Finished, 1..=1),
+        row("worker.record_written", 1, Initializer, None, 1..=1),
+        row("worker.record_written", 2, LargeResults, Finished, 1..=1),
+        row("worker.record_written", 5, Closing, Finished, 1..=1),
+        // What is published counts, whoever was told.
+        row("worker.published", 1, Mixture, None, 1..=1),
+        row("worker.published", 17, Mixture, None, 1..=1),
+        row("worker.published", 1, Initializer, None, 1..=1),
+        row("worker.published", 1, LargeBoth, None, 1..=1),
+        row("worker.published", 2, LargeBoth, None, 1..=1),
+        row("worker.published", 2, LargeResults, None, 1..=1),
+        row("worker.published", 5, Closing, None, 1..=1),
+        row("worker.published", 1, OneAndExit, None, 0..=1),
+        row("worker.announced", 1, Mixture, None, 1..=1),
+        row("worker.announced", 2, LargeResults, None, 1..=1),
+        row("worker.announced", 1, Initializer, None, 1..=1),
+        row("worker.announced", 2, Closing, None, 1..=1),
+        row("worker.before_park", 1, Mixture, None, 1..=1),
+        row("worker.before_park", 1, Initializer, None, 1..=1),
+        // The parent's death takes everybody along, wherever it happens.
+        row("parent.block_made", 1, Mixture, AtMostOne, 0..=0),
+        row("parent.block_made", 2, Mixture, AtMostOne, 0..=0),
+        row("parent.block_made", 2, Spawned, AtMostOne, 0..=0),
+        row("parent.fork_sent", 1, Mixture, AtMostOne, 0..=0),
+        row("parent.fork_sent", 2, Initializer, AtMostOne, 0..=0),
+        row("parent.fork_sent", 1, Spawned, AtMostOne, 0..=0),
+        row("parent.record_written", 1, Mixture, AtMostOne, 0..=0),
+        row("parent.record_written", 30, Mixture, AtMostOne, 0..=0),
+        row("parent.record_written", 2, LargeArguments, AtMostOne, 0..=0),
+        row("parent.task_published", 1, Initializer, AtMostOne, 0..=0),
+        row("parent.task_published", 9, Closing, AtMostOne, 0..=0),
+        row("parent.result_taken", 1, Mixture, AtMostOne, 0..=0),
+        row("parent.result_taken", 30, Mixture, AtMostOne, 0..=0),
+        row("parent.result_taken", 2, LargeResults, AtMostOne, 0..=0),
+        row("parent.result_taken", 1, OneAndExit, AtMostOne, 0..=0),
+        row("parent.revoked", 1, Cancelling, AtMostOne, 0..=0),
+        row("parent.revoked", 3, Cancelling, AtMostOne, 0..=0),
+        // Without a zygote what was asked of it is asked of the next. A worker that it forked and
+        // did not report may have started a task.
+        row("zygote.request_read", 1, Mixture, None, 0..=0),
+        row("zygote.request_read", 2, Mixture, None, 0..=0),
+        row("zygote.request_read", 1, Initializer, None, 0..=0),
+        row("zygote.request_read", 1, Closing, None, 0..=0),
+        row("zygote.request_read", 1, OneAndExit, None, 0..=0),
+        row("zygote.request_read", 1, Spawned, None, 0..=0),
+        row("zygote.forked", 1, Mixture, AtMostOne, 0..=1),
+        row("zygote.forked", 1, Initializer, AtMostOne, 0..=1),
+        row("zygote.forked", 1, LargeResults, AtMostOne, 0..=1),
+        row("zygote.forked", 1, Closing, AtMostOne, 0..=1),
+        row("zygote.reported", 1, Mixture, None, 0..=0),
+        row("zygote.reported", 1, Initializer, None, 0..=0),
+        row("zygote.reported", 1, Closing, None, 0..=0),
+        row("zygote.reported", 1, OneAndExit, None, 0..=0),
+    ]
+}
+
+/// Every fail point has a row, and every row a fail point.
+pub(crate) fn assert_complete() {
+    let rows = rows();
+    for point in FAIL_POINTS {
+        assert!(
+            rows.iter().any(|row| row.point == *point),
+            "{point} has no row"
+        );
+    }
+    for row in &rows {
+        assert!(
+            FAIL_POINTS.contains(&row.point),
+            "there is no fail point {}",
+            row.point
+        );
+    }
+}
+
+impl Row {
+    fn driver_dies(&self) -> bool {
+        self.point.starts_with("parent.")
+    }
+
+    pub(crate) fn into_case(self) -> Case {
+        let expectation = if self.driver_dies() {
+            "no process left, no task run twice".to_owned()
+        } else {
+            let loss = match self.loss {
+                Loss::None => "every task runs once",
+                Loss::Unstarted => "one task lost that never ran",
+                Loss::Finished => "one task lost that had run",
+                Loss::AtMostOne => "at most one task lost",
+            };
+            format!("{loss}, {:?} deaths", self.deaths)
+        };
+        Case {
+            name: format!("{}:{} {:?}", self.point, self.nth, self.load),
+            expectation,
+            driver_dies: self.driver_dies(),
+            body: Box::new(move |site| self.drive(site)),
+        }
+    }
+
+    fn drive(&self, site: &Site) {
+        if self.driver_dies() {
+            // SAFETY: this process has one thread that looks at its environment.
+            unsafe {
+                std::env::set_var("MANYHANDS_CRASH_AT", format!("{}:{}", self.point, self.nth));
+                std::env::set_var("MANYHANDS_CRASH_ONCE", site.crash_mark());
+            }
+        } else {
+            site.crash_at(self.point, self.nth);
+        }
+        if self.load == Load::Spawned {
+            site.supervisor.preload(vec![THREAD_MODULE.into()]);
+            site.supervisor.warm().unwrap();
+        }
+        let alone = matches!(self.load, Load::OneAndExit | Load::LargeBoth);
+        let workers = if alone { 1 } else { 2 };
+        let initializer = (self.load == Load::Initializer).then_some("echo:ready");
+        let pool = site.pool_with(workers, initializer);
+        let jobs = self.submit(site, &pool);
+        if matches!(self.load, Load::Closing | Load::OneAndExit) {
+            pool.close(false, false);
+        }
+        let tally = site.settle(&pool, &jobs);
+        site.wait_for_crash();
+        // A death in a closed pool is counted before its last worker is gone.
+        let closed = matches!(self.load, Load::Closing | Load::OneAndExit);
+        if !closed {
+            until_stats(&pool, |stats| stats.deaths >= *self.deaths.start());
+            site.assert_usable(&pool);
+            pool.close(false, false);
+        }
+        let lost = tally.died.len();
+        match self.loss {
+            Loss::None => assert_eq!(lost, 0, "{tally:?}"),
+            Loss::AtMostOne => assert!(lost <= 1, "{tally:?}"),
+            Loss::Unstarted | Loss::Finished => {
+                assert_eq!(lost, 1, "{tally:?}");
+                let (number, pid, cause) = tally.died[0];
+                assert!(pid > 0);
+                assert_eq!(cause, Cause::Signal(libc::SIGKILL));
+                let job = jobs.iter().find(|job| job.number == number).unwrap();
+                let ran = if self.loss == Loss::Finished { 1 } else { 0 };
+                assert_eq!(site.runs_of(job), ran, "runs of the lost task");
+            }
+        }
+        assert_eq!(tally.values, jobs.len() - lost, "{tally:?}");
+        let deaths = site.finish_closed(pool).deaths;
+        assert!(self.deaths.contains(&deaths), "{deaths} deaths");
+    }
+
+    fn submit(&self, site: &Site, pool: &Pool) -> Vec<Job> {
+        match self.load {
+            Load::Mixture | Load::Initializer | Load::Spawned | Load::Closing => {
+                site.submit_mixture(pool)
+            }
+            Load::LargeArguments => (0..8).map(|i| site.submit_bytes(pool, LARGE + i)).collect(),
+            Load::LargeBoth => (0..8).map(|_| site.submit_mirror(pool, LARGE)).collect(),
+            Load::LargeResults => (0..8)
+                .map(|i| site.submit(pool, &format!("big:{}", LARGE + i)))
+                .collect(),
+            Load::OneAndExit => vec![site.submit(pool, "echo:alone")],
+            Load::Cancelling => {
+                let mut jobs = site.submit_mixture(pool);
+                // Only what a worker has can be taken back from it.
+                super::site::wait(pool, &jobs[0].task);
+                jobs.push(site.submit(pool, "sleep:100"));
+                jobs.push(site.submit(pool, "sleep:100"));
+                jobs.extend((0..20).map(|index| site.submit(pool, &format!("echo:{index}"))));
+                for job in jobs.iter().rev().step_by(2) {
+                    pool.cancel(&job.task);
+                }
+                jobs
+            }
+        }
+    }
+}
+
+/// What a driver that died may have left: its mark, and no task that ran twice.
+pub(crate) fn check_after_death(folder: &Path) -> Result<(), String> {
+    if !folder.join("crashed").exists() {
+        return Err("the fail point was not reached".into());
+    }
+    let runs = std::fs::read_to_string(folder.join("runs")).unwrap();
+    let mut counts = HashMap::new();
+    for line in runs.lines() {
+        *counts.entry(line.split(' ').next().unwrap()).or_insert(0) += 1;
+    }
+    match counts
+        .iter()
+        .find(|&(number, &count)| *number != "init" && count > 1)
+    {
+        None => Ok(()),
+        Some((number, count)) => Err(format!("task {number} ran {count} times")),
+    }
+}

@@ -1,0 +1,524 @@
+//! The driver's tools: a supervisor, pools, jobs whose runs are counted, and the checks at the end.
+
+use crate::crash_table::processes::{self, MARK};
+use crate::crash_table::worker;
+use manyhands_runtime::{
+    Breakage, Bytes, Cause, Completions, Definition, Entry, Initializer, Launcher, Outcome, Pool,
+    PoolOptions, PoolStats, Refused, Supervisor, Task, TaskKind,
+};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Three megabytes: far beyond what a ring carries.
+pub(crate) const LARGE: usize = 3 << 20;
+/// How long the driver gives a case before it says what it sees and ends.
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(25);
+/// How long processes may take to be gone.
+const GONE: Duration = Duration::from_secs(2);
+
+/// Where a case happens: a folder of its own and a supervisor.
+pub(crate) struct Site {
+    pub(crate) folder: PathBuf,
+    pub(crate) mark: String,
+    pub(crate) supervisor: Arc<Supervisor>,
+    environment: RefCell<Vec<(OsString, OsString)>>,
+    next_number: Cell<u64>,
+    runs: PathBuf,
+    /// Descriptors that were open before the first pool, those of messages not counted.
+    descriptors: Vec<String>,
+}
+
+/// A task that was submitted, and what it must return.
+#[derive(Clone)]
+pub(crate) struct Job {
+    pub(crate) number: u64,
+    pub(crate) command: String,
+    pub(crate) task: Arc<Task>,
+    expected: Expected,
+}
+
+#[derive(Clone)]
+enum Expected {
+    Value(Vec<u8>),
+    Error(String),
+    Anything,
+}
+
+/// How the jobs of a case ended.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) values: usize,
+    /// Number, pid and cause of those that died.
+    pub(crate) died: Vec<(u64, i32, Cause)>,
+    pub(crate) cancelled: usize,
+    pub(crate) broken: usize,
+}
+
+/// What the watchdog looks at when a case hangs.
+static WATCHED: Mutex<Vec<(Arc<Supervisor>, Arc<Pool>)>> = Mutex::new(Vec::new());
+
+/// Ends this process when the case takes too long, saying what the pools look like.
+pub(crate) fn start_watchdog() {
+    std::thread::spawn(|| {
+        std::thread::sleep(WATCHDOG);
+        eprintln!("the case hangs");
+        for (supervisor, pool) in WATCHED.lock().unwrap().iter() {
+            eprintln!("log: {:#?}", supervisor.take_logs());
+            eprintln!(
+                "pools: {}, zygote {}",
+                supervisor.pools().len(),
+                supervisor.zygote_pid()
+            );
+            eprintln!("{:#?}", pool.stats());
+        }
+        std::process::exit(3);
+    });
+}
+
+impl Site {
+    /// A site in the folder; processes carry the mark.
+    pub(crate) fn new(folder: &Path, mark: &str) -> Self {
+        let runs = folder.join("runs");
+        std::fs::write(&runs, "").unwrap();
+        let supervisor = Supervisor::new().unwrap();
+        supervisor
+            .set_birth(runs.as_os_str().as_encoded_bytes())
+            .unwrap();
+        let site = Self {
+            folder: folder.to_owned(),
+            mark: mark.to_owned(),
+            supervisor,
+            environment: RefCell::new(vec![(MARK.into(), mark.into())]),
+            next_number: Cell::new(0),
+            runs,
+            descriptors: processes::descriptors(),
+        };
+        site.launch_with(&[]);
+        site
+    }
+
+    /// Adds variables to the environment of zygotes that are started from now on.
+    pub(crate) fn launch_with(&self, variables: &[(&str, &str)]) {
+        let mut environment = self.environment.borrow_mut();
+        environment.extend(
+            variables
+                .iter()
+                .map(|&(name, value)| (name.into(), value.into())),
+        );
+        self.supervisor.set_launcher(Launcher {
+            argv: vec![std::env::current_exe().unwrap().into(), "zygote".into()],
+            environment: Some(environment.clone()),
+        });
+    }
+
+    /// Has one process, worker or zygote, die at the fail point when it comes there for the n-th time.
+    pub(crate) fn crash_at(&self, point: &str, nth: u32) {
+        self.launch_with(&[
+            ("MANYHANDS_CRASH_AT", &format!("{point}:{nth}")),
+            ("MANYHANDS_CRASH_ONCE", self.crash_mark().to_str().unwrap()),
+        ]);
+    }
+
+    /// Has all processes die there.
+    pub(crate) fn always_crash_at(&self, point: &str) {
+        self.launch_with(&[("MANYHANDS_CRASH_AT", point)]);
+    }
+
+    /// The file that tells that the process died at its fail point.
+    pub(crate) fn crash_mark(&self) -> PathBuf {
+        self.folder.join("crashed")
+    }
+
+    /// Waits until the process has died at its fail point.
+    pub(crate) fn wait_for_crash(&self) {
+        until(|| self.crash_mark().exists());
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.join(name).to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn touch(&self, name: &str) {
+        std::fs::File::create(self.folder.join(name)).unwrap();
+    }
+
+    /// A pool of so many workers.
+    pub(crate) fn pool(&self, workers: usize) -> Arc<Pool> {
+        self.pool_with(workers, None)
+    }
+
+    /// A pool whose workers run the command first.
+    pub(crate) fn pool_with(&self, workers: usize, initializer: Option<&str>) -> Arc<Pool> {
+        let initializer = initializer.map(|command| Initializer {
+            definition: None,
+            needs: Vec::new(),
+            tag: 0,
+            payload: format!("init {command}").into_bytes(),
+        });
+        let options = PoolOptions {
+            workers,
+            initializer,
+            cores: manyhands_os::cpu_count(),
+        };
+        let pool = Pool::new(self.supervisor.clone(), options).unwrap();
+        WATCHED
+            .lock()
+            .unwrap()
+            .push((self.supervisor.clone(), pool.clone()));
+        pool
+    }
+
+    fn job(&self, command: &str, expected: Expected) -> (Job, Vec<u8>) {
+        let number = self.next_number.get();
+        self.next_number.set(number + 1);
+        let payload = format!("{number} {command}").into_bytes();
+        let job = Job {
+            number,
+            command: command.to_owned(),
+            task: Task::new(number, None),
+            expected,
+        };
+        (job, payload)
+    }
+
+    /// Submits a command; a pool that does not take it gives the reason.
+    pub(crate) fn try_submit(&self, pool: &Pool, command: &str) -> Result<Job, Refused> {
+        let expected = match command.split_once(':').unwrap() {
+            ("echo", text) => Expected::Value(text.into()),
+            ("sleep", _) => Expected::Value(b"slept".to_vec()),
+            ("big", count) => Expected::Value(worker::big(count.parse().unwrap())),
+            ("error", text) => Expected::Error(text.to_owned()),
+            ("stop", _) => Expected::Value(b"continued".to_vec()),
+            ("until", _) => Expected::Value(b"seen".to_vec()),
+            ("touch", _) => Expected::Value(b"touched".to_vec()),
+            ("meet", _) => Expected::Value(b"met".to_vec()),
+            ("initialized", _) => Expected::Value(b"yes".to_vec()),
+            _ => Expected::Anything,
+        };
+        let (job, payload) = self.job(command, expected);
+        let payload = Bytes::copy_of(&payload);
+        let task = Some(job.task.clone());
+        pool.submit(Entry::new(
+            task,
+            TaskKind::Run,
+            None,
+            Vec::new(),
+            1,
+            payload,
+        ))?;
+        Ok(job)
+    }
+
+    /// Submits a command.
+    pub(crate) fn submit(&self, pool: &Pool, command: &str) -> Job {
+        self.try_submit(pool, command).unwrap()
+    }
+
+    /// Submits a task with so many bytes of arguments, which no other task has.
+    pub(crate) fn submit_bytes(&self, pool: &Pool, count: usize) -> Job {
+        let first = self.next_number.get() as usize;
+        let bytes: Vec<u8> = (first..first + count)
+            .map(|index| (index % 239) as u8)
+            .collect();
+        let (job, mut payload) = self.job("sum:", Expected::Value(worker::sum(&bytes).into()));
+        payload.extend_from_slice(&bytes);
+        let payload = if count.is_multiple_of(2) {
+            Bytes::copy_of(&payload)
+        } else {
+            Bytes::File(manyhands_os::MessageFile::new(&payload).unwrap())
+        };
+        let task = Some(job.task.clone());
+        pool.submit(Entry::new(
+            task,
+            TaskKind::Run,
+            None,
+            Vec::new(),
+            1,
+            payload,
+        ))
+        .unwrap();
+        job
+    }
+
+    /// Submits a task that returns its large arguments.
+    pub(crate) fn submit_mirror(&self, pool: &Pool, count: usize) -> Job {
+        let bytes = worker::big(count);
+        let (job, mut payload) = self.job("mirror:", Expected::Value(bytes.clone()));
+        payload.extend_from_slice(&bytes);
+        let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
+        pool.submit(Entry::new(
+            task,
+            TaskKind::Run,
+            None,
+            Vec::new(),
+            1,
+            payload,
+        ))
+        .unwrap();
+        job
+    }
+
+    /// Submits a task that runs a definition.
+    pub(crate) fn submit_definition(&self, pool: &Pool, definition: &Arc<Definition>) -> Job {
+        let expected = [definition.bytes(), b"!"].concat();
+        let (job, payload) = self.job("define:!", Expected::Value(expected));
+        let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
+        let needs = definition.needs().to_vec();
+        let definition = Some(definition.clone());
+        pool.submit(Entry::new(
+            task,
+            TaskKind::Run,
+            definition,
+            needs,
+            1,
+            payload,
+        ))
+        .unwrap();
+        job
+    }
+
+    /// Short tasks in a pipeline, some of which run definitions, large arguments, large results, one
+    /// task that sleeps and one that fails.
+    pub(crate) fn submit_mixture(&self, pool: &Pool) -> Vec<Job> {
+        let base = Definition::new("base", Box::from(&b"base"[..]), Box::from([]));
+        let mut jobs = Vec::new();
+        for round in 0..6 {
+            let bytes = format!("definition {round}").into_bytes();
+            let definition = Definition::new("d", bytes.into(), Box::from([base.clone()]));
+            jobs.extend((0..8).map(|index| self.submit(pool, &format!("echo:{round} {index}"))));
+            jobs.push(self.submit_definition(pool, &definition));
+            jobs.push(self.submit_definition(pool, &definition));
+            if round % 3 == 1 {
+                jobs.push(self.submit_bytes(pool, LARGE + round));
+                jobs.push(self.submit(pool, &format!("big:{}", LARGE + round)));
+            }
+        }
+        jobs.push(self.submit(pool, "sleep:20"));
+        jobs.push(self.submit(pool, "error:as it should"));
+        jobs.extend((0..20).map(|index| self.submit(pool, &format!("echo:last {index}"))));
+        jobs
+    }
+
+    /// How often each number is in the file of runs.
+    pub(crate) fn runs(&self) -> HashMap<String, usize> {
+        let mut counts = HashMap::new();
+        for line in std::fs::read_to_string(&self.runs).unwrap().lines() {
+            let number = line.split(' ').next().unwrap();
+            *counts.entry(number.to_owned()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    /// In which order tasks ran: number and pid of each run.
+    pub(crate) fn run_order(&self) -> Vec<(u64, i32)> {
+        let text = std::fs::read_to_string(&self.runs).unwrap();
+        let lines = text.lines().map(|line| line.split_once(' ').unwrap());
+        lines
+            .filter_map(|(number, pid)| Some((number.parse().ok()?, pid.parse().unwrap())))
+            .collect()
+    }
+
+    /// Waits for all jobs and counts how they ended. Values must be right; what returned ran once,
+    /// what died at most once, and what never started not at all.
+    pub(crate) fn settle(&self, pool: &Pool, jobs: &[Job]) -> Tally {
+        for job in jobs {
+            wait(pool, &job.task);
+        }
+        self.tally(jobs)
+    }
+
+    /// As `settle`, for jobs that have ended.
+    pub(crate) fn tally(&self, jobs: &[Job]) -> Tally {
+        let runs = self.runs();
+        let mut tally = Tally::default();
+        for job in jobs {
+            let ran = runs.get(&job.number.to_string()).copied().unwrap_or(0);
+            let (number, command) = (job.number, &job.command);
+            let outcome = job.task.outcome().unwrap();
+            match (outcome, &job.expected) {
+                (Outcome::Value(_, bytes), Expected::Value(expected)) => {
+                    let same = bytes.with(|bytes| bytes == expected.as_slice()).unwrap();
+                    assert!(same, "task {number} ({command}) returned something else");
+                    assert_eq!(ran, 1, "runs of task {number} ({command}), which returned");
+                    tally.values += 1;
+                }
+                (Outcome::Error(_, bytes), Expected::Error(expected)) => {
+                    let same = bytes.with(|bytes| bytes == expected.as_bytes()).unwrap();
+                    assert!(same, "task {number} ({command}) failed with something else");
+                    assert_eq!(ran, 1, "runs of task {number} ({command}), which failed");
+                    tally.values += 1;
+                }
+                (Outcome::Value(..), Expected::Anything) => {
+                    assert_eq!(ran, 1, "runs of task {number} ({command}), which returned");
+                    tally.values += 1;
+                }
+                (
+                    &Outcome::Died {
+                        pid,
+                        cause,
+                        tag,
+                        ref payload,
+                    },
+                    _,
+                ) => {
+                    assert!(
+                        ran <= 1,
+                        "task {number} ({command}) died and ran {ran} times"
+                    );
+                    assert_eq!(tag, 1, "the tag of task {number}");
+                    let start = format!("{number} ").into_bytes();
+                    assert!(payload.with(|bytes| bytes.starts_with(&start)).unwrap());
+                    tally.died.push((number, pid, cause));
+                }
+                (Outcome::Cancelled, _) => {
+                    // A task that was killed while it ran has run.
+                    assert!(
+                        ran <= 1,
+                        "task {number} ({command}) was cancelled, ran {ran} times"
+                    );
+                    tally.cancelled += 1;
+                }
+                (Outcome::Broken(_), _) => {
+                    assert_eq!(
+                        ran, 0,
+                        "runs of task {number} ({command}), which never started"
+                    );
+                    tally.broken += 1;
+                }
+                (outcome, _) => panic!("task {number} ({command}) ended with {}", show(outcome)),
+            }
+        }
+        tally
+    }
+
+    /// How often this job ran.
+    pub(crate) fn runs_of(&self, job: &Job) -> usize {
+        self.runs()
+            .get(&job.number.to_string())
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// One more task succeeds.
+    pub(crate) fn assert_usable(&self, pool: &Pool) {
+        let job = self.submit(pool, "echo:still here");
+        assert_eq!(self.settle(pool, &[job]).values, 1);
+    }
+
+    /// Closes the pool and checks that nothing is left of it.
+    pub(crate) fn finish(&self, pool: Arc<Pool>) -> PoolStats {
+        pool.close(false, false);
+        self.finish_closed(pool)
+    }
+
+    /// Checks that nothing is left of a pool that was closed: no worker, no task, no descriptor, and
+    /// after the supervisor's stop no process.
+    pub(crate) fn finish_closed(&self, pool: Arc<Pool>) -> PoolStats {
+        until(|| pool.wait_quiet(true, Duration::from_millis(100)));
+        let stats = pool.stats();
+        assert_eq!(
+            (stats.pending, stats.queued),
+            (0, 0),
+            "left in a closed pool"
+        );
+        assert!(stats.workers.is_empty(), "left in a closed pool: {stats:?}");
+        assert!(matches!(self.try_submit(&pool, "echo:late"), Err(_)));
+        until(|| self.supervisor.pools().is_empty());
+        self.supervisor.stop();
+        until(|| self.supervisor.zygote_pid() == 0);
+        if let Err(left) = processes::wait_until_none(&self.mark, GONE) {
+            panic!("{left}");
+        }
+        until(|| processes::children().is_empty());
+        WATCHED.lock().unwrap().clear();
+        drop(pool);
+        let mut rounds = 0;
+        until(|| {
+            rounds += 1;
+            let left = processes::descriptors();
+            assert!(
+                rounds < 2000,
+                "before: {:#?}, after: {left:#?}",
+                self.descriptors
+            );
+            left.len() <= self.descriptors.len()
+        });
+        stats
+    }
+}
+
+/// Waits for a task; the watchdog ends it if it never comes.
+pub(crate) fn wait(pool: &Pool, task: &Arc<Task>) {
+    let waited = pool.wait::<Infallible>(task, None, || Ok(()));
+    assert!(waited.unwrap());
+}
+
+/// Waits until something holds; the watchdog ends it if it never does.
+#[track_caller]
+pub(crate) fn until(mut condition: impl FnMut() -> bool) {
+    let caller = std::panic::Location::caller();
+    let mut rounds = 0;
+    while !condition() {
+        std::thread::sleep(Duration::from_millis(1));
+        rounds += 1;
+        if rounds == 15_000 {
+            eprintln!("waiting at {caller}");
+        }
+    }
+}
+
+/// Waits until the pool's statistics are as wanted.
+#[track_caller]
+pub(crate) fn until_stats(pool: &Pool, mut wanted: impl FnMut(&PoolStats) -> bool) {
+    until(|| wanted(&pool.stats()));
+}
+
+/// Pids of the workers that are born.
+pub(crate) fn worker_pids(pool: &Pool) -> Vec<i32> {
+    let workers = pool.stats().workers;
+    workers
+        .iter()
+        .map(|worker| worker.pid)
+        .filter(|&pid| pid != 0)
+        .collect()
+}
+
+/// Sends a signal.
+pub(crate) fn signal(pid: i32, signal: i32) {
+    // SAFETY: a plain system call.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Takes all tokens that come until there are so many.
+pub(crate) fn take_tokens(completions: &Completions, count: usize) -> Vec<u64> {
+    let mut tokens = Vec::new();
+    while tokens.len() < count {
+        tokens.extend(completions.wait(Duration::from_millis(100)));
+    }
+    tokens
+}
+
+/// An outcome in words.
+pub(crate) fn show(outcome: &Outcome) -> String {
+    let text = |bytes: &Bytes| {
+        let shown =
+            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+        bytes.with(shown).unwrap()
+    };
+    match outcome {
+        Outcome::Value(_, bytes) => format!("the value {:?}", text(bytes)),
+        Outcome::Error(_, bytes) => format!("the error {:?}", text(bytes)),
+        Outcome::Died { pid, cause, .. } => format!("the death of {pid} by {cause:?}"),
+        Outcome::Cancelled => "its cancelling".into(),
+        Outcome::Broken(why) => match &**why {
+            Breakage::Initializer(_, bytes) => format!("a failed initializer: {:?}", text(bytes)),
+            other => format!("a broken pool: {other:?}"),
+        },
+        Outcome::Failed(why) => format!("a failure: {why}"),
+    }
+}

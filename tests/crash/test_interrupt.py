@@ -1,0 +1,260 @@
+"""One Ctrl-C ends a program: all of it, with one traceback (P9, cpython#125886)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+
+import pytest
+from scenario import Program, on_terminal, program, program_test
+
+import manyhands as mh
+
+# Everything that is typed here is typed at a terminal, and so goes to the whole foreground group.
+_CTRL_C = b"\x03"
+
+
+@program
+def in_result() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+    print("READY", flush=True)
+    futures[0].result()
+
+
+@program
+def in_result_in_a_with_block() -> None:
+    with mh.Pool(2) as pool:
+        futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+        print("READY", flush=True)
+        futures[0].result()
+
+
+@program
+def in_the_end_of_a_with_block() -> None:
+    with mh.Pool(2) as pool:
+        futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+        print("READY", flush=True)
+
+
+@program
+def in_result_on_the_default_pool() -> None:
+    future = mh.submit(time.sleep, 60)
+    print("READY", flush=True)
+    future.result()
+
+
+@program
+def in_map() -> None:
+    with mh.Pool(2) as pool:
+        print("READY", flush=True)
+        for _ in pool.map(time.sleep, [0.05] * 2000):
+            pass
+
+
+@program
+def in_map_on_the_default_pool() -> None:
+    print("READY", flush=True)
+    for _ in mh.map(time.sleep, [60] * 20):
+        pass
+
+
+@program
+def in_computing_tasks() -> None:
+    def spin(n):
+        while True:
+            n += 1
+
+    with mh.Pool(2) as pool:
+        print("READY", flush=True)
+        list(pool.map(spin, range(10)))
+
+
+@program
+def in_short_tasks() -> None:
+    with mh.Pool(2) as pool:
+        print("READY", flush=True)
+        while True:
+            for future in [pool.submit(abs, -n) for n in range(1000)]:
+                future.result()
+
+
+@program
+def in_shutdown() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(4)]
+    print("READY", flush=True)
+    pool.shutdown()
+
+
+@program
+def in_the_exit_of_the_program() -> None:
+    futures = [mh.submit(time.sleep, 60) for _ in range(4)]
+    print("READY", flush=True)
+
+
+@program
+def in_a_starting_pool() -> None:
+    print("READY", flush=True)
+    while True:
+        with mh.Pool(2) as pool:
+            pool.submit(abs, -1).result()
+
+
+@program
+def while_another_thread_waits() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(4)]
+    thread = threading.Thread(target=futures[0].exception)
+    thread.start()
+    print("READY", flush=True)
+    time.sleep(60)
+
+
+@program
+def while_another_thread_waits_for_the_default_pool() -> None:
+    futures = [mh.submit(time.sleep, 60) for _ in range(4)]
+    thread = threading.Thread(target=futures[0].exception)
+    thread.start()
+    print("READY", flush=True)
+    futures[1].result()
+
+
+@program
+def while_a_daemon_thread_waits() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(4)]
+    threading.Thread(target=futures[0].result, daemon=True).start()
+    print("READY", flush=True)
+    time.sleep(60)
+
+
+@program
+def with_callbacks() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(4)]
+    for future in futures:
+        future.add_done_callback(lambda future: None)
+    print("READY", flush=True)
+    futures[0].result()
+
+
+_PROGRAMS = [
+    in_result,
+    in_result_in_a_with_block,
+    in_the_end_of_a_with_block,
+    in_result_on_the_default_pool,
+    in_map,
+    in_map_on_the_default_pool,
+    in_computing_tasks,
+    in_short_tasks,
+    in_shutdown,
+    in_a_starting_pool,
+    while_another_thread_waits,
+    while_another_thread_waits_for_the_default_pool,
+    while_a_daemon_thread_waits,
+    with_callbacks,
+]
+
+
+@pytest.mark.parametrize("chosen", _PROGRAMS, ids=lambda chosen: chosen.name)
+def test_one_interrupt_ends_it(chosen: Program) -> None:
+    typed = on_terminal(chosen.source(), _CTRL_C)
+    print(f"it had ended {typed.seconds:.2f} s after the key")
+    assert typed.shown.count("Traceback") == 1, typed.shown
+    assert typed.shown.count("KeyboardInterrupt") == 1, typed.shown
+    # What a shell shows as 130.
+    assert typed.code == -signal.SIGINT, typed
+    assert not typed.survivors
+
+
+def test_interrupt_while_the_program_ends() -> None:
+    """The main program is over and waits for what was submitted."""
+    typed = on_terminal(in_the_exit_of_the_program.source(), _CTRL_C)
+    print(f"it had ended {typed.seconds:.2f} s after the key")
+    assert typed.shown.count("Traceback") <= 1, typed.shown
+    assert not typed.survivors
+
+
+@program
+def with_asyncio() -> None:
+    async def main():
+        with mh.Pool(2) as pool:
+            print("READY", flush=True)
+            await asyncio.gather(*[pool.submit(time.sleep, 60) for _ in range(4)])
+
+    asyncio.run(main())
+
+
+def test_interrupt_in_an_event_loop() -> None:
+    typed = on_terminal(with_asyncio.source(), _CTRL_C)
+    print(f"it had ended {typed.seconds:.2f} s after the key")
+    assert typed.shown.rstrip().endswith("KeyboardInterrupt"), typed.shown
+    assert typed.code == -signal.SIGINT, typed
+    assert not typed.survivors
+
+
+@program
+def that_catches_it() -> None:
+    with mh.Pool(2) as pool:
+        futures = [pool.submit(time.sleep, 0.2) for _ in range(10)]
+        pids = {worker.pid for worker in pool.stats().workers}
+        print("READY", flush=True)
+        try:
+            while True:
+                time.sleep(60)
+        except KeyboardInterrupt:
+            print("caught", flush=True)
+        # The workers heard nothing of it.
+        for future in futures:
+            assert future.result(20) is None
+        assert pool.submit(abs, -5).result(20) == 5
+        assert pool.stats().deaths == 0
+    print("fine")
+
+
+def test_a_program_may_catch_it_and_go_on() -> None:
+    typed = on_terminal(that_catches_it.source(), _CTRL_C)
+    assert typed.code == 0, typed.shown
+    assert "fine" in typed.shown
+    assert not typed.survivors
+
+
+@program_test
+def test_a_wait_that_is_interrupted_by_a_handler_goes_on() -> None:
+    seen = []
+    signal.signal(signal.SIGALRM, lambda *_: seen.append(time.monotonic()))
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    with mh.Pool(2) as pool:
+        assert pool.submit(time.sleep, 0.5).result(20) is None
+        assert list(pool.map(time.sleep, [0.01] * 50)) == [None] * 50
+        count = len(seen)
+        assert count > 5, "the handler has to run while the main thread waits"
+        pool.submit(time.sleep, 0.3)
+    assert len(seen) > count
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@program_test
+def test_a_handler_that_raises_ends_the_wait_and_not_the_task() -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(number, frame):
+        raise Enough
+
+    signal.signal(signal.SIGALRM, stop)
+    with mh.Pool(1) as pool:
+        assert pool.submit(abs, -1).result(20) == 1
+        future = pool.submit(time.sleep, 0.4)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            future.result()
+        except Enough:
+            pass
+        else:
+            raise AssertionError("the handler did not run")
+        assert future.result(20) is None
+        assert pool.stats().deaths == 0

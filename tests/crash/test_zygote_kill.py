@@ -1,0 +1,112 @@
+"""The process that workers are forked from is killed: what runs goes on, and it is started anew."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import procfs
+import pytest
+from scenario import program_test
+
+import manyhands as mh
+
+
+@program_test
+def test_running_tasks_finish_without_it() -> None:
+    gate = os.path.abspath("gate")
+    os.mkfifo(gate)
+
+    def hold(path):
+        with open(path) as file:
+            return file.read(), os.getpid()
+
+    with mh.Pool(2) as pool:
+        running = pool.submit(hold, gate)
+        while not running.running():
+            pass
+        waiting = [pool.submit(abs, -n) for n in range(500)]
+        first = mh._core.zygote_pid()
+        os.kill(first, signal.SIGKILL)
+        while procfs.is_alive(first):
+            pass
+        assert [future.result(20) for future in waiting] == list(range(500))
+        with open(gate, "w") as file:
+            file.write("go")
+        text, pid = running.result(20)
+        assert text == "go"
+        assert procfs.is_alive(pid), "a worker died with the process that it was forked from"
+        # A worker that dies now needs another one.
+        os.kill(pid, signal.SIGKILL)
+        error = pool.submit(abs, -1).exception(20)
+        assert error is None or isinstance(error, mh.WorkerDied)
+        assert list(pool.map(abs, range(1000))) == list(range(1000))
+        assert mh._core.zygote_pid() != first
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@program_test
+def test_again_and_again(workers: int) -> None:
+    with mh.Pool(workers) as pool:
+        for turn in range(8):
+            zygote = 0
+            while not zygote:
+                pool.submit(abs, -1).result(20)
+                zygote = mh._core.zygote_pid()
+                if not zygote:  # asks for a worker, and so for a zygote
+                    pool.submit(os._exit, 0).exception(20)
+            futures = [pool.submit(abs, -n) for n in range(300)]
+            os.kill(zygote, signal.SIGKILL)
+            dead = pool.submit(os._exit, 3)
+            futures += [pool.submit(abs, -n) for n in range(300)]
+            assert isinstance(dead.exception(20), mh.WorkerDied)
+            assert [future.result(20) for future in futures] == [*range(300), *range(300)], turn
+        assert not procfs.zombies(os.getpid())
+
+
+@program_test
+def test_workers_and_zygote_at_once() -> None:
+    choose = random.Random(11)
+    with mh.Pool(3) as pool:
+        for _ in range(10):
+            futures = [pool.submit(time.sleep, 0.001) for _ in range(100)]
+            victims = [worker.pid for worker in pool.stats().workers] + [mh._core.zygote_pid()]
+            choose.shuffle(victims)
+            for pid in victims:
+                if pid > 0:
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+            errors = [future.exception(20) for future in futures]
+            lost = [error for error in errors if error is not None]
+            assert all(isinstance(error, mh.WorkerDied) for error in lost), lost
+            assert len(lost) <= 3, lost
+        assert list(pool.map(abs, range(1000))) == list(range(1000))
+        before = len(procfs.descriptors())
+        for _ in range(5):
+            os.kill(mh._core.zygote_pid(), signal.SIGKILL)
+            for worker in pool.stats().workers:
+                if worker.pid > 0:
+                    os.kill(worker.pid, signal.SIGKILL)
+            done = 0
+            while done < 50:
+                done += pool.submit(abs, -1).exception(20) is None
+            assert list(pool.map(time.sleep, [0.002] * 60)) == [None] * 60
+        assert len(procfs.descriptors()) <= before + 2
+
+
+@program_test
+def test_it_dies_while_a_pool_starts() -> None:
+    for turn in range(10):
+        pool = mh.Pool(2)
+        future = pool.submit(abs, -turn)
+        # It may be there already, just be started, or have ended.
+        zygote = mh._core.zygote_pid()
+        if zygote > 0:
+            os.kill(zygote, signal.SIGKILL)
+        assert future.result(20) == turn
+        assert list(pool.map(abs, range(100))) == list(range(100))
+        pool.shutdown()
