@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from manyhands import _core
@@ -280,6 +281,14 @@ def _end(pool: Pool) -> None:
     forward_logs()
 
 
+def _end_all() -> None:
+    pools = list(_pools)
+    for pool in pools:
+        pool._close(True, False)
+    for pool in pools:
+        _end(pool)
+
+
 def _ended_by_exception() -> bool:
     # Set by the interpreter when an exception ends the program; in an interactive session it may
     # be one of long ago.
@@ -289,10 +298,7 @@ def _ended_by_exception() -> bool:
 def _at_exit() -> None:
     pools = list(_pools)
     if _ended_by_exception():
-        for pool in pools:
-            pool._close(True, False)
-        for pool in pools:
-            _end(pool)
+        _end_all()
     else:
         for pool in pools:
             pool._close(False, False)
@@ -300,6 +306,24 @@ def _at_exit() -> None:
             pool._wait(True, None)
     stop_teller()
     _core.stop_supervisor()
+
+
+def _at_interrupt() -> None:
+    """Ends the pools of an interrupted program before it waits for its other threads.
+
+    Those may be waiting for tasks that take hours. What they hear then, that their tasks were
+    cancelled, is no news to who pressed Ctrl-C: it is kept from the terminal.
+    """
+    if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) or not _pools:
+        return
+    show = threading.excepthook
+
+    def show_others(args: threading.ExceptHookArgs, /) -> None:
+        if args.exc_type is not CancelledError:
+            show(args)
+
+    threading.excepthook = show_others
+    _end_all()
 
 
 def _after_fork_in_child() -> None:
@@ -310,4 +334,10 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_at_exit)
+try:
+    # Exit handlers run after the interpreter has waited for all threads; the standard library's own
+    # executors register here, too, for the same reason.
+    threading._register_atexit(_at_interrupt)  # type: ignore[attr-defined]
+except RuntimeError:
+    pass  # first imported while the program ends
 os.register_at_fork(after_in_child=_after_fork_in_child)

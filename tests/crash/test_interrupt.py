@@ -20,6 +20,8 @@ _CTRL_C = b"\x03"
 def in_result() -> None:
     pool = mh.Pool(2)
     futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
     futures[0].result()
 
@@ -28,6 +30,8 @@ def in_result() -> None:
 def in_result_in_a_with_block() -> None:
     with mh.Pool(2) as pool:
         futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+        while sum(future.running() for future in futures) < 2:
+            pass
         print("READY", flush=True)
         futures[0].result()
 
@@ -36,14 +40,26 @@ def in_result_in_a_with_block() -> None:
 def in_the_end_of_a_with_block() -> None:
     with mh.Pool(2) as pool:
         futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+        while sum(future.running() for future in futures) < 2:
+            pass
         print("READY", flush=True)
 
 
 @program
 def in_result_on_the_default_pool() -> None:
     future = mh.submit(time.sleep, 60)
+    while not future.running():
+        pass
     print("READY", flush=True)
     future.result()
+
+
+@program
+def in_result_of_a_task_that_waits_for_its_worker() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+    print("READY", flush=True)
+    futures[0].result()
 
 
 @program
@@ -85,6 +101,8 @@ def in_short_tasks() -> None:
 def in_shutdown() -> None:
     pool = mh.Pool(2)
     futures = [pool.submit(time.sleep, 60) for _ in range(4)]
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
     pool.shutdown()
 
@@ -92,6 +110,8 @@ def in_shutdown() -> None:
 @program
 def in_the_exit_of_the_program() -> None:
     futures = [mh.submit(time.sleep, 60) for _ in range(4)]
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
 
 
@@ -109,6 +129,8 @@ def while_another_thread_waits() -> None:
     futures = [pool.submit(time.sleep, 60) for _ in range(4)]
     thread = threading.Thread(target=futures[0].exception)
     thread.start()
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
     time.sleep(60)
 
@@ -118,6 +140,8 @@ def while_another_thread_waits_for_the_default_pool() -> None:
     futures = [mh.submit(time.sleep, 60) for _ in range(4)]
     thread = threading.Thread(target=futures[0].exception)
     thread.start()
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
     futures[1].result()
 
@@ -127,6 +151,8 @@ def while_a_daemon_thread_waits() -> None:
     pool = mh.Pool(2)
     futures = [pool.submit(time.sleep, 60) for _ in range(4)]
     threading.Thread(target=futures[0].result, daemon=True).start()
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
     time.sleep(60)
 
@@ -137,6 +163,8 @@ def with_callbacks() -> None:
     futures = [pool.submit(time.sleep, 60) for _ in range(4)]
     for future in futures:
         future.add_done_callback(lambda future: None)
+    while sum(future.running() for future in futures) < 2:
+        pass
     print("READY", flush=True)
     futures[0].result()
 
@@ -146,6 +174,7 @@ _PROGRAMS = [
     in_result_in_a_with_block,
     in_the_end_of_a_with_block,
     in_result_on_the_default_pool,
+    in_result_of_a_task_that_waits_for_its_worker,
     in_map,
     in_map_on_the_default_pool,
     in_computing_tasks,
@@ -200,9 +229,10 @@ def test_interrupt_in_an_event_loop() -> None:
 def that_catches_it() -> None:
     with mh.Pool(2) as pool:
         futures = [pool.submit(time.sleep, 0.2) for _ in range(10)]
-        pids = {worker.pid for worker in pool.stats().workers}
-        print("READY", flush=True)
+        while sum(future.running() for future in futures) < 2:
+            pass
         try:
+            print("READY", flush=True)
             while True:
                 time.sleep(60)
         except KeyboardInterrupt:

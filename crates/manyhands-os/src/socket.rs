@@ -9,6 +9,7 @@ use rustix::net::{
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// How many descriptors one message may carry.
 pub const MAX_DESCRIPTORS: usize = 12;
@@ -47,7 +48,7 @@ impl Socket {
         Self(descriptor)
     }
 
-    /// Sends one message; false when there is no room for it now.
+    /// Sends one message; without `wait`, false when there is no room for it now.
     pub fn send(
         &self,
         message: &[u8],
@@ -69,6 +70,9 @@ impl Socket {
             match sendmsg(&self.0, &[IoSlice::new(message)], &mut control, flags) {
                 Ok(_) => return Ok(true),
                 Err(Errno::INTR) => {}
+                Err(Errno::TOOMANYREFS | Errno::NOBUFS) if wait => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 // TOOMANYREFS: too many descriptors are on their way; they drain.
                 Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS) if !wait => {
                     return Ok(false);
@@ -88,14 +92,16 @@ impl Socket {
         }
         let answer = loop {
             match recvmsg(&self.0, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
-                Err(Errno::INTR) => {}
+                // The other end closed with messages unread. The kernel says so once, before it
+                // gives what was sent until then.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 other => break other,
             }
         };
         let answer = match answer {
             Ok(answer) => answer,
             Err(Errno::AGAIN) => return Ok(Received::Nothing),
-            Err(Errno::CONNRESET | Errno::PIPE) => return Ok(Received::Closed),
+            Err(Errno::PIPE) => return Ok(Received::Closed),
             Err(error) => return Err(error.into()),
         };
         let mut descriptors = Vec::new();
@@ -117,5 +123,24 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_before_the_end_arrives() {
+        let (near, far) = Socket::pair().unwrap();
+        assert!(near.send(b"nobody reads this", &[], false).unwrap());
+        assert!(far.send(b"last words", &[], false).unwrap());
+        drop(far);
+        let mut buffer = [0; 32];
+        let received = near.receive(&mut buffer, false).unwrap();
+        assert!(matches!(received, Received::Message(10, _)), "{received:?}");
+        assert_eq!(&buffer[..10], b"last words");
+        let received = near.receive(&mut buffer, false).unwrap();
+        assert!(matches!(received, Received::Closed), "{received:?}");
     }
 }

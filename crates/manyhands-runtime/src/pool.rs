@@ -33,6 +33,10 @@ const SPIN_NANOS: u64 = 50_000;
 /// The longest sleep: a worker that is killed between taking a sleeper's mark and waking it
 /// delays the result by this much and no more.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+/// How long a waiting thread lets results gather while they come in a stream.
+const NAP: Duration = Duration::from_micros(50);
+/// How often a waiting thread looks for signals that interrupted no system call, in nanoseconds.
+const SIGNALS_EVERY: u64 = 400_000_000;
 /// After so many births in a row without a finished task, the pool gives up.
 const MOST_FAILED_BIRTHS: u32 = 3;
 /// Message files that may wait in this process before results are copied out of them.
@@ -755,8 +759,8 @@ impl Pool {
                     drop(state);
                     let waited = futex_wait_private(&me.word, 0, Some(limit(deadline)));
                     let answer = match waited {
-                        Waited::Interrupted => interrupted(),
-                        _ => Ok(()),
+                        Waited::Interrupted | Waited::TimedOut => interrupted(),
+                        Waited::Woken => Ok(()),
                     };
                     state = self.lock();
                     if let Err(error) = answer {
@@ -807,35 +811,44 @@ impl Pool {
         interrupted: &mut impl FnMut() -> Result<(), E>,
     ) -> (MutexGuard<'pool, State>, Result<(), E>) {
         self.page.parent().awake();
+        let mut looked_for_signals = monotonic_nanos();
         loop {
-            self.drain(&mut state);
+            let found = self.drain(&mut state);
             if task.is_done() || is_past(deadline) {
                 return (state, Ok(()));
             }
             let may_spin = state.scheduler.busy_count() < self.cores;
             drop(state);
+            let mut waited = Waited::Woken;
             if may_spin && self.spin_until(task) {
-                state = self.lock();
-                continue;
-            }
-            self.page.parent().announce(Parked::Futex);
-            state = self.lock();
-            if task.is_done() || state.has_unread() {
+                // There is something: drain it.
+            } else if found {
+                // Results come in a stream: they gather while this thread naps, and the workers,
+                // which find no mark, wake nobody.
+                waited = self.page.parent().nap(NAP);
+            } else {
+                self.page.parent().announce(Parked::Futex);
+                let state = self.lock();
+                let come = task.is_done() || state.has_unread();
+                drop(state);
+                if !come {
+                    waited = self.page.parent().sleep(Some(limit(deadline)));
+                }
                 self.page.parent().awake();
-                continue;
+                if waited == Waited::TimedOut {
+                    let mut state = self.lock();
+                    state.late_wakes += u64::from(state.has_unread());
+                }
             }
-            drop(state);
-            let waited = self.page.parent().sleep(Some(limit(deadline)));
-            self.page.parent().awake();
-            if waited == Waited::Interrupted
-                && let Err(error) = interrupted()
-            {
-                return (self.lock(), Err(error));
+            let now = monotonic_nanos();
+            if waited == Waited::Interrupted || now - looked_for_signals > SIGNALS_EVERY {
+                // A signal may also have come just before a sleep began.
+                looked_for_signals = now;
+                if let Err(error) = interrupted() {
+                    return (self.lock(), Err(error));
+                }
             }
             state = self.lock();
-            if waited == Waited::TimedOut && state.has_unread() {
-                state.late_wakes += 1;
-            }
         }
     }
 
@@ -1232,9 +1245,10 @@ impl Pool {
         for entry in returned {
             state.scheduler.add(entry);
         }
-        if !leaving {
+        // A worker that was never born did not die, unless it ran unseen and a task is lost.
+        if !leaving && (blamed || worker.process.is_some()) {
             state.deaths += 1;
-            if worker.finished == 0 && !blamed && worker.process.is_some() {
+            if worker.finished == 0 && !blamed {
                 state.failed_births += 1;
             }
         }

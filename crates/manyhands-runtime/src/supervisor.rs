@@ -35,6 +35,10 @@ const STATUS_WAIT: u64 = 200_000_000;
 /// How long workers have to leave after the last task, before they are killed.
 const LEAVE_WAIT: u64 = 5_000_000_000;
 
+/// Requests for workers that a zygote may have to answer; each carries descriptors, of which only so
+/// many may be on their way.
+const MOST_BIRTHS_IN_FLIGHT: usize = 16;
+
 const KEY_COMMANDS: u64 = u64::MAX;
 const KEY_POOL: u64 = 1 << 63;
 const KEY_ZYGOTE: u64 = 1 << 62;
@@ -200,6 +204,8 @@ struct Zygote {
     process: Process,
     #[expect(dead_code, reason = "held for its closing")]
     life_line: LifeLine,
+    /// Requests for workers that it has not answered.
+    asked: usize,
     /// It was asked to become this worker and forks none.
     became: Option<WorkerKey>,
 }
@@ -228,6 +234,8 @@ struct Thread {
     /// How workers ended whose pidfd has not been read yet.
     statuses: HashMap<i32, Cause>,
     leaving: HashMap<u32, u64>,
+    /// Pools whose seats wait for the zygote's answers.
+    waiting_births: HashSet<u32>,
     hot: HashMap<u32, u64>,
     stopping: bool,
 }
@@ -247,6 +255,7 @@ impl Thread {
             dying: Vec::new(),
             statuses: HashMap::new(),
             leaving: HashMap::new(),
+            waiting_births: HashSet::new(),
             hot: HashMap::new(),
             stopping: false,
         }
@@ -355,6 +364,11 @@ impl Thread {
         let Some(pool) = self.pool(id) else { return };
         self.stopping = false;
         for key in pool.seats_asked() {
+            if self.births_in_flight() >= MOST_BIRTHS_IN_FLIGHT {
+                // The zygote's answers come first: both ends waiting for room would wait for ever.
+                self.waiting_births.insert(id);
+                return;
+            }
             if let Err(error) = self.birth(&pool, key) {
                 self.supervisor
                     .log(true, format!("a worker could not be started: {error}"));
@@ -362,6 +376,21 @@ impl Thread {
             }
         }
         self.closing(id);
+    }
+
+    fn births_in_flight(&self) -> usize {
+        let current = self.current.and_then(|number| self.zygotes.get(&number));
+        current.map_or(0, |zygote| zygote.asked)
+    }
+
+    /// The zygote answered: there is room for another request.
+    fn birth_answered(&mut self, number: u64) {
+        if let Some(zygote) = self.zygotes.get_mut(&number) {
+            zygote.asked = zygote.asked.saturating_sub(1);
+        }
+        for id in std::mem::take(&mut self.waiting_births) {
+            self.births(id);
+        }
     }
 
     fn birth(&mut self, pool: &Arc<Pool>, key: WorkerKey) -> io::Result<()> {
@@ -386,6 +415,9 @@ impl Thread {
             zygote.became = Some(key);
         }
         self.send_birth(zygote, pool, &ends, &message)?;
+        if let Some(zygote) = self.zygotes.get_mut(&zygote) {
+            zygote.asked += 1;
+        }
         fail_point("parent.fork_sent");
         Ok(())
     }
@@ -490,6 +522,7 @@ impl Thread {
                 socket,
                 process,
                 life_line,
+                asked: 0,
                 became: None,
             },
         );
@@ -537,14 +570,10 @@ impl Thread {
             };
             match zygote.socket.receive(&mut buffer, false) {
                 Ok(Received::Message(len, descriptors)) => {
-                    if let Ok(message) = ZygoteMessage::decode(&buffer[..len]) {
-                        self.hear(number, message, descriptors);
-                    }
+                    self.hear_bytes(number, &buffer[..len], descriptors);
                 }
                 Ok(Received::DescriptorsLost(len)) => {
-                    if let Ok(message) = ZygoteMessage::decode(&buffer[..len]) {
-                        self.hear(number, message, Vec::new());
-                    }
+                    self.hear_bytes(number, &buffer[..len], Vec::new());
                 }
                 Ok(Received::Nothing) => return,
                 Ok(Received::Closed) | Err(_) => {
@@ -555,13 +584,25 @@ impl Thread {
         }
     }
 
-    fn hear(&mut self, number: u64, message: ZygoteMessage, mut descriptors: Vec<OwnedFd>) {
+    fn hear_bytes(&mut self, number: u64, bytes: &[u8], descriptors: Vec<OwnedFd>) {
+        let Ok(message) = ZygoteMessage::decode(bytes) else {
+            return;
+        };
+        let answers_a_birth = matches!(
+            message,
+            ZygoteMessage::Forked(..) | ZygoteMessage::NotForked(..)
+        );
+        self.hear(message, descriptors);
+        if answers_a_birth {
+            self.birth_answered(number);
+        }
+    }
+
+    fn hear(&mut self, message: ZygoteMessage, mut descriptors: Vec<OwnedFd>) {
         match message {
             ZygoteMessage::Forked(key, pid) => {
-                let process = match descriptors.pop() {
-                    Some(pidfd) => Process::from_parts(pid, Some(pidfd)),
-                    None => Process::open(pid),
-                };
+                // Without a pidfd, for want of descriptors, the zygote tells of the end.
+                let process = Process::from_parts(pid, descriptors.pop());
                 let pool = self.pool(key.pool);
                 let (Ok(process), Some(pool)) = (process, pool) else {
                     return;
@@ -628,9 +669,7 @@ impl Thread {
             ZygoteMessage::Hello(_)
             | ZygoteMessage::Preload(_)
             | ZygoteMessage::Fork(_)
-            | ZygoteMessage::Become(_) => {
-                let _spoken_by = number;
-            }
+            | ZygoteMessage::Become(_) => {}
         }
     }
 
@@ -649,8 +688,14 @@ impl Thread {
                 false,
                 format!("the zygote ended ({status:?}); the next worker starts another"),
             );
+            let asked_of_others: HashSet<_> = self
+                .zygotes
+                .values()
+                .filter_map(|zygote| zygote.became)
+                .collect();
             for pool in self.supervisor.pools() {
-                let unborn = pool.unborn();
+                let mut unborn = pool.unborn();
+                unborn.retain(|key| !asked_of_others.contains(key));
                 if !unborn.is_empty() {
                     pool.birth_failed(&format!(
                         "the zygote ended while it was starting ({status:?})"
@@ -659,6 +704,9 @@ impl Thread {
                 for key in unborn {
                     pool.died(key, Cause::Start);
                 }
+            }
+            for id in std::mem::take(&mut self.waiting_births) {
+                self.births(id);
             }
         } else if let Some(key) = zygote.became {
             self.bury(key, Cause::from(status));

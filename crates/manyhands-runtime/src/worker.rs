@@ -8,9 +8,10 @@
 //!                 -> nothing: wait, which spins a little and then sleeps
 //! ```
 //!
-//! Each result is visible when it is published. The parent is told (*announced*) when the queue is
-//! empty, when `ANNOUNCE_AFTER` has passed since the first result that was not announced, and when
-//! half of the ring is full: so short tasks share one wake-up and long ones wait for none.
+//! Each result is visible when it is published, and its reader is woken at once if it sleeps. It is
+//! the reader that keeps wake-ups few: while results come in a stream it naps without a mark (see
+//! `Pool::drain_until` and `Pool::supervise`), and a worker that finds no mark makes no system call.
+//! A worker that deferred wake-ups itself could not keep a promise once a long task runs.
 
 use crate::fail_point::fail_point;
 use crate::protocol::{
@@ -26,8 +27,6 @@ use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter, TASK_AREA};
 use std::io;
 use std::os::fd::OwnedFd;
 
-/// How long results may gather before their reader is woken, in nanoseconds.
-const ANNOUNCE_AFTER: u64 = 50_000;
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
 const SPIN_NANOS: u64 = 50_000;
 
@@ -45,8 +44,6 @@ pub struct WorkerEnd {
     cores: usize,
     position: u64,
     running: Option<Running>,
-    /// When the first result was published that was not announced.
-    unannounced: Option<u64>,
     /// When the last task ended, while the queue was not empty.
     last_end: Option<u64>,
     spin: u64,
@@ -112,7 +109,6 @@ impl WorkerEnd {
             cores,
             position: 0,
             running: None,
-            unannounced: None,
             last_end: None,
             spin: SPIN_NANOS,
         })
@@ -270,19 +266,15 @@ impl WorkerEnd {
         self.results.publish(length);
         fail_point("worker.published");
         self.running = None;
-        let first = *self.unannounced.get_or_insert(now);
         let queue = self.control.queue().state();
         let more = queue.waiting() > 0 && !queue.frozen;
         self.last_end = more.then_some(now);
-        if !more || now - first >= ANNOUNCE_AFTER || self.results.is_half_full() {
-            self.announce();
-        }
+        self.announce();
         Ok(())
     }
 
     /// Wakes the reader of the results, if it sleeps.
-    fn announce(&mut self) {
-        self.unannounced = None;
+    fn announce(&self) {
         match self.page.parent().take_sleeper() {
             Some(Parked::Futex) => self.page.parent().wake(),
             Some(Parked::Event) => self.event.signal(),
@@ -305,9 +297,6 @@ impl WorkerEnd {
     /// Waits until there may be a task. Returns early after signals, so that the caller can look
     /// after them.
     pub fn wait(&mut self) {
-        if self.unannounced.is_some() {
-            self.announce();
-        }
         self.last_end = None;
         if self.cores > 1 && self.spin_until_task() {
             return;

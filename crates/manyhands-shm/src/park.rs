@@ -100,6 +100,12 @@ impl ParkWord {
         manyhands_os::futex_wait(&self.0, FUTEX, limit)
     }
 
+    /// Sleeper, without a mark: lets time pass; wakers leave it alone.
+    #[cfg(not(manyhands_loom))]
+    pub fn nap(&self, time: std::time::Duration) -> manyhands_os::Waited {
+        manyhands_os::futex_wait(&self.0, AWAKE, Some(time))
+    }
+
     /// Waker: ends the sleep of `Parked::Futex`.
     #[cfg(not(manyhands_loom))]
     pub fn wake(&self) {

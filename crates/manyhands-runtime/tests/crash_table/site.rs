@@ -6,11 +6,11 @@ use manyhands_runtime::{
     Breakage, Bytes, Cause, Completions, Definition, Entry, Initializer, Launcher, Outcome, Pool,
     PoolOptions, PoolStats, Refused, Supervisor, Task, TaskKind,
 };
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,8 +26,8 @@ pub(crate) struct Site {
     pub(crate) folder: PathBuf,
     pub(crate) mark: String,
     pub(crate) supervisor: Arc<Supervisor>,
-    environment: RefCell<Vec<(OsString, OsString)>>,
-    next_number: Cell<u64>,
+    environment: Mutex<Vec<(OsString, OsString)>>,
+    next_number: AtomicU64,
     runs: PathBuf,
     /// Descriptors that were open before the first pool, those of messages not counted.
     descriptors: Vec<String>,
@@ -56,6 +56,8 @@ pub(crate) struct Tally {
     /// Number, pid and cause of those that died.
     pub(crate) died: Vec<(u64, i32, Cause)>,
     pub(crate) cancelled: usize,
+    /// How many of these had started; only killing cancels what runs.
+    pub(crate) cancelled_runs: usize,
     pub(crate) broken: usize,
 }
 
@@ -93,8 +95,8 @@ impl Site {
             folder: folder.to_owned(),
             mark: mark.to_owned(),
             supervisor,
-            environment: RefCell::new(vec![(MARK.into(), mark.into())]),
-            next_number: Cell::new(0),
+            environment: Mutex::new(vec![(MARK.into(), mark.into())]),
+            next_number: AtomicU64::new(0),
             runs,
             descriptors: processes::descriptors(),
         };
@@ -104,7 +106,7 @@ impl Site {
 
     /// Adds variables to the environment of zygotes that are started from now on.
     pub(crate) fn launch_with(&self, variables: &[(&str, &str)]) {
-        let mut environment = self.environment.borrow_mut();
+        let mut environment = self.environment.lock().unwrap();
         environment.extend(
             variables
                 .iter()
@@ -174,8 +176,7 @@ impl Site {
     }
 
     fn job(&self, command: &str, expected: Expected) -> (Job, Vec<u8>) {
-        let number = self.next_number.get();
-        self.next_number.set(number + 1);
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let payload = format!("{number} {command}").into_bytes();
         let job = Job {
             number,
@@ -221,7 +222,7 @@ impl Site {
 
     /// Submits a task with so many bytes of arguments, which no other task has.
     pub(crate) fn submit_bytes(&self, pool: &Pool, count: usize) -> Job {
-        let first = self.next_number.get() as usize;
+        let first = self.next_number.load(Ordering::Relaxed) as usize;
         let bytes: Vec<u8> = (first..first + count)
             .map(|index| (index % 239) as u8)
             .collect();
@@ -376,12 +377,12 @@ impl Site {
                     tally.died.push((number, pid, cause));
                 }
                 (Outcome::Cancelled, _) => {
-                    // A task that was killed while it ran has run.
                     assert!(
                         ran <= 1,
                         "task {number} ({command}) was cancelled, ran {ran} times"
                     );
                     tally.cancelled += 1;
+                    tally.cancelled_runs += ran;
                 }
                 (Outcome::Broken(_), _) => {
                     assert_eq!(

@@ -1,7 +1,344 @@
-//! To come.
+//! Random kills, stops and cancels under a mixed load, with all invariants.
+//!
+//! `MANYHANDS_SEED` replays a storm's choices (not its timing), `MANYHANDS_STORM` multiplies its length.
 
 use crate::crash_table::case::Case;
+use crate::crash_table::site::{Job, LARGE, Site, signal, until, until_stats, wait, worker_pids};
+use manyhands_runtime::{Cause, Definition, Pool};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub(crate) fn cases() -> Vec<Case> {
-    Vec::new()
+    let mut cases = vec![
+        Case::scenario("storm: 300 workers killed", "at most one task lost per kill, none twice", kills),
+        Case::scenario("storm: workers stopped", "every task runs once", stops),
+        Case::scenario("storm: zygotes and workers killed", "at most one task lost per kill", zygote_kills),
+        Case::scenario("storm: cancels and kills", "cancelled tasks never run", cancels),
+        Case::scenario("storm: closes and kills", "nothing is left of 60 pools", closes),
+        Case::scenario("storm: three threads and kills", "each gets its results", threads),
+    ];
+    for number in 0..6_u64 {
+        cases.push(Case {
+            name: format!("storm: parent killed {number}"),
+            expectation: "no process left, no task run twice".into(),
+            driver_dies: true,
+            body: Box::new(move |site| parent_killed(site, number)),
+        });
+    }
+    cases
+}
+
+/// A small generator of numbers: xorshift.
+struct Random(u64);
+
+impl Random {
+    fn new(salt: u64) -> Self {
+        let seed = match std::env::var("MANYHANDS_SEED") {
+            Ok(seed) => seed.parse().unwrap(),
+            Err(_) => manyhands_os::monotonic_nanos(),
+        };
+        println!("MANYHANDS_SEED={seed}");
+        Self((seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+
+    fn pause(&mut self, most_micros: u64) {
+        std::thread::sleep(Duration::from_micros(self.below(most_micros)));
+    }
+}
+
+fn times(count: usize) -> usize {
+    let factor = std::env::var("MANYHANDS_STORM").ok().and_then(|factor| factor.parse().ok());
+    count * factor.unwrap_or(1)
+}
+
+/// Submits one task of a mixed load.
+fn submit_any(site: &Site, pool: &Pool, random: &mut Random, definitions: &[Arc<Definition>]) -> Job {
+    match random.below(100) {
+        0..60 => site.submit(pool, &format!("echo:{}", random.below(1000))),
+        60..72 => {
+            let index = random.below(definitions.len() as u64) as usize;
+            site.submit_definition(pool, &definitions[index])
+        }
+        72..80 => site.submit(pool, &format!("sleep:{}", random.below(3))),
+        80..86 => site.submit(pool, &format!("big:{}", random.below(80_000))),
+        86..92 => site.submit_bytes(pool, 40_000 + random.below(40_000) as usize),
+        92..94 => site.submit(pool, &format!("big:{LARGE}")),
+        94..96 => site.submit_bytes(pool, LARGE + random.below(2) as usize),
+        96..98 => site.submit_mirror(pool, 200_000),
+        _ => site.submit(pool, "error:as it should"),
+    }
+}
+
+fn definitions() -> Vec<Arc<Definition>> {
+    let base = Definition::new("base", Box::from(&b"base"[..]), Box::from([]));
+    (0..8)
+        .map(|index| {
+            let bytes = format!("definition {index}").repeat(1 + 1000 * index);
+            Definition::new("d", bytes.into_bytes().into(), Box::from([base.clone()]))
+        })
+        .collect()
+}
+
+/// Kills a worker of the pool that was not killed before; whether there was one.
+fn kill_one(pool: &Pool, random: &mut Random, killed: &Mutex<HashSet<i32>>) -> bool {
+    let mut killed = killed.lock().unwrap();
+    let mut pids = worker_pids(pool);
+    pids.retain(|pid| !killed.contains(pid));
+    if pids.is_empty() {
+        return false;
+    }
+    let pid = pids[random.below(pids.len() as u64) as usize];
+    signal(pid, libc::SIGKILL);
+    killed.insert(pid);
+    true
+}
+
+/// Keeps up to 200 tasks on their way while `storm` runs in another thread; gives all jobs.
+fn under_load(site: &Site, pool: &Pool, salt: u64, storm: impl FnOnce(&mut Random) + Send) -> Vec<Job> {
+    let mut random = Random::new(salt);
+    let definitions = definitions();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            storm(&mut Random::new(salt + 1));
+            over.store(true, Ordering::SeqCst);
+        });
+        let (mut jobs, mut waited) = (Vec::new(), 0);
+        while !over.load(Ordering::SeqCst) {
+            while jobs.len() - waited < 200 {
+                jobs.push(submit_any(site, pool, &mut random, &definitions));
+            }
+            let job: &Job = &jobs[waited];
+            if random.below(4) == 0 {
+                // Results are taken by the supervisor while nobody waits.
+                until(|| job.task.is_done());
+            } else {
+                wait(pool, &job.task);
+            }
+            waited += 1;
+        }
+        jobs
+    })
+}
+
+/// What must hold after workers were killed.
+fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<HashSet<i32>>) {
+    let tally = site.settle(pool, jobs);
+    let killed = killed.lock().unwrap();
+    let mut blamed = HashSet::new();
+    for &(number, pid, cause) in &tally.died {
+        assert!(killed.contains(&pid), "task {number} died with {pid}, which nobody killed");
+        assert!(blamed.insert(pid), "two tasks died with {pid}");
+        assert!(matches!(cause, Cause::Signal(libc::SIGKILL) | Cause::Unknown), "{cause:?}");
+    }
+    assert_eq!(tally.values + tally.died.len() + tally.cancelled, jobs.len(), "{tally:?}");
+    assert_eq!(tally.cancelled_runs, 0);
+    println!("{} tasks, {} lost, {} kills", jobs.len(), tally.died.len(), killed.len());
+}
+
+fn kills(site: &Site) {
+    let pool = site.pool(2);
+    let killed = Mutex::new(HashSet::new());
+    let jobs = under_load(site, &pool, 1, |random| {
+        let mut count = 0;
+        while count < times(300) {
+            random.pause(6000);
+            count += usize::from(kill_one(&pool, random, &killed));
+        }
+    });
+    check_kills(site, &pool, &jobs, &killed);
+    let kills = killed.lock().unwrap().len() as u64;
+    until_stats(&pool, |stats| stats.deaths >= kills);
+    site.assert_usable(&pool);
+    assert_eq!(site.finish(pool).deaths, kills);
+}
+
+fn stops(site: &Site) {
+    let pool = site.pool(3);
+    let jobs = under_load(site, &pool, 2, |random| {
+        for _ in 0..times(100) {
+            let pids = worker_pids(&pool);
+            if !pids.is_empty() {
+                let pid = pids[random.below(pids.len() as u64) as usize];
+                signal(pid, libc::SIGSTOP);
+                random.pause(10_000);
+                signal(pid, libc::SIGCONT);
+            }
+            random.pause(3000);
+        }
+    });
+    assert_eq!(site.settle(&pool, &jobs).values, jobs.len());
+    assert_eq!(site.finish(pool).deaths, 0);
+}
+
+fn zygote_kills(site: &Site) {
+    let pool = site.pool(2);
+    let killed = Mutex::new(HashSet::new());
+    let jobs = under_load(site, &pool, 3, |random| {
+        for _ in 0..times(30) {
+            random.pause(20_000);
+            kill_one(&pool, random, &killed);
+            random.pause(3000);
+            let pid = site.supervisor.zygote_pid();
+            // A worker must finish something now and then, or the pool gives up, as it should.
+            let done = pool.stats().done;
+            if pid != 0 {
+                signal(pid, libc::SIGKILL);
+            }
+            until_stats(&pool, |stats| stats.done > done);
+        }
+    });
+    // A worker that was forked and not reported ends with its zygote's request: pid 0.
+    killed.lock().unwrap().insert(0);
+    let tally = site.settle(&pool, &jobs);
+    assert_eq!(tally.values + tally.died.len(), jobs.len());
+    assert!(tally.died.len() <= 2 * times(30), "{tally:?}");
+    let killed = killed.into_inner().unwrap();
+    for (number, pid, _) in &tally.died {
+        assert!(killed.contains(pid), "task {number} died with {pid}, which nobody killed");
+    }
+    site.assert_usable(&pool);
+    site.finish(pool);
+}
+
+fn cancels(site: &Site) {
+    let pool = site.pool(2);
+    let mut random = Random::new(4);
+    let definitions = definitions();
+    let killed = Mutex::new(HashSet::new());
+    let mut jobs = Vec::new();
+    for _ in 0..times(60) {
+        let batch: Vec<Job> =
+            (0..60).map(|_| submit_any(site, &pool, &mut random, &definitions)).collect();
+        random.pause(2000);
+        for _ in 0..10 {
+            let job = &batch[random.below(60) as usize];
+            let cancelled = pool.cancel(&job.task);
+            assert!(!cancelled || job.task.is_done());
+        }
+        let tasks: Vec<_> = batch[50..].iter().map(|job| job.task.clone()).collect();
+        pool.cancel_all(&tasks);
+        if random.below(2) == 0 {
+            kill_one(&pool, &mut random, &killed);
+        }
+        jobs.extend(batch);
+        wait(&pool, &jobs[jobs.len() - 60].task);
+    }
+    check_kills(site, &pool, &jobs, &killed);
+    site.assert_usable(&pool);
+    site.finish(pool);
+}
+
+fn closes(site: &Site) {
+    let mut random = Random::new(5);
+    let definitions = definitions();
+    let mut all = Vec::new();
+    for _ in 0..times(60) {
+        let pool = site.pool(1 + random.below(3) as usize);
+        let killed = Mutex::new(HashSet::new());
+        let count = random.below(40);
+        all.extend((0..count).map(|_| submit_any(site, &pool, &mut random, &definitions)));
+        random.pause(4000);
+        if random.below(2) == 0 {
+            kill_one(&pool, &mut random, &killed);
+        }
+        let (cancel, kill) = (random.below(2) == 0, random.below(3) == 0);
+        pool.close(cancel, kill);
+        random.pause(1000);
+        if random.below(2) == 0 {
+            kill_one(&pool, &mut random, &killed);
+        }
+        if random.below(4) == 0 {
+            signal(site.supervisor.zygote_pid().max(1), if random.below(2) == 0 { 0 } else { libc::SIGKILL });
+        }
+        until(|| pool.wait_quiet(true, Duration::from_millis(100)));
+        assert_eq!(pool.pending(), 0);
+    }
+    let tally = site.tally(&all);
+    println!("{} values, {} lost, {} cancelled", tally.values, tally.died.len(), tally.cancelled);
+    let pool = site.pool(1);
+    site.assert_usable(&pool);
+    site.finish(pool);
+}
+
+fn threads(site: &Site) {
+    let pool = site.pool(3);
+    let killed = Mutex::new(HashSet::new());
+    let jobs = Mutex::new(Vec::new());
+    let left = std::sync::atomic::AtomicUsize::new(3);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (pool, jobs, left) = (&pool, &jobs, &left);
+            scope.spawn(move || {
+                let mut random = Random::new(10 + thread);
+                let definitions = definitions();
+                for _ in 0..times(40) {
+                    let count = 1 + random.below(20);
+                    let own: Vec<Job> = (0..count)
+                        .map(|_| submit_any(site, pool, &mut random, &definitions))
+                        .collect();
+                    for job in own.iter().rev() {
+                        wait(pool, &job.task);
+                    }
+                    jobs.lock().unwrap().extend(own);
+                }
+                left.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut random = Random::new(20);
+        while left.load(Ordering::SeqCst) > 0 {
+            random.pause(20_000);
+            kill_one(&pool, &mut random, &killed);
+        }
+    });
+    check_kills(site, &pool, &jobs.into_inner().unwrap(), &killed);
+    site.assert_usable(&pool);
+    site.finish(pool);
+}
+
+/// The driver is killed at a random instant, now and then while a worker is stopped or a plain
+/// child of it lives.
+fn parent_killed(site: &Site, number: u64) {
+    let pool = site.pool(3);
+    let mut random = Random::new(30 + number);
+    site.touch("crashed");
+    if number % 3 == 1 {
+        // SAFETY: the child calls what a child of a process with threads may call.
+        unsafe {
+            if libc::fork() == 0 {
+                manyhands_runtime::close_life_lines_after_fork();
+                libc::sleep(5);
+                libc::_exit(0);
+            }
+        }
+    }
+    let micros = random.below(60_000);
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_micros(micros));
+        manyhands_os::kill_self();
+    });
+    let definitions = definitions();
+    let killed = Mutex::new(HashSet::new());
+    loop {
+        let jobs: Vec<Job> =
+            (0..30).map(|_| submit_any(site, &pool, &mut random, &definitions)).collect();
+        if number % 3 == 0 {
+            kill_one(&pool, &mut random, &killed);
+        }
+        if number % 3 == 2
+            && let Some(&pid) = worker_pids(&pool).first()
+        {
+            signal(pid, libc::SIGSTOP);
+        }
+        wait(&pool, &jobs[0].task);
+    }
 }

@@ -144,6 +144,10 @@ fn serve(birth: Birth) -> ! {
         if kind == TaskKind::Exit {
             std::process::exit(0);
         }
+        if let (TaskKind::Discard, Ok(claimed)) = (kind, &claimed) {
+            end.discard(claimed).unwrap();
+            continue;
+        }
         let answer = match &claimed {
             Ok(claimed) => worker.execute(&end, claimed),
             Err(Unreadable(why)) => Err(why.clone()),
