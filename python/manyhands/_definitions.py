@@ -238,6 +238,12 @@ def _is_user_module(module: types.ModuleType) -> bool:
     return isinstance(path, str) and _is_user_file(path)
 
 
+def _may_be_a_users(function: Any) -> bool:
+    """Whether the function may be of the user's making: not one of an installed module."""
+    module = _importable(getattr(function, "__module__", None))
+    return module is None or _is_user_module(module)
+
+
 def _is_code(value: Any) -> bool:
     return isinstance(value, (_Function, type, _LruCache))
 
@@ -975,7 +981,7 @@ class Definer(Generic[D]):
         """
         with self._lock:
             if (place := _module_path(fn)) is not None:
-                return self._reference(fn, *place)
+                return self.reference(fn, *place)
             survey = _Survey(fn)
             path = _main_path(fn)
             if path is not None:
@@ -1051,7 +1057,7 @@ class Definer(Generic[D]):
 
     # -- references
 
-    def _reference(self, fn: Any, module: types.ModuleType, qualname: str) -> tuple[D, list[Check]]:
+    def reference(self, fn: Any, module: types.ModuleType, qualname: str) -> tuple[D, list[Check]]:
         top = _top(qualname)
         checks: list[Check] = [("global", module.__dict__, top, module.__dict__[top])]
         code = getattr(fn, "__code__", None)
@@ -1062,7 +1068,7 @@ class Definer(Generic[D]):
         helpers: tuple[Any, ...] = ()
         if digest is not None and _is_user_module(module):
             fallback = self._fallback(fn)
-            helpers = self._helpers(fn)
+            helpers = self._helpers(fn, checks)
         payload = ("reference", module.__name__, qualname, digest, fallback, helpers)
         return self._make(_plain_dumps(payload, _PROTOCOL), ()), checks
 
@@ -1076,13 +1082,16 @@ class Definer(Generic[D]):
             return None
         return None if pickler.references or pickler.uses else file.getvalue()
 
-    def _helpers(self, fn: Any) -> tuple[tuple[str, str, bytes, bytes | None], ...]:
-        """The functions of the user's modules that this one calls, with digests of their code.
+    def _helpers(
+        self, fn: Any, checks: list[Check]
+    ) -> tuple[tuple[str, str, bytes, bytes | None], ...]:
+        """The functions that this one calls in the user's modules, with digests of their code.
 
-        A worker may have imported a module before it was edited and reloaded here.
+        A worker may have imported a module before it was edited and reloaded, or patched, here.
+        Each is compared under the name by which it is called, whatever it calls itself.
         """
         found: list[tuple[str, str, bytes, bytes | None]] = []
-        seen = {id(fn)}
+        seen: set[tuple[str, str]] = set()
         pending = [fn]
         while pending and len(found) < _HELPERS:
             target = pending.pop()
@@ -1090,17 +1099,21 @@ class Definer(Generic[D]):
                 target = wrapped
             if not isinstance(target, _Function):
                 continue
+            namespace = target.__globals__
+            module = _module_of_globals(namespace)
+            if module is None or not _is_user_module(module):
+                continue
             for name in _global_names(target.__code__):
-                value = target.__globals__.get(name)
-                if not isinstance(value, (_Function, _LruCache)) or id(value) in seen:
+                value = namespace.get(name)
+                if not isinstance(value, (_Function, _LruCache)):
                     continue
-                seen.add(id(value))
-                place = _module_path(value)
-                if place is None or "." in place[1] or not _is_user_module(place[0]):
+                if (module.__name__, name) in seen:
                     continue
+                seen.add((module.__name__, name))
                 digest = _resolve.fingerprint(value)
-                if digest is not None:
-                    found.append((place[0].__name__, place[1], digest, self._fallback(value)))
+                if digest is not None and _may_be_a_users(value):
+                    found.append((module.__name__, name, digest, self._fallback(value)))
+                    checks.append(("global", namespace, name, value))
                     pending.append(value)
         return tuple(found)
 

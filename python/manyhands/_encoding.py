@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from _thread import RLock
 from collections.abc import Iterable
 from typing import Any
@@ -24,11 +26,25 @@ def _make(payload: bytes, needs: tuple[_core.Definition, ...]) -> _core.Definiti
 _definer: Definer[_core.Definition] = Definer(_make)
 
 
+def forget_parent() -> None:
+    """In a child of fork: another thread of the parent may have held the lock, or been half-way."""
+    global _lock, _definer
+    _lock = RLock()
+    _definer = Definer(_make)
+    _core.forget_functions()
+
+
 def define(function: Any) -> tuple[_core.Definition, list[Check]]:
     """The definition of a function, and what must still hold for it to be current."""
     global _label
     with _lock:
         _label = name_of(function)
+        owner = getattr(function, "__self__", None)
+        if owner is not None and not isinstance(owner, types.ModuleType | type):
+            # A method that is a function of its module, as `random.random` is: sent by name, since
+            # a copy of its object would give the same numbers in every task.
+            module = sys.modules[type(owner).__module__]
+            return _definer.reference(function, module, function.__name__)
         return _definer.function(function)
 
 

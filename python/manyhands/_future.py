@@ -133,7 +133,7 @@ class Future(_core.TaskFuture, futures.Future[T]):
 def _call(callback: Callable[[Any], object], future: Future[Any]) -> None:
     try:
         callback(future)
-    except Exception:
+    except BaseException:  # a SystemExit would end the thread that tells everybody
         _log.exception("a callback of %r raised", future)
 
 

@@ -119,6 +119,18 @@ def birth() -> bytes:
     return marshal.dumps(content)
 
 
+_told: bytes | None = None
+
+
+def tell_birth() -> None:
+    """Says what workers find at their birth, where it is not what was said last."""
+    global _told
+    content = birth()
+    if content != _told:
+        _core.set_birth(content)
+        _told = content
+
+
 def launch() -> None:
     """Starts the zygote, if none runs, and says what workers find at their birth."""
     global _launched_with
@@ -126,7 +138,7 @@ def launch() -> None:
     if argv != _launched_with:
         _core.set_launcher(argv, None)
         _launched_with = argv
-    _core.set_birth(birth())
+    tell_birth()
     _core.warm()
 
 
@@ -136,7 +148,7 @@ def prepare(function: Any) -> None:
     Modules of this very process that a worker could not import are left out by the zygote, which
     says so in the log.
     """
-    _core.set_birth(birth())
+    tell_birth()
     names = modules_named_by(function)
     if names:
         _core.preload(names)
@@ -144,5 +156,5 @@ def prepare(function: Any) -> None:
 
 def forget_launch() -> None:
     """In a child of fork: nothing was launched yet."""
-    global _launched_with
-    _launched_with = None
+    global _launched_with, _told
+    _launched_with = _told = None

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from manyhands import _core
+from manyhands import _core, _encoding, _future
 from manyhands._cpu import default_workers
-from manyhands._future import forget_parent, forward_logs, stop_teller
+from manyhands._future import forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
 from manyhands._stats import PoolStats, WorkerStats
 
@@ -96,6 +96,7 @@ class Pool(_core.PoolBase, Executor):
             raise TypeError("preload is a list of module names, not one string")
         if show_args is None:
             show_args = os.environ.get("MANYHANDS_SHOW_ARGS", "1") != "0"
+        _refuse_while_loading()
         launch()
         if preload:
             _core.preload(list(preload))
@@ -265,6 +266,31 @@ class Pool(_core.PoolBase, Executor):
         raise TypeError("a pool cannot be pickled; make one where it is used")
 
 
+def _refuse_while_loading() -> None:
+    """Refuses a pool in the body of a module that a worker imports for its own parent.
+
+    The workers of that pool would import the module again, and so on without end (cpython#155890
+    tells of a silent deadlock instead).
+    """
+    if "manyhands._zygote" not in sys.modules:
+        return  # neither a worker nor what workers are forked from
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        callee, frame = frame, frame.f_back
+        where = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if where == ("manyhands._worker", "main"):
+            # What it calls is a task, or else loads one.
+            loads = callee.f_globals.get("__name__") == "manyhands._resolve"
+            if not loads and not callee.f_code.co_filename.startswith("<frozen importlib"):
+                return
+        elif where != ("manyhands._zygote", "_preload"):
+            continue
+        raise RuntimeError(
+            "a worker imports a module whose body makes a pool, which would go on for ever: make "
+            "the pool in a function, not while the module is imported"
+        )
+
+
 def _refuse_unknown(unknown: dict[str, object]) -> None:
     for name, value in unknown.items():
         if name in _FOREIGN_SPELLINGS:
@@ -329,7 +355,8 @@ def _at_interrupt() -> None:
 def _after_fork_in_child() -> None:
     _core.after_fork_in_child()
     _pools.clear()
-    forget_parent()
+    _future.forget_parent()
+    _encoding.forget_parent()
     forget_launch()
 
 

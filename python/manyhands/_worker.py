@@ -19,7 +19,7 @@ TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker mil
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["encode_error", "idle", "main", "take_paths"]
+__all__ = ["encode_error", "end_forked_child", "idle", "main", "take_paths"]
 
 _IN_WORKER = "MANYHANDS_DEPTH"
 
@@ -30,6 +30,7 @@ def main(birth: _core.Birth) -> NoReturn:
     """Runs tasks until the parent wants no more, then ends the process."""
     status = 1
     try:
+        os.register_at_fork(after_in_child=_core.after_fork_in_child)
         _be_born(marshal.loads(birth.content))
         _core.run_worker(birth)
         _leave()
@@ -69,7 +70,8 @@ def _be_born(content: dict[str, Any]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             # Whole lines, however many workers write to one terminal or file.
-            stream.reconfigure(line_buffering=True)
+            # An unbuffered stream (PYTHONUNBUFFERED) would write each argument of a `print` alone.
+            stream.reconfigure(line_buffering=True, write_through=False)
     _reseed()
 
 
@@ -126,6 +128,20 @@ def idle() -> None:
                 stream.flush()
             except (OSError, ValueError):
                 pass  # the reader is gone, or a task closed it: its own prints fail too
+
+
+def end_forked_child(error: BaseException | None) -> NoReturn:
+    """Ends a process that a task forked and that came back from the task: it is no worker."""
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        import traceback
+
+        traceback.print_exception(error)
+        status = 1
+    idle()
+    os._exit(status & 0xFF)
 
 
 def _leave() -> None:

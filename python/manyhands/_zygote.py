@@ -49,9 +49,9 @@ def main() -> None:
         elif request[0] == "fork":
             _fork(zygote, request[1])
         else:
-            birth = request[1]
-            zygote.become_worker(birth)
-            _worker.main(birth)
+            zygote.become_worker(request[1])
+            _worker.main(request[1])
+        del request  # it holds descriptors of the worker
 
 
 def _fork(zygote: _core.Zygote, birth: _core.Birth) -> None:
@@ -61,6 +61,7 @@ def _fork(zygote: _core.Zygote, birth: _core.Birth) -> None:
         zygote.not_forked(birth, f"fork failed: {error}")
         return
     if pid == 0:
+        os.setpgid(0, 0)  # first of all: nothing that befalls the zygote's group is meant for it
         zygote.abandon()
         _worker.main(birth)
     zygote.forked(birth, pid)

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -102,7 +103,7 @@ class Unprintable:
 
 def test_arguments_whose_repr_raises(pool: mh.Pool) -> None:
     note = error_of(pool, fail, Unprintable()).__notes__[0]
-    assert "<Unprintable, whose repr raised OSError>" in note
+    assert "fail(<Unprintable" in note
 
 
 def test_arguments_of_several_lines(pool: mh.Pool) -> None:
@@ -340,10 +341,10 @@ def test_show_args_hides_arguments_of_a_death(discreet: mh.Pool) -> None:
     assert "die)" in message
 
 
-def test_show_args_hides_arguments_of_a_map(discreet: mh.Pool) -> None:
+def test_show_args_hides_arguments_of_a_map(discreet: mh.Pool, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="text") as caught:
-        list(discreet.map(fail, ["secret"]))
-    assert "secret" not in shown(caught.value)
+        list(discreet.map(fail, [str(tmp_path)]))
+    assert str(tmp_path) not in shown(caught.value)
 
 
 def test_show_args_hides_arguments_of_a_method(discreet: mh.Pool) -> None:
@@ -496,9 +497,9 @@ def test_the_path_names_keywords_and_items(pool: mh.Pool) -> None:
     [
         threading.Lock,
         lambda: (number for number in ()),
-        lambda: open(os.devnull),
-        lambda: sys._getframe(),
-        lambda: __import__("socket").socket(),
+        lambda: open(os.devnull),  # noqa: SIM115
+        sys._getframe,
+        socket.socket,
     ],
     ids=["lock", "generator", "file", "frame", "socket"],
 )
@@ -525,9 +526,9 @@ def test_an_argument_that_cannot_be_unpickled(pool: mh.Pool) -> None:
 
 
 def test_a_result_that_cannot_be_unpickled(pool: mh.Pool) -> None:
-    error = error_of(pool, lambda: Rebellious())
+    error = error_of(pool, Rebellious)
     assert type(error) is mh.NotPicklable
-    assert re.search(r"the result of task \d+ \(.*<lambda>\) cannot be unpickled here", str(error))
+    assert re.search(r"the result of task \d+ \(Rebellious\) cannot be unpickled here", str(error))
     assert "ValueError" in str(error)
     assert pool.submit(same, 1).result() == 1
 

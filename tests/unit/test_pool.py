@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import copy
 import functools
@@ -492,6 +493,18 @@ def test_a_dropped_pool_finishes_and_goes(tmp_path: Path) -> None:
         except ProcessLookupError:
             break
         time.sleep(0.001)
+
+
+def test_shutdown_again_with_cancel(tmp_path: Path) -> None:
+    # A worker that leaves when it is asked runs its exit handlers; one that is killed does not.
+    for number in range(5):
+        left = tmp_path / str(number)
+        pool = mh.Pool(1)
+        pool.submit(atexit.register, left.touch).result()
+        pool.shutdown(wait=False)
+        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
+        assert left.exists()
 
 
 def test_shutdown_from_several_threads() -> None:

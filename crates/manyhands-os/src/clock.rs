@@ -11,6 +11,13 @@ pub fn monotonic_nanos() -> u64 {
     (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// The same clock, as the last timer tick left it: cheaper, and some milliseconds behind.
+#[inline]
+pub fn coarse_nanos() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// A duration as the system calls want it; saturates instead of overflowing.
 pub fn to_timespec(duration: Duration) -> Timespec {
     Timespec {

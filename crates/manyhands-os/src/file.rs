@@ -2,7 +2,6 @@
 
 use crate::memory::{MemoryFile, View};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Resource, getrlimit};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -73,11 +72,6 @@ impl AsFd for MessageFile {
 pub fn open_current_directory() -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(openat(CWD, c".", flags, Mode::empty())?)
-}
-
-/// How many descriptors this process may have open.
-pub fn soft_descriptor_limit() -> u64 {
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// A copy of standard output (1) or standard error (2) as it is now; the null device where it is

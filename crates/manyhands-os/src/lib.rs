@@ -14,18 +14,17 @@ mod process;
 mod signal;
 mod socket;
 
-pub use clock::{monotonic_nanos, to_timespec};
+pub use clock::{coarse_nanos, monotonic_nanos, to_timespec};
 pub use cpu::{CpuLimits, cpu_count, cpu_limits};
 pub use event::{Event, Poller, Signal as EventSignal};
 pub use file::{
-    MessageFile, enter_directory, open_current_directory, replace_standard_streams,
-    soft_descriptor_limit, standard_stream,
+    MessageFile, enter_directory, open_current_directory, replace_standard_streams, standard_stream,
 };
 pub use futex::{Waited, futex_wait, futex_wait_private, futex_wake, futex_wake_private};
 pub use memory::{MemoryFile, Segment, View};
 pub use process::{
-    ExitStatus, Process, arm_life_line, become_group_leader, close_after_fork, life_line,
-    raw_wait_status, spawn_program, thread_count,
+    ExitStatus, Process, arm_life_line, become_group_leader, close_after_fork, is_main_thread,
+    life_line, raw_wait_status, spawn_program, thread_count,
 };
 pub use signal::{block_all_signals, kill_self};
 pub use socket::{MAX_DESCRIPTORS, Received, Socket};

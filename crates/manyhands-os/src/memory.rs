@@ -10,8 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 fn sealable_file(name: &CStr) -> io::Result<File> {
-    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    Ok(File::from(file))
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    memfd_create(name, flags).map(File::from).map_err(|error| {
+        let error = io::Error::from(error);
+        let why = format!("memory cannot be shared between processes (memfd_create: {error})");
+        io::Error::new(error.kind(), why)
+    })
 }
 
 /// A memory file of fixed size whose pages are all there: using it can fail no more.

@@ -60,7 +60,8 @@ impl Process {
                 pid,
                 pidfd: Some(pidfd),
             }),
-            Err(Errno::NOSYS) => Ok(Self { pid, pidfd: None }),
+            // Old sandboxes answer EPERM to calls that they do not know.
+            Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(Self { pid, pidfd: None }),
             Err(error) => Err(error.into()),
         }
     }
@@ -94,6 +95,15 @@ impl Process {
         if killed.is_ok() {
             let _group = kill_process_group(self.pid, Signal::KILL);
         }
+    }
+
+    /// Kills the process and nobody else.
+    pub fn kill_alone(&self) {
+        // It may be gone already, which is what is wanted.
+        let _killed = match &self.pidfd {
+            Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
+            None => kill_process(self.pid, Signal::KILL),
+        };
     }
 
     /// Takes the exit status of a child of this process, waiting for its end.
@@ -228,4 +238,9 @@ pub fn raw_wait_status(pid: i32) -> Option<i32> {
 pub fn thread_count() -> u32 {
     // Without /proc nothing is known to be wrong.
     std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count() as u32)
+}
+
+/// Whether the calling thread is the first of its process.
+pub fn is_main_thread() -> bool {
+    rustix::thread::gettid() == rustix::process::getpid()
 }

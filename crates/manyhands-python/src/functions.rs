@@ -110,9 +110,40 @@ fn is_definable(function: &Bound<'_, PyAny>) -> PyResult<bool> {
     if kind == types[1] {
         // A builtin method is bound to its object; a builtin function to its module or nothing.
         let owner = function.getattr(intern!(py, "__self__"))?;
-        return Ok(owner.is_none() || owner.is_instance_of::<pyo3::types::PyModule>());
+        if owner.is_none() || owner.is_instance_of::<pyo3::types::PyModule>() {
+            return Ok(true);
+        }
+    }
+    if is_function_of_module(function)? {
+        return Ok(true);
     }
     Ok(function.is_instance_of::<pyo3::types::PyType>())
+}
+
+/// Whether a bound method is, under its name, a function of the module of its object's class: the
+/// functions of `random` are methods of one hidden object.
+fn is_function_of_module(function: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = function.py();
+    let (Ok(owner), Ok(name)) = (
+        function.getattr(intern!(py, "__self__")),
+        function.getattr(intern!(py, "__name__")),
+    ) else {
+        return Ok(false);
+    };
+    let (Ok(module), Ok(name)) = (
+        owner.get_type().getattr(intern!(py, "__module__")),
+        name.cast_into::<PyString>(),
+    ) else {
+        return Ok(false);
+    };
+    let modules = py
+        .import("sys")?
+        .getattr(intern!(py, "modules"))?
+        .cast_into::<PyDict>()?;
+    let Some(module) = modules.get_item(module)? else {
+        return Ok(false);
+    };
+    Ok(module.getattr(name).is_ok_and(|found| found.is(function)))
 }
 
 fn lookup(key: usize) -> Option<Arc<Known>> {

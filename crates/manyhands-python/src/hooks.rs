@@ -40,3 +40,5 @@ hook!(/// The class of futures.
     future, "manyhands._future", "Future");
 hook!(/// `(function, modules…)`: called before the first task of a pool.
     prepare, "manyhands._launch", "prepare");
+hook!(/// `()`: says what workers find at their birth now.
+    tell_birth, "manyhands._launch", "tell_birth");

@@ -3,20 +3,22 @@
 use crate::calls::{self, Call, HIDE_ARGS};
 use crate::future::TaskFuture;
 use crate::{hooks, outcome, process};
-use manyhands_os::monotonic_nanos;
-use manyhands_runtime::{Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind};
+use manyhands_os::{coarse_nanos, monotonic_nanos};
+use manyhands_runtime::{Entry, Initializer, Outcome, Pool, PoolOptions, Refused, Task, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyTuple};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The most items of one map that are on their way.
 const WINDOW_ITEMS: usize = 100_000;
 /// The most encoded bytes of one map that are on their way.
-const WINDOW_BYTES: usize = 64 << 20;
+const WINDOW_BYTES: u64 = 64 << 20;
+/// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
+const TELL_EVERY: u64 = 100_000_000;
 /// How many items `map` takes before it returns.
 const FIRST_ITEMS: usize = 64;
 
@@ -33,7 +35,16 @@ pub(crate) fn wait_for(
     task: &Arc<Task>,
     deadline: Option<u64>,
 ) -> PyResult<bool> {
-    py.detach(|| pool.wait(task, deadline, || Python::attach(|py| py.check_signals())))
+    py.detach(|| {
+        pool.wait(task, deadline, || {
+            // Signals are the main thread's; others need not wait for Python to look for them.
+            if manyhands_os::is_main_thread() {
+                Python::attach(|py| py.check_signals())
+            } else {
+                Ok(())
+            }
+        })
+    })
 }
 
 /// What `manyhands.Pool` builds on.
@@ -42,8 +53,8 @@ pub(crate) struct PoolBase {
     pool: Arc<Pool>,
     generation: u32,
     hide_args: bool,
-    /// Whether workers know where they are born.
-    prepared: AtomicBool,
+    /// When workers were told last what they find at their birth, 0 before the first task.
+    told_at: AtomicU64,
     index: AtomicU64,
 }
 
@@ -65,18 +76,30 @@ impl PoolBase {
     #[cold]
     fn prepare(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
         hooks::prepare(function.py())?.call1((function,))?;
-        self.prepared.store(true, Ordering::Relaxed);
+        self.told_at.store(coarse_nanos(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Now and then: environment, paths and the like may have changed since.
+    #[cold]
+    fn tell_again(&self, py: Python<'_>, now: u64) -> PyResult<()> {
+        self.told_at.store(now, Ordering::Relaxed);
+        hooks::tell_birth(py)?.call0()?;
         Ok(())
     }
 
     #[inline]
     fn ready(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
         self.check_process()?;
-        // Relaxed: at worst it is prepared twice.
-        if self.prepared.load(Ordering::Relaxed) {
+        // Relaxed: at worst it is told twice.
+        let told_at = self.told_at.load(Ordering::Relaxed);
+        let now = coarse_nanos();
+        if now < told_at + TELL_EVERY {
             Ok(())
-        } else {
+        } else if told_at == 0 {
             self.prepare(function)
+        } else {
+            self.tell_again(function.py(), now)
         }
     }
 
@@ -165,7 +188,7 @@ impl PoolBase {
             pool,
             generation: process::generation(),
             hide_args: !show_args,
-            prepared: AtomicBool::new(false),
+            told_at: AtomicU64::new(0),
             index: AtomicU64::new(0),
         })
     }
@@ -217,6 +240,8 @@ impl PoolBase {
             star,
             window: VecDeque::new(),
             bytes: 0,
+            taken: 0,
+            taken_bytes: 0,
             index: 0,
             ended: false,
             error: None,
@@ -322,6 +347,9 @@ struct Feed {
     star: bool,
     window: VecDeque<(Arc<Task>, usize)>,
     bytes: usize,
+    /// Results that were taken, and their encoded bytes.
+    taken: u64,
+    taken_bytes: u64,
     index: u64,
     ended: bool,
     /// What the input raised; it is raised when the results before it are out.
@@ -332,7 +360,10 @@ impl Feed {
     /// Takes up to `count` items, as far as the window has room.
     fn pull(&mut self, py: Python<'_>, count: usize) {
         for _ in 0..count {
-            if self.ended || self.window.len() >= WINDOW_ITEMS || self.bytes >= WINDOW_BYTES {
+            // What the results will take is estimated from those that were taken.
+            let results = self.window.len() as u64 * self.taken_bytes / self.taken.max(1);
+            let bytes = self.bytes as u64 + results;
+            if self.ended || self.window.len() >= WINDOW_ITEMS || bytes >= WINDOW_BYTES {
                 return;
             }
             match self.pull_one(py) {
@@ -450,6 +481,10 @@ impl MapIterator {
         let Some(outcome) = head.outcome() else {
             return Err(PyRuntimeError::new_err("a task ended without an outcome"));
         };
+        feed.taken += 1;
+        if let Outcome::Value(_, bytes) = outcome {
+            feed.taken_bytes += bytes.len() as u64;
+        }
         match outcome::value(py, &head, outcome) {
             Ok(value) => Ok(Some(value)),
             Err(error) => {

@@ -88,7 +88,9 @@ pub(crate) fn set_launcher(
 /// Says what workers find at their birth.
 #[pyfunction]
 pub(crate) fn set_birth(content: &[u8]) -> PyResult<()> {
-    Ok(supervisor()?.set_birth(content)?)
+    supervisor()?
+        .set_birth(content)
+        .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))
 }
 
 /// Has modules imported before the next worker is forked.

@@ -138,6 +138,8 @@ struct Shown<'py> {
 
 struct Worker<'py> {
     py: Python<'py>,
+    /// Which fork this worker is; a child that a task forks is another.
+    generation: u32,
     end: WorkerEnd,
     known: HashMap<u32, Known>,
     /// The definition that ran last, which most tasks run again.
@@ -163,6 +165,7 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
     let worker = py.import("manyhands._worker")?;
     Worker {
         py,
+        generation: crate::process::generation(),
         end,
         known: HashMap::new(),
         last: None,
@@ -217,6 +220,9 @@ impl<'py> Worker<'py> {
             }
             Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
         };
+        if crate::process::generation() != self.generation {
+            return self.end_forked_child(outcome);
+        }
         let outcome = outcome.and_then(|value| self.encode_value(&value));
         match outcome {
             Ok(result_tag) => {
@@ -244,6 +250,19 @@ impl<'py> Worker<'py> {
                 Ok(false)
             }
         }
+    }
+
+    /// This process is a child that the task forked, and came back from the task: it ends here, since
+    /// the worker's memory is its parent's.
+    #[cold]
+    fn end_forked_child(&self, outcome: PyResult<Bound<'py, PyAny>>) -> PyResult<bool> {
+        let error = outcome.err().map(|error| error.into_value(self.py));
+        let end = self
+            .py
+            .import("manyhands._worker")?
+            .getattr("end_forked_child")?;
+        end.call1((error,))?;
+        Ok(false)
     }
 
     fn execute(

@@ -8,8 +8,8 @@ use crate::definition::Definition;
 use crate::drain_role::{DrainRole, Duty, HandOver};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    self, FLAG_FILE, FLAG_SECTIONS, HEAD, LONGEST_RECORD, MOST_FILES_AHEAD, Malformed, ResultHead,
-    ResultKind, SECTION_FORGET, TaskHead, TaskKind, WorkerKey, padded,
+    self, FLAG_FILE, FLAG_SECTIONS, FLAG_UNREAD, HEAD, LONGEST_RECORD, MOST_FILES_AHEAD, Malformed,
+    ResultHead, ResultKind, SECTION_FORGET, TaskHead, TaskKind, WorkerKey, padded,
 };
 use crate::scheduler::{Scheduler, Slot};
 use crate::supervisor::{Command, Supervisor};
@@ -30,15 +30,19 @@ use std::time::Duration;
 
 /// How long a waiting thread spins before it sleeps, where a core is free for it.
 const SPIN_NANOS: u64 = 50_000;
-/// The longest sleep: a worker that is killed between taking a sleeper's mark and waking it
-/// delays the result by this much and no more.
-const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+/// The longest sleep of a waiting thread. A signal that comes just before a sleep interrupts nothing,
+/// and is looked for after this time.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// How long a waiting thread lets results gather while they come in a stream.
 const NAP: Duration = Duration::from_micros(50);
-/// How often a waiting thread looks for signals that interrupted no system call, in nanoseconds.
-const SIGNALS_EVERY: u64 = 400_000_000;
 /// After so many births in a row without a finished task, the pool gives up.
 const MOST_FAILED_BIRTHS: u32 = 3;
+/// After so many in a row that were killed from outside, which is no fault of the program's.
+const MOST_KILLED_BIRTHS: u32 = 20;
+/// The same on all architectures of Linux and the BSDs.
+const SIGKILL: i32 = 9;
+/// Births that fail within so many nanoseconds fail for one reason.
+const ONE_MOMENT: u64 = 5_000_000;
 /// Message files that may wait in this process before results are copied out of them.
 const MOST_MESSAGE_FILES: usize = 64;
 /// How often a submitting thread drains while tasks queue up.
@@ -202,9 +206,14 @@ pub(crate) struct State {
     /// Grows with every drain that found something.
     drains: u64,
     failed_births: u32,
+    last_failed_birth: u64,
+    /// Births in a row that were killed before they finished a task.
+    killed_births: u32,
     /// Tokens of observers whose tasks ended, not yet handed to the face.
     ended: Vec<u64>,
     late_wakes: u64,
+    /// A task waits for nothing but the kernel: the supervisor tries again soon.
+    try_again: bool,
 }
 
 /// A thread that follows the draining one.
@@ -258,8 +267,11 @@ impl Pool {
                 submits: 0,
                 drains: 0,
                 failed_births: 0,
+                last_failed_birth: 0,
+                killed_births: 0,
                 ended: Vec::new(),
                 late_wakes: 0,
+                try_again: false,
             }),
             quiet: Condvar::new(),
             supervisor,
@@ -310,9 +322,17 @@ impl Pool {
         Ok(())
     }
 
-    /// Asks for as many workers as have work waiting for them, and at least for one.
+    /// Asks for as many workers as tasks wait for one, here or behind another task.
     fn ask_for_workers(&self, state: &mut State) {
-        let queued = state.scheduler.queued().max(1);
+        let behind: usize = (0..state.seats.len())
+            .map(|index| {
+                state
+                    .scheduler
+                    .held_count(Slot(index as u32))
+                    .saturating_sub(1)
+            })
+            .sum();
+        let queued = state.scheduler.queued() + behind;
         let coming = state
             .seats
             .iter()
@@ -356,6 +376,10 @@ impl Pool {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             crate::bug("a task was given to an empty seat");
         };
+        if u32::try_from(entry.payload.len()).is_err() {
+            self.lose(state, slot, entry, "its arguments are larger than 4 GiB");
+            return None;
+        }
         let sections = worker.sections(&mut entry);
         let free_from = state
             .scheduler
@@ -381,7 +405,13 @@ impl Pool {
                 Ok(false) => {
                     worker.unlearn(&mut entry);
                     if worker.next == worker.oldest {
-                        self.discard_files(state, slot);
+                        if worker.files_sent > worker.files_taken {
+                            self.discard_files(state, slot);
+                        } else {
+                            // The kernel has no room; nothing that happens here will tell when it has.
+                            state.try_again = true;
+                            self.supervisor.command(Command::TryAgain(self.id));
+                        }
                     }
                     return Some(entry);
                 }
@@ -533,10 +563,11 @@ impl Pool {
             if taken == 0 {
                 break;
             }
-            for index in 0..state.seats.len() {
-                if state.scheduler.held_count(Slot(index as u32)) == 0 {
-                    self.fill_idle(state, Slot(index as u32), taken);
-                }
+            while let Some(slot) = state.scheduler.choose()
+                && state.scheduler.held_count(slot) == 0
+                && state.scheduler.queued() > 0
+            {
+                self.fill_idle(state, slot, taken);
             }
             if state.scheduler.queued() > 0 {
                 break;
@@ -611,10 +642,15 @@ impl Pool {
             let Seat::Taken(worker) = &mut state.seats[index] else {
                 return found;
             };
-            let unread = worker.reader.unread();
-            if unread.is_empty() || worker.violation {
+            if worker.violation {
                 return found;
             }
+            // A position that makes no sense decodes as little as a record that does not.
+            let unread = worker.reader.unread();
+            if unread.is_some_and(<[u8]>::is_empty) {
+                return found;
+            }
+            let unread = unread.unwrap_or_default();
             let taken = ResultHead::decode(unread).and_then(|(head, payload)| {
                 if head.number != worker.oldest {
                     return Err(Malformed);
@@ -649,7 +685,13 @@ impl Pool {
                 crate::bug("a result came for a task that nobody holds");
             };
             worker.files_taken = worker.files_taken.max(entry.file);
-            state.failed_births = 0;
+            if head.flags & FLAG_UNREAD != 0 {
+                // It never saw the definitions that came with the arguments. All are sent anew.
+                worker.known.clear();
+                worker.known_last = 0;
+                worker.forget.clear();
+            }
+            (state.failed_births, state.killed_births) = (0, 0);
             self.take_result(state, entry, head, payload);
         }
     }
@@ -771,11 +813,16 @@ impl Pool {
                     state.role.look(|follower| Arc::ptr_eq(follower, &me));
                 }
                 _ => {
-                    let (mut state, answer) =
-                        self.drain_until(state, task, deadline, &mut interrupted);
+                    state = self.drain_until(state, task, deadline);
                     let next = state.role.give_up();
                     self.hand_over(&mut state, next);
-                    return answer.map(|()| task.is_done());
+                    if task.is_done() || is_past(deadline) {
+                        return Ok(task.is_done());
+                    }
+                    // Without the role: this may wait for whoever holds the language's lock.
+                    drop(state);
+                    interrupted()?;
+                    state = self.lock();
                 }
             }
         }
@@ -803,19 +850,19 @@ impl Pool {
         self.event.signal();
     }
 
-    fn drain_until<'pool, E>(
+    /// Drains until the task has ended, the time is up, or it is time to look for signals.
+    fn drain_until<'pool>(
         &'pool self,
         mut state: MutexGuard<'pool, State>,
         task: &Task,
         deadline: Option<u64>,
-        interrupted: &mut impl FnMut() -> Result<(), E>,
-    ) -> (MutexGuard<'pool, State>, Result<(), E>) {
+    ) -> MutexGuard<'pool, State> {
         self.page.parent().awake();
-        let mut looked_for_signals = monotonic_nanos();
+        let look_for_signals = monotonic_nanos() + LONGEST_SLEEP.as_nanos() as u64;
         loop {
             let found = self.drain(&mut state);
-            if task.is_done() || is_past(deadline) {
-                return (state, Ok(()));
+            if task.is_done() || is_past(deadline) || is_past(Some(look_for_signals)) {
+                return state;
             }
             let may_spin = state.scheduler.busy_count() < self.cores;
             drop(state);
@@ -835,20 +882,13 @@ impl Pool {
                     waited = self.page.parent().sleep(Some(limit(deadline)));
                 }
                 self.page.parent().awake();
-                if waited == Waited::TimedOut {
-                    let mut state = self.lock();
-                    state.late_wakes += u64::from(state.has_unread());
-                }
-            }
-            let now = monotonic_nanos();
-            if waited == Waited::Interrupted || now - looked_for_signals > SIGNALS_EVERY {
-                // A signal may also have come just before a sleep began.
-                looked_for_signals = now;
-                if let Err(error) = interrupted() {
-                    return (self.lock(), Err(error));
-                }
             }
             state = self.lock();
+            match waited {
+                Waited::Interrupted => return state,
+                Waited::TimedOut if !found => state.late_wakes += u64::from(state.has_unread()),
+                _ => {}
+            }
         }
     }
 
@@ -944,8 +984,8 @@ impl Pool {
     fn cancel_waiting(&self, state: &mut State) {
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
-            let held = state.scheduler.held_count(slot);
-            if held > 0 {
+            if !state.is_leaving(slot) {
+                let held = state.scheduler.held_count(slot);
                 self.take_back(state, slot, held);
             }
         }
@@ -1069,11 +1109,18 @@ impl Pool {
     /// per result; then it is armed.
     pub(crate) fn supervise(&self, last_drains: &mut u64) -> bool {
         let mut state = self.lock();
+        if std::mem::take(&mut state.try_again) {
+            self.balance(&mut state);
+            self.tell_all(&mut state);
+        }
         if state.role.is_held() {
-            return false;
+            return state.try_again;
         }
         self.page.parent().awake();
         self.drain(&mut state);
+        if state.try_again {
+            return true;
+        }
         if state.drains != *last_drains && state.pending > 0 {
             *last_drains = state.drains;
             return true;
@@ -1101,7 +1148,7 @@ impl Pool {
 
     /// Makes the memory and the lines of a worker, and gives its first tasks to it; what the new
     /// process needs is returned.
-    pub(crate) fn prepare(&self, key: WorkerKey) -> io::Result<WorkerEnds> {
+    pub(crate) fn prepare(&self, key: WorkerKey) -> io::Result<Option<WorkerEnds>> {
         let control = ControlBlock::create()?;
         fail_point("parent.block_made");
         let (socket, workers_socket) = Socket::pair()?;
@@ -1116,7 +1163,7 @@ impl Pool {
         let mut state = self.lock();
         let index = key.slot as usize;
         if !matches!(state.seats[index], Seat::Asked) {
-            return Err(io::Error::other("the worker is not wanted any more"));
+            return Ok(None); // not wanted any more
         }
         state.generations[index] = key.generation;
         state.seats[index] = Seat::Taken(Box::new(Worker {
@@ -1144,7 +1191,7 @@ impl Pool {
             violation: false,
         }));
         let slot = Slot(key.slot);
-        state.scheduler.open(slot);
+        state.scheduler.open(slot, self.initializer.is_some());
         if let Some(initializer) = &self.initializer {
             let entry = Entry::new(
                 None,
@@ -1154,12 +1201,19 @@ impl Pool {
                 initializer.tag,
                 Bytes::copy_of(&initializer.payload),
             );
-            if self.write(&mut state, slot, entry).is_none() {
-                self.publish(&mut state, slot);
+            let unwritten = self.write(&mut state, slot, entry);
+            if unwritten.is_some() || state.scheduler.held_count(slot) != 1 {
+                // A worker that was not initialized may run nothing.
+                state.scheduler.close(slot);
+                state.seats[index] = Seat::Vacant;
+                return Err(io::Error::other("the initializer could not be sent"));
             }
+            self.publish(&mut state, slot);
         }
         self.balance(&mut state);
-        Ok(ends)
+        self.ask_for_workers(&mut state);
+        self.tell_all(&mut state);
+        Ok(Some(ends))
     }
 
     pub(crate) fn page(&self) -> &PoolPage {
@@ -1182,19 +1236,32 @@ impl Pool {
             .map(|pidfd| pidfd.try_clone_to_owned())
             .transpose()?;
         worker.process = Some(process);
+        state.scheduler.born(Slot(key.slot));
         if state.pending == 0 {
             self.leave_if_closing(&mut state);
+        } else {
+            self.balance(&mut state);
+            self.tell_all(&mut state);
         }
         Ok(watch)
     }
 
     /// The worker is gone: what it had started is lost, the rest goes on.
     pub(crate) fn died(&self, key: WorkerKey, cause: Cause) {
+        self.bury(key, cause, true);
+    }
+
+    fn bury(&self, key: WorkerKey, cause: Cause, again: bool) {
         let mut state = self.lock();
         if state.worker(key).is_none() {
             return;
         }
         let index = key.slot as usize;
+        // Frozen first: a worker that lives unseen, its zygote dead, publishes nothing after that
+        // but the result of what it runs.
+        if let Some(worker) = state.worker(key) {
+            worker.control.queue().freeze();
+        }
         self.drain_seat(&mut state, index);
         let seat = std::mem::replace(&mut state.seats[index], Seat::Vacant);
         let Seat::Taken(mut worker) = seat else {
@@ -1202,7 +1269,7 @@ impl Pool {
         };
         self.page.end_spin(key.slot);
         let slot = Slot(key.slot);
-        let queue = worker.control.queue().freeze();
+        let queue = worker.control.queue().state();
         let started = QueueWord::distance(worker.oldest, queue.next) as usize;
         let loss = state.scheduler.died(slot, started, |entry| {
             worker.unlearn(entry);
@@ -1249,23 +1316,29 @@ impl Pool {
         if !leaving && (blamed || worker.process.is_some()) {
             state.deaths += 1;
             if worker.finished == 0 && !blamed {
-                state.failed_births += 1;
+                match cause {
+                    // Unknown: nobody is left who could tell what killed it, but something did.
+                    Cause::Signal(SIGKILL) | Cause::Unknown => state.killed_births += 1,
+                    _ => state.count_failed_birth(),
+                }
             }
         }
-        if state.failed_births >= MOST_FAILED_BIRTHS
-            && matches!(state.phase, Phase::Open | Phase::Closing(false))
-        {
+        let too_many =
+            state.failed_births >= MOST_FAILED_BIRTHS || state.killed_births >= MOST_KILLED_BIRTHS;
+        if too_many && matches!(state.phase, Phase::Open | Phase::Closing(false)) {
             let breakage = if self.initializer.is_some() {
                 Breakage::InitializerDied(pid, cause)
             } else {
                 Breakage::Start(format!(
-                    "{MOST_FAILED_BIRTHS} workers in a row died while they started ({cause:?})"
+                    "{} workers in a row died while they started ({cause:?})",
+                    state.failed_births + state.killed_births
                 ))
             };
             self.break_down(&mut state, Arc::new(breakage));
         }
         let wanted = match state.phase {
-            Phase::Open => !leaving,
+            // One that could not even be started is asked for again by the next task.
+            Phase::Open => !leaving && again,
             Phase::Closing(false) => state.pending > 0,
             _ => false,
         };
@@ -1293,17 +1366,19 @@ impl Pool {
         if !others {
             self.birth_failed(why);
         }
-        self.died(key, Cause::Start);
-        let mut state = self.lock();
-        if !others && matches!(state.phase, Phase::Open | Phase::Closing(false)) {
-            self.ask_for_workers(&mut state);
+        self.bury(key, Cause::Start, !others);
+        if !others {
+            let mut state = self.lock();
+            if matches!(state.phase, Phase::Open | Phase::Closing(false)) {
+                self.ask_for_workers(&mut state);
+            }
         }
     }
 
     /// Counts a birth that failed; after a few in a row the pool breaks.
     pub(crate) fn birth_failed(&self, why: &str) {
         let mut state = self.lock();
-        state.failed_births += 1;
+        state.count_failed_birth();
         if state.failed_births >= MOST_FAILED_BIRTHS {
             let why = format!("workers could not be started: {why}");
             self.break_down(&mut state, Arc::new(Breakage::Start(why)));
@@ -1318,8 +1393,8 @@ impl Pool {
         state.phase = Phase::Broken(why.clone());
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
-            let held = state.scheduler.held_count(slot);
-            if held > 0 {
+            if !state.is_leaving(slot) {
+                let held = state.scheduler.held_count(slot);
                 self.take_back(state, slot, held);
             }
         }
@@ -1331,17 +1406,27 @@ impl Pool {
         self.leave_if_closing(state);
     }
 
-    /// Kills the workers that have not left; for the end of the time that they were given.
-    pub(crate) fn kill_leaving(&self) {
+    /// Kills the workers that have not left, for the end of the time that they were given; those that
+    /// are not even born are returned, to be buried: whoever was asked for them does not answer.
+    #[must_use]
+    pub(crate) fn kill_leaving(&self) -> Vec<WorkerKey> {
         let state = self.lock();
-        for seat in &state.seats {
+        let mut unborn = Vec::new();
+        for (index, seat) in state.seats.iter().enumerate() {
             if let Seat::Taken(worker) = seat
                 && worker.leaving
-                && let Some(process) = &worker.process
             {
-                process.kill();
+                match &worker.process {
+                    Some(process) => process.kill(),
+                    None => unborn.push(WorkerKey {
+                        pool: self.id,
+                        slot: index as u32,
+                        generation: worker.generation,
+                    }),
+                }
             }
         }
+        unborn
     }
 
     /// Whether the pool is closing and its last task has ended.
@@ -1395,11 +1480,13 @@ impl Follower {
 }
 
 impl State {
-    /// The first task of the queue that was not cancelled while it was there.
+    /// The first task of the queue that was not cancelled while it was there. Other records than
+    /// tasks are their worker's, and of no use when they were taken back.
     fn next_entry(&mut self) -> Option<Entry> {
         loop {
             let entry = self.scheduler.take_first()?;
-            if !entry.task.as_ref().is_some_and(|task| task.is_done()) {
+            let cancelled = entry.task.as_ref().is_some_and(|task| task.is_done());
+            if entry.kind == TaskKind::Run && !cancelled {
                 return Some(entry);
             }
         }
@@ -1410,6 +1497,20 @@ impl State {
             Seat::Taken(worker) => worker.reader.has_unread() && !worker.violation,
             _ => false,
         })
+    }
+
+    /// Counts a birth that failed. Those of one moment have one cause, and count once.
+    fn count_failed_birth(&mut self) {
+        let now = monotonic_nanos();
+        if now - self.last_failed_birth > ONE_MOMENT {
+            self.failed_births += 1;
+            self.last_failed_birth = now;
+        }
+    }
+
+    /// Whether the worker was told to leave: what it holds is the word to do so.
+    fn is_leaving(&self, slot: Slot) -> bool {
+        matches!(&self.seats[slot.0 as usize], Seat::Taken(worker) if worker.leaving)
     }
 
     fn has_workers(&self) -> bool {
@@ -1460,7 +1561,8 @@ impl Worker {
             self.forget.extend(dead);
         }
         if !self.forget.is_empty() {
-            protocol::put_ids(&mut sections, SECTION_FORGET, self.forget.drain(..));
+            entry.forgets = std::mem::take(&mut self.forget);
+            protocol::put_ids(&mut sections, SECTION_FORGET, entry.forgets.iter().copied());
         }
         entry.carried = carried;
         (!sections.is_empty()).then_some(sections)
@@ -1489,6 +1591,7 @@ impl Worker {
         for id in entry.carried.drain(..) {
             self.known.remove(&id);
         }
+        self.forget.append(&mut entry.forgets);
         self.known_last = 0;
         entry.file = 0; // numbers of files are the worker's
     }
@@ -1537,8 +1640,8 @@ impl Worker {
                 }
             }
             Ok(Received::DescriptorsLost(_)) => lost("this process has too many open files".into()),
-            Ok(Received::Nothing | Received::Closed) => Err(Malformed),
-            Err(error) => lost(error.to_string()),
+            // Its message is still there, or never was: no later one would be told apart.
+            Ok(Received::Nothing | Received::Closed) | Err(_) => Err(Malformed),
         }
     }
 

@@ -34,7 +34,8 @@
 //! | 0-3   | length of the record, a multiple of 8                                       |
 //! | 4     | kind (`ResultKind`)                                                         |
 //! | 5     | tag                                                                         |
-//! | 6     | flags: bit 0 = the payload is in a message file                             |
+//! | 6     | flags: bit 0 = the payload is in a message file; bit 2 = the worker could   |
+//! |       | not read the task's body, so what came with it is unknown to it             |
 //! | 7     | zero                                                                        |
 //! | 8-11  | number of the task in the worker's queue                                    |
 //! | 12-15 | length of the payload                                                       |
@@ -62,6 +63,9 @@ pub(crate) const MOST_FILES_AHEAD: u64 = 16;
 pub(crate) const FLAG_FILE: u8 = 1;
 /// The body starts with sections.
 pub(crate) const FLAG_SECTIONS: u8 = 2;
+
+/// In a result: the body of the task could not be read.
+pub(crate) const FLAG_UNREAD: u8 = 4;
 
 /// Definition: `u32` id, `u32` count of needs, the needs' ids, bytes.
 pub(crate) const SECTION_DEFINE: u8 = 1;
@@ -124,7 +128,7 @@ pub(crate) struct ResultHead {
     pub(crate) kind: ResultKind,
     /// How the payload is encoded.
     pub(crate) tag: u8,
-    /// `FLAG_FILE` or 0.
+    /// `FLAG_FILE` and `FLAG_UNREAD`.
     pub(crate) flags: u8,
     /// Which task of the queue.
     pub(crate) number: u32,

@@ -32,7 +32,11 @@ struct Place<T> {
     open: bool,
     /// Published and without a result, oldest first.
     held: VecDeque<T>,
-    /// When something was last heard of it; larger is later.
+    /// How many of them are never taken back while it lives: the running one, its start-up message.
+    keeps: usize,
+    /// Whether the worker is there, and not only on its way.
+    born: bool,
+    /// When something was last heard of it; larger is later, 0 is never.
     last_heard: u64,
 }
 
@@ -73,6 +77,8 @@ impl<T> Scheduler<T> {
         scheduler.places.extend((0..count).map(|_| Place {
             open: false,
             held: VecDeque::new(),
+            keeps: 0,
+            born: false,
             last_heard: 0,
         }));
         scheduler
@@ -82,14 +88,22 @@ impl<T> Scheduler<T> {
         &mut self.places[slot.0 as usize]
     }
 
-    /// A worker is there, or on its way: it may be given tasks.
-    pub fn open(&mut self, slot: Slot) {
-        self.heard += 1;
-        let heard = self.heard;
+    /// A worker is on its way: it may be given tasks. With `starts_with` its first record is no task
+    /// and is never taken back.
+    pub fn open(&mut self, slot: Slot, starts_with: bool) {
         let place = self.place(slot);
         debug_assert!(place.held.is_empty());
         place.open = true;
-        place.last_heard = heard;
+        place.born = false;
+        place.keeps = usize::from(starts_with);
+        place.last_heard = 0;
+    }
+
+    /// The worker is there: it runs what it holds, and may be given what waits elsewhere.
+    pub fn born(&mut self, slot: Slot) {
+        let place = self.place(slot);
+        place.born = true;
+        place.keeps = 1;
     }
 
     /// The worker takes no more tasks.
@@ -119,7 +133,8 @@ impl<T> Scheduler<T> {
     #[inline]
     pub fn choose(&self) -> Option<Slot> {
         let credit = self.credit();
-        let mut best: Option<(usize, u64, u32)> = None;
+        // Fewest held, then there before on its way, then heard last.
+        let mut best: Option<(usize, (bool, u64), u32)> = None;
         for (index, place) in self.places.iter().enumerate() {
             let held = place.held.len();
             if !place.open || held >= credit {
@@ -128,11 +143,12 @@ impl<T> Scheduler<T> {
             let better = match best {
                 None => true,
                 Some((best_held, best_heard, _)) => {
-                    held < best_held || (held == best_held && place.last_heard > best_heard)
+                    held < best_held
+                        || (held == best_held && (place.born, place.last_heard) > best_heard)
                 }
             };
             if better {
-                best = Some((held, place.last_heard, index as u32));
+                best = Some((held, (place.born, place.last_heard), index as u32));
             }
         }
         best.map(|(_, _, index)| Slot(index))
@@ -222,28 +238,34 @@ impl<T> Scheduler<T> {
             .count()
     }
 
-    /// Whether any worker holds anything.
-    pub fn is_busy(&self) -> bool {
-        self.places.iter().any(|place| !place.held.is_empty())
-    }
-
     /// How many tasks no worker has.
     pub fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// From whom an idle worker should get how many: only while nothing is queued.
+    /// From whom an idle worker should get how many: only while nothing is queued. A worker that is
+    /// there may get all that one holds that is still on its way.
     pub fn steal(&self) -> Option<(Slot, usize)> {
-        if !self.queue.is_empty() || !self.places.iter().any(|p| p.open && p.held.is_empty()) {
+        let mut idle = self
+            .places
+            .iter()
+            .filter(|p| p.open && p.held.is_empty())
+            .peekable();
+        if !self.queue.is_empty() || idle.peek().is_none() {
             return None;
         }
-        let richest = self
+        let is_there = idle.any(|place| place.born);
+        let waiting = |place: &Place<T>| {
+            let keeps = if is_there { place.keeps } else { 1 };
+            place.held.len().saturating_sub(keeps)
+        };
+        let (index, richest) = self
             .places
             .iter()
             .enumerate()
-            .max_by_key(|(_, place)| place.held.len())?;
-        let waiting = richest.1.held.len().saturating_sub(1);
-        (waiting > 0).then(|| (Slot(richest.0 as u32), waiting.div_ceil(2)))
+            .max_by_key(|(_, place)| waiting(place))?;
+        let waiting = waiting(richest);
+        (waiting > 0).then(|| (Slot(index as u32), waiting.div_ceil(2)))
     }
 
     /// The last `count` tasks of the worker were taken back before they started; they return to the
@@ -262,6 +284,7 @@ impl<T> Scheduler<T> {
     pub fn died(&mut self, slot: Slot, started: usize, mut visit: impl FnMut(&mut T)) -> Loss<T> {
         let place = self.place(slot);
         place.open = false;
+        place.born = false;
         let mut held = std::mem::take(&mut place.held);
         let rest = held.split_off(started.min(held.len()));
         let returned = rest.len();
@@ -279,12 +302,6 @@ impl<T> Scheduler<T> {
     pub fn take_queue(&mut self) -> VecDeque<T> {
         std::mem::take(&mut self.queue)
     }
-
-    /// Takes one task out of the queue.
-    pub fn remove_queued(&mut self, is_it: impl Fn(&T) -> bool) -> Option<T> {
-        let index = self.queue.iter().position(is_it)?;
-        self.queue.remove(index)
-    }
 }
 
 #[cfg(all(test, not(manyhands_loom)))]
@@ -295,7 +312,8 @@ mod tests {
     fn open(count: usize) -> Scheduler<u32> {
         let mut scheduler = Scheduler::new(count);
         for slot in 0..count {
-            scheduler.open(Slot(slot as u32));
+            scheduler.open(Slot(slot as u32), false);
+            scheduler.born(Slot(slot as u32));
         }
         scheduler
     }
@@ -367,7 +385,8 @@ mod tests {
         scheduler.close(Slot(1));
         (0..9).for_each(|task| scheduler.add(task));
         assign(&mut scheduler);
-        scheduler.open(Slot(1));
+        scheduler.open(Slot(1), false);
+        scheduler.born(Slot(1));
         assert_eq!(scheduler.steal(), Some((Slot(0), 4)));
         scheduler.revoked(Slot(0), 4, |_| {});
         let assigned = assign(&mut scheduler);
@@ -380,6 +399,40 @@ mod tests {
         let mut scheduler = open(2);
         scheduler.add(0);
         assign(&mut scheduler);
+        assert_eq!(scheduler.steal(), None);
+    }
+
+    #[test]
+    fn what_waits_for_a_birth_goes_to_an_idle_worker() {
+        let mut scheduler = Scheduler::new(2);
+        scheduler.open(Slot(1), false);
+        scheduler.add(0);
+        assert_eq!(assign(&mut scheduler), [(1, 0)]);
+        scheduler.open(Slot(0), false);
+        assert_eq!(scheduler.steal(), None, "neither is there yet");
+        scheduler.born(Slot(0));
+        assert_eq!(scheduler.steal(), Some((Slot(1), 1)));
+        scheduler.revoked(Slot(1), 1, |_| {});
+        assert_eq!(
+            assign(&mut scheduler),
+            [(0, 0)],
+            "the one that is there is chosen"
+        );
+        assert_eq!(scheduler.steal(), None);
+    }
+
+    #[test]
+    fn a_start_up_message_stays_with_its_worker() {
+        let mut scheduler = open(1);
+        scheduler.places.push(Place {
+            open: false,
+            held: VecDeque::new(),
+            keeps: 0,
+            born: false,
+            last_heard: 0,
+        });
+        scheduler.open(Slot(1), true);
+        scheduler.published(Slot(1), 7);
         assert_eq!(scheduler.steal(), None);
     }
 
@@ -399,7 +452,7 @@ mod tests {
                 returned: 3
             }
         );
-        scheduler.open(Slot(0));
+        scheduler.open(Slot(0), false);
         let order: Vec<_> = assign(&mut scheduler)
             .into_iter()
             .map(|(_, task)| task)

@@ -42,6 +42,7 @@ const MOST_BIRTHS_IN_FLIGHT: usize = 16;
 const KEY_COMMANDS: u64 = u64::MAX;
 const KEY_POOL: u64 = 1 << 63;
 const KEY_ZYGOTE: u64 = 1 << 62;
+const KEY_ZYGOTE_END: u64 = 1 << 61;
 
 /// How a program is started that speaks the zygote's part of the protocol.
 #[derive(Debug, Clone)]
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Preload(Vec<String>),
     /// Start the zygote now.
     Warm,
+    /// The pool has a task that waits for nothing but the kernel.
+    TryAgain(u32),
     /// End the zygote and the thread.
     Stop,
 }
@@ -231,8 +234,6 @@ struct Thread {
     watched: HashMap<u64, (WorkerKey, OwnedFd)>,
     pids: HashMap<i32, WorkerKey>,
     dying: Vec<Dying>,
-    /// How workers ended whose pidfd has not been read yet.
-    statuses: HashMap<i32, Cause>,
     leaving: HashMap<u32, u64>,
     /// Pools whose seats wait for the zygote's answers.
     waiting_births: HashSet<u32>,
@@ -253,7 +254,6 @@ impl Thread {
             watched: HashMap::new(),
             pids: HashMap::new(),
             dying: Vec::new(),
-            statuses: HashMap::new(),
             leaving: HashMap::new(),
             waiting_births: HashSet::new(),
             hot: HashMap::new(),
@@ -330,6 +330,11 @@ impl Thread {
                 }
             }
             key if key & KEY_ZYGOTE != 0 => self.listen(key & !KEY_ZYGOTE),
+            key if key & KEY_ZYGOTE_END != 0 => {
+                let number = key & !KEY_ZYGOTE_END;
+                self.listen(number); // what it said before it ended
+                self.zygote_gone(number);
+            }
             key => self.ended(key),
         }
     }
@@ -354,6 +359,9 @@ impl Thread {
                         .log(true, format!("the zygote could not be started: {error}"));
                 }
             }
+            Command::TryAgain(id) => {
+                self.hot.entry(id).or_insert(0);
+            }
             Command::Stop => self.stopping = true,
         }
     }
@@ -367,7 +375,7 @@ impl Thread {
             if self.births_in_flight() >= MOST_BIRTHS_IN_FLIGHT {
                 // The zygote's answers come first: both ends waiting for room would wait for ever.
                 self.waiting_births.insert(id);
-                return;
+                break;
             }
             if let Err(error) = self.birth(&pool, key) {
                 self.supervisor
@@ -394,28 +402,25 @@ impl Thread {
     }
 
     fn birth(&mut self, pool: &Arc<Pool>, key: WorkerKey) -> io::Result<()> {
-        let zygote = if self.spawn_only {
+        let Some(ends) = pool.prepare(key)? else {
+            return Ok(());
+        };
+        let number = if self.spawn_only {
             self.new_zygote()?
         } else {
             self.zygote()?
-        };
-        let ends = match pool.prepare(key) {
-            Ok(ends) => ends,
-            Err(error) if error.kind() == io::ErrorKind::Other => return Ok(()),
-            Err(error) => return Err(error),
         };
         let message = if self.spawn_only {
             ZygoteMessage::Become(key)
         } else {
             ZygoteMessage::Fork(key)
         };
-        if self.spawn_only
-            && let Some(zygote) = self.zygotes.get_mut(&zygote)
-        {
-            zygote.became = Some(key);
+        if let Some(zygote) = self.zygotes.get_mut(&number) {
+            zygote.became = self.spawn_only.then_some(key);
         }
-        self.send_birth(zygote, pool, &ends, &message)?;
-        if let Some(zygote) = self.zygotes.get_mut(&zygote) {
+        self.send_birth(number, pool, &ends, &message)?;
+        // Counted once it is sent: only then it is answered.
+        if let Some(zygote) = self.zygotes.get_mut(&number) {
             zygote.asked += 1;
         }
         fail_point("parent.fork_sent");
@@ -516,6 +521,11 @@ impl Thread {
         let number = self.next_zygote;
         self.next_zygote += 1;
         self.supervisor.poller.add(&socket, KEY_ZYGOTE | number)?;
+        if let Some(pidfd) = process.descriptor() {
+            // A child that the program forks just now may hold a copy of the zygote's end of the
+            // socket, which then never closes.
+            self.supervisor.poller.add(pidfd, KEY_ZYGOTE_END | number)?;
+        }
         self.zygotes.insert(
             number,
             Zygote {
@@ -622,9 +632,6 @@ impl Thread {
                             .log(true, format!("worker {pid} cannot be watched: {error}"));
                     }
                 }
-                if let Some(cause) = self.statuses.remove(&pid) {
-                    self.bury(key, cause);
-                }
             }
             ZygoteMessage::NotForked(key, why) => {
                 let Some(pool) = self.pool(key.pool) else {
@@ -636,14 +643,13 @@ impl Thread {
                 } else {
                     pool.not_born(key, &why);
                 }
+                self.closing(key.pool);
             }
             ZygoteMessage::Exited(pid, status) => {
                 let cause = Cause::from(manyhands_os::ExitStatus::from_wait_status(status));
-                match self.pids.get(&pid) {
-                    Some(&key) => self.bury(key, cause),
-                    None => {
-                        self.statuses.insert(pid, cause);
-                    }
+                // A late word of one that was buried already finds nobody.
+                if let Some(&key) = self.pids.get(&pid) {
+                    self.bury(key, cause);
                 }
             }
             ZygoteMessage::Preloaded(threads, failures) => {
@@ -679,7 +685,11 @@ impl Thread {
         };
         // Already closed on its side; what cannot be removed was removed by the closing.
         let _removed = self.supervisor.poller.remove(&zygote.socket);
-        zygote.process.kill();
+        if let Some(pidfd) = zygote.process.descriptor() {
+            let _removed = self.supervisor.poller.remove(pidfd);
+        }
+        // It alone: a worker that it has just forked may still be in its process group.
+        zygote.process.kill_alone();
         let status = zygote.process.reap();
         if self.current == Some(number) {
             self.current = None;
@@ -704,11 +714,17 @@ impl Thread {
                 for key in unborn {
                     pool.died(key, Cause::Start);
                 }
+                self.closing(pool.id);
             }
             for id in std::mem::take(&mut self.waiting_births) {
                 self.births(id);
             }
         } else if let Some(key) = zygote.became {
+            if let Some(pool) = self.pool(key.pool)
+                && pool.unborn().contains(&key)
+            {
+                pool.birth_failed(&format!("the interpreter ended at its start ({status:?})"));
+            }
             self.bury(key, Cause::from(status));
         }
     }
@@ -769,7 +785,10 @@ impl Thread {
         for id in late {
             self.leaving.insert(id, now + LEAVE_WAIT);
             if let Some(pool) = self.pool(id) {
-                pool.kill_leaving();
+                for key in pool.kill_leaving() {
+                    pool.died(key, Cause::Start);
+                }
+                self.closing(id);
             }
         }
     }

@@ -219,6 +219,8 @@ pub struct Entry {
     pub(crate) file: u64,
     /// Ids of the definitions that the record carries.
     pub(crate) carried: Vec<u32>,
+    /// Ids that the record tells the worker to forget.
+    pub(crate) forgets: Vec<u32>,
 }
 
 impl Entry {
@@ -243,6 +245,7 @@ impl Entry {
             length,
             file,
             carried,
+            forgets: Vec::new(),
         }
     }
 }

@@ -15,8 +15,8 @@
 
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    FLAG_FILE, HEAD, LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead, TaskKind, padded,
-    split_body,
+    FLAG_FILE, FLAG_UNREAD, HEAD, LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead,
+    TaskKind, padded, split_body,
 };
 use crate::zygote::Birth;
 use manyhands_os::{
@@ -52,6 +52,8 @@ pub struct WorkerEnd {
 #[derive(Debug)]
 struct Running {
     number: u32,
+    /// Whether its body could be read.
+    is_read: bool,
     start: u64,
 }
 
@@ -121,9 +123,15 @@ impl WorkerEnd {
         // The end of one task is the start of the next.
         let start = self.last_end.take().unwrap_or_else(monotonic_nanos);
         self.control.set_started_at(start);
-        self.running = Some(Running { number, start });
         fail_point("worker.claimed");
-        Some(self.read_record())
+        let record = self.read_record();
+        let is_read = record.is_ok();
+        self.running = Some(Running {
+            number,
+            is_read,
+            start,
+        });
+        Some(record)
     }
 
     fn read_record(&mut self) -> Result<Claimed, Unreadable> {
@@ -197,10 +205,17 @@ impl WorkerEnd {
         }
     }
 
-    /// Passes over message files up to that number, and says so.
+    /// Passes over the message files up to the one that the record names, all of which were sent
+    /// before it, and says so.
     pub fn discard(&mut self, claimed: &Claimed) -> io::Result<()> {
-        self.receive_file(claimed.index)?;
-        self.finish(ResultKind::Value, 0, &[])
+        loop {
+            let mut number = [0; 8];
+            match self.socket.receive(&mut number, false)? {
+                Received::Message(..) | Received::DescriptorsLost(_)
+                    if u64::from_ne_bytes(number) < claimed.index => {}
+                _ => return self.finish(ResultKind::Value, 0, &[]),
+            }
+        }
     }
 
     /// The payload of the task, after `visit` has seen its sections.
@@ -242,7 +257,8 @@ impl WorkerEnd {
             length: length as u32,
             kind,
             tag,
-            flags: if by_file { FLAG_FILE } else { 0 },
+            flags: if by_file { FLAG_FILE } else { 0 }
+                | if running.is_read { 0 } else { FLAG_UNREAD },
             number: running.number,
             payload: payload_len,
             duration: now - running.start.min(now),

@@ -12,7 +12,7 @@ use manyhands_os::{
 };
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// What the parent asks for.
 #[derive(Debug)]
@@ -253,10 +253,5 @@ impl Birth {
             errors,
             directory,
         })
-    }
-
-    /// The descriptor of the working directory, for a caller that has its own way to go there.
-    pub fn directory(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.directory.as_fd()
     }
 }

@@ -194,17 +194,15 @@ impl RingReader {
         self.positions().has_unread(self.head)
     }
 
-    /// What is published and not consumed; at most the size of the ring.
+    /// What is published and not consumed; none if the writer's position makes no sense.
     #[inline]
-    pub fn unread(&self) -> &[u8] {
+    pub fn unread(&self) -> Option<&[u8]> {
         let tail = self.positions().published();
-        // A tail from the other process that makes no sense counts as nothing published.
         let len = tail
             .checked_sub(self.head)
-            .filter(|&len| len <= self.area.size)
-            .unwrap_or(0);
+            .filter(|&len| len <= self.area.size)?;
         // SAFETY: the bytes between `head` and `tail` are the reader's.
-        unsafe { std::slice::from_raw_parts(self.area.at(self.head), len as usize) }
+        Some(unsafe { std::slice::from_raw_parts(self.area.at(self.head), len as usize) })
     }
 
     /// Is done with the first `len` bytes of `unread`.
@@ -241,11 +239,15 @@ mod tests {
             for round in 0..100_u8 {
                 let len = 1000 + usize::from(round);
                 writer.reserve(len).unwrap().fill(round);
-                assert_eq!(reader.unread().len(), 0, "not before it is published");
+                assert_eq!(
+                    reader.unread().unwrap().len(),
+                    0,
+                    "not before it is published"
+                );
                 writer.publish(len);
                 assert!(reader.has_unread());
-                assert!(reader.unread().iter().all(|&byte| byte == round));
-                assert_eq!(reader.unread().len(), len);
+                assert!(reader.unread().unwrap().iter().all(|&byte| byte == round));
+                assert_eq!(reader.unread().unwrap().len(), len);
                 reader.consume(len);
             }
             assert!(writer.is_drained());
@@ -269,7 +271,7 @@ mod tests {
     fn senseless_positions_break_nothing() {
         with_ring(|mut writer, mut reader| {
             writer.positions().publish(u64::MAX);
-            assert_eq!(reader.unread().len(), 0);
+            assert!(reader.unread().is_none());
             writer.positions().consume(u64::MAX - 5);
             assert!(writer.reserve(PAGE).is_some());
             writer.publish(PAGE);

@@ -26,6 +26,12 @@ pub(crate) fn drive(arguments: &[String]) -> ExitCode {
     let mut cases = case::all().into_iter();
     let case = cases.find(|case| case.name == *name).unwrap();
     site::start_watchdog();
+    // A thread that panics ends the case, and not only itself.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
     (case.body)(&Site::new(Path::new(folder), mark));
     ExitCode::SUCCESS
 }

@@ -70,7 +70,9 @@ pub(crate) fn start_watchdog() {
         std::thread::sleep(WATCHDOG);
         eprintln!("the case hangs");
         for (supervisor, pool) in WATCHED.lock().unwrap().iter() {
-            eprintln!("log: {:#?}", supervisor.take_logs());
+            let mut logs = supervisor.take_logs();
+            logs.dedup();
+            eprintln!("log: {logs:#?}");
             eprintln!(
                 "pools: {}, zygote {}",
                 supervisor.pools().len(),
@@ -223,9 +225,7 @@ impl Site {
     /// Submits a task with so many bytes of arguments, which no other task has.
     pub(crate) fn submit_bytes(&self, pool: &Pool, count: usize) -> Job {
         let first = self.next_number.load(Ordering::Relaxed) as usize;
-        let bytes: Vec<u8> = (first..first + count)
-            .map(|index| (index % 239) as u8)
-            .collect();
+        let bytes = worker::pattern(first, count);
         let (job, mut payload) = self.job("sum:", Expected::Value(worker::sum(&bytes).into()));
         payload.extend_from_slice(&bytes);
         let payload = if count.is_multiple_of(2) {
@@ -409,6 +409,14 @@ impl Site {
     pub(crate) fn assert_usable(&self, pool: &Pool) {
         let job = self.submit(pool, "echo:still here");
         assert_eq!(self.settle(pool, &[job]).values, 1);
+    }
+
+    /// Lets go of a pool that the watchdog knows.
+    pub(crate) fn forget(&self, pool: Arc<Pool>) {
+        WATCHED
+            .lock()
+            .unwrap()
+            .retain(|(_, watched)| !Arc::ptr_eq(watched, &pool));
     }
 
     /// Closes the pool and checks that nothing is left of it.

@@ -12,12 +12,32 @@ use std::time::Duration;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
-        Case::scenario("storm: 300 workers killed", "at most one task lost per kill, none twice", kills),
+        Case::scenario(
+            "storm: 300 workers killed",
+            "at most one task lost per kill, none twice",
+            kills,
+        ),
         Case::scenario("storm: workers stopped", "every task runs once", stops),
-        Case::scenario("storm: zygotes and workers killed", "at most one task lost per kill", zygote_kills),
-        Case::scenario("storm: cancels and kills", "cancelled tasks never run", cancels),
-        Case::scenario("storm: closes and kills", "nothing is left of 60 pools", closes),
-        Case::scenario("storm: three threads and kills", "each gets its results", threads),
+        Case::scenario(
+            "storm: zygotes and workers killed",
+            "at most one task lost per kill",
+            zygote_kills,
+        ),
+        Case::scenario(
+            "storm: cancels and kills",
+            "cancelled tasks never run",
+            cancels,
+        ),
+        Case::scenario(
+            "storm: closes and kills",
+            "nothing is left of 60 pools",
+            closes,
+        ),
+        Case::scenario(
+            "storm: three threads and kills",
+            "each gets its results",
+            threads,
+        ),
     ];
     for number in 0..6_u64 {
         cases.push(Case {
@@ -56,12 +76,19 @@ impl Random {
 }
 
 fn times(count: usize) -> usize {
-    let factor = std::env::var("MANYHANDS_STORM").ok().and_then(|factor| factor.parse().ok());
+    let factor = std::env::var("MANYHANDS_STORM")
+        .ok()
+        .and_then(|factor| factor.parse().ok());
     count * factor.unwrap_or(1)
 }
 
 /// Submits one task of a mixed load.
-fn submit_any(site: &Site, pool: &Pool, random: &mut Random, definitions: &[Arc<Definition>]) -> Job {
+fn submit_any(
+    site: &Site,
+    pool: &Pool,
+    random: &mut Random,
+    definitions: &[Arc<Definition>],
+) -> Job {
     match random.below(100) {
         0..60 => site.submit(pool, &format!("echo:{}", random.below(1000))),
         60..72 => {
@@ -103,7 +130,12 @@ fn kill_one(pool: &Pool, random: &mut Random, killed: &Mutex<HashSet<i32>>) -> b
 }
 
 /// Keeps up to 200 tasks on their way while `storm` runs in another thread; gives all jobs.
-fn under_load(site: &Site, pool: &Pool, salt: u64, storm: impl FnOnce(&mut Random) + Send) -> Vec<Job> {
+fn under_load(
+    site: &Site,
+    pool: &Pool,
+    salt: u64,
+    storm: impl FnOnce(&mut Random) + Send,
+) -> Vec<Job> {
     let mut random = Random::new(salt);
     let definitions = definitions();
     let over = AtomicBool::new(false);
@@ -136,13 +168,28 @@ fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<HashSet<i3
     let killed = killed.lock().unwrap();
     let mut blamed = HashSet::new();
     for &(number, pid, cause) in &tally.died {
-        assert!(killed.contains(&pid), "task {number} died with {pid}, which nobody killed");
+        assert!(
+            killed.contains(&pid),
+            "task {number} died with {pid}, which nobody killed"
+        );
         assert!(blamed.insert(pid), "two tasks died with {pid}");
-        assert!(matches!(cause, Cause::Signal(libc::SIGKILL) | Cause::Unknown), "{cause:?}");
+        assert!(
+            matches!(cause, Cause::Signal(libc::SIGKILL) | Cause::Unknown),
+            "{cause:?}"
+        );
     }
-    assert_eq!(tally.values + tally.died.len() + tally.cancelled, jobs.len(), "{tally:?}");
+    assert_eq!(
+        tally.values + tally.died.len() + tally.cancelled,
+        jobs.len(),
+        "{tally:?}"
+    );
     assert_eq!(tally.cancelled_runs, 0);
-    println!("{} tasks, {} lost, {} kills", jobs.len(), tally.died.len(), killed.len());
+    println!(
+        "{} tasks, {} lost, {} kills",
+        jobs.len(),
+        tally.died.len(),
+        killed.len()
+    );
 }
 
 fn kills(site: &Site) {
@@ -204,7 +251,10 @@ fn zygote_kills(site: &Site) {
     assert!(tally.died.len() <= 2 * times(30), "{tally:?}");
     let killed = killed.into_inner().unwrap();
     for (number, pid, _) in &tally.died {
-        assert!(killed.contains(pid), "task {number} died with {pid}, which nobody killed");
+        assert!(
+            killed.contains(pid),
+            "task {number} died with {pid}, which nobody killed"
+        );
     }
     site.assert_usable(&pool);
     site.finish(pool);
@@ -217,8 +267,9 @@ fn cancels(site: &Site) {
     let killed = Mutex::new(HashSet::new());
     let mut jobs = Vec::new();
     for _ in 0..times(60) {
-        let batch: Vec<Job> =
-            (0..60).map(|_| submit_any(site, &pool, &mut random, &definitions)).collect();
+        let batch: Vec<Job> = (0..60)
+            .map(|_| submit_any(site, &pool, &mut random, &definitions))
+            .collect();
         random.pause(2000);
         for _ in 0..10 {
             let job = &batch[random.below(60) as usize];
@@ -258,13 +309,25 @@ fn closes(site: &Site) {
             kill_one(&pool, &mut random, &killed);
         }
         if random.below(4) == 0 {
-            signal(site.supervisor.zygote_pid().max(1), if random.below(2) == 0 { 0 } else { libc::SIGKILL });
+            signal(
+                site.supervisor.zygote_pid().max(1),
+                if random.below(2) == 0 {
+                    0
+                } else {
+                    libc::SIGKILL
+                },
+            );
         }
         until(|| pool.wait_quiet(true, Duration::from_millis(100)));
         assert_eq!(pool.pending(), 0);
     }
     let tally = site.tally(&all);
-    println!("{} values, {} lost, {} cancelled", tally.values, tally.died.len(), tally.cancelled);
+    println!(
+        "{} values, {} lost, {} cancelled",
+        tally.values,
+        tally.died.len(),
+        tally.cancelled
+    );
     let pool = site.pool(1);
     site.assert_usable(&pool);
     site.finish(pool);
@@ -329,8 +392,9 @@ fn parent_killed(site: &Site, number: u64) {
     let definitions = definitions();
     let killed = Mutex::new(HashSet::new());
     loop {
-        let jobs: Vec<Job> =
-            (0..30).map(|_| submit_any(site, &pool, &mut random, &definitions)).collect();
+        let jobs: Vec<Job> = (0..30)
+            .map(|_| submit_any(site, &pool, &mut random, &definitions))
+            .collect();
         if number % 3 == 0 {
             kill_one(&pool, &mut random, &killed);
         }

@@ -14,6 +14,7 @@
 //! | `error:text`       | fails                                                        | (error) text   |
 //! | `exit:status`      | exits                                                        | never          |
 //! | `kill:`, `stop:`   | sends itself SIGKILL, SIGSTOP                                | `continued`    |
+//! | `fork:`            | forks a child that sleeps a second, and kills itself         | never          |
 //! | `until:path`       | waits for a file                                             | `seen`         |
 //! | `touch:path`       | makes a file                                                 | `touched`      |
 //! | `meet:path count`  | makes a file in a folder, waits until there are so many      | `met`          |
@@ -237,6 +238,15 @@ impl Worker {
                 send_self(libc::SIGSTOP);
                 b"continued".to_vec()
             }
+            b"fork" => {
+                // SAFETY: this process has one thread; the child does nothing but sleep.
+                if unsafe { libc::fork() } == 0 {
+                    std::thread::sleep(Duration::from_secs(1));
+                    std::process::exit(0);
+                }
+                send_self(libc::SIGKILL);
+                unreachable!()
+            }
             b"until" => {
                 wait_until(|| Path::new(text).exists());
                 b"seen".to_vec()
@@ -265,12 +275,23 @@ impl Worker {
 
 /// What `big` returns.
 pub(crate) fn big(count: usize) -> Vec<u8> {
-    (0..count).map(|index| (index % 251) as u8).collect()
+    pattern(0, count)
 }
 
-/// What `sum` returns.
+/// So many bytes, which differ for each `start`.
+pub(crate) fn pattern(start: usize, count: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (start..start + 251)
+        .map(|index| (index % 251) as u8)
+        .collect();
+    bytes = bytes.repeat(count.div_ceil(251));
+    bytes.truncate(count);
+    bytes
+}
+
+/// What `sum` returns: the length, and a sum over a part of the bytes, which is enough to tell
+/// patterns apart.
 pub(crate) fn sum(bytes: &[u8]) -> String {
-    let sum = bytes.iter().fold(0_u64, |sum, &byte| {
+    let sum = bytes.iter().step_by(97).fold(0_u64, |sum, &byte| {
         sum.wrapping_mul(31).wrapping_add(u64::from(byte))
     });
     format!("{} {sum:x}", bytes.len())
