@@ -169,8 +169,11 @@ class _Teller:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopping:
-            for token in _core.wait_completions(3600.0):
+        stopping = False
+        while not stopping:
+            # Looked at first: whatever ended before the stop is told of.
+            stopping = self._stopping
+            for token in _core.wait_completions(0.0 if stopping else 3600.0):
                 self._tell(token)
             forward_logs()
 
@@ -194,7 +197,7 @@ class _Teller:
         watch.callbacks.clear()
 
     def stop(self) -> None:
-        """Ends the thread; for the end of the program."""
+        """Ends the thread when it has told of all ends so far; for the end of the program."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._stopping = True

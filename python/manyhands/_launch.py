@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from manyhands import _core
+from manyhands import _core, _outcome
 from manyhands._definitions import modules_named_by
 
 # The placeholder package lets the zygote import what it needs of manyhands and no more; see
@@ -18,13 +18,16 @@ package = type(sys)("manyhands")
 package.__path__ = [{directory!r}]
 sys.modules["manyhands"] = package
 from manyhands._zygote import main
-main()
+main({version!r})
 """
 
 # Interpreter flags that change what code means; verbosity, isolation of sys.path and the like are
 # settled by what a worker is told at its birth.
 _FLAGS = {"debug": "d", "dont_write_bytecode": "B", "bytes_warning": "b", "optimize": "O"}
 _X_OPTIONS = ("dev", "utf8", "faulthandler", "gil", "int_max_str_digits", "no_debug_ranges")
+
+# Where errors are put together must be there before anything is short, descriptors for one.
+_needed_then = _outcome
 
 _launched_with: list[str] | None = None
 
@@ -87,7 +90,7 @@ def command() -> list[str]:
     if not _needs_site():
         argv.append("-S")  # most of the start-up time of an interpreter
     directory = os.path.dirname(os.path.abspath(__file__))
-    return [*argv, "-c", _BOOTSTRAP.format(directory=directory)]
+    return [*argv, "-c", _BOOTSTRAP.format(directory=directory, version=sys.version_info[:2])]
 
 
 def _umask() -> int:

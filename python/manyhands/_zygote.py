@@ -32,8 +32,8 @@ _THREAD_LIMITS = (
 )
 
 
-def main() -> None:
-    """Serves the parent until it is gone."""
+def main(version: tuple[int, int]) -> None:
+    """Serves the parent, which is of that version of Python, until it is gone."""
     socket, life_line = int(sys.argv[-2]), int(sys.argv[-1])
     zygote = _core.Zygote(socket, life_line, sys.hexversion)
     real_package()
@@ -43,7 +43,9 @@ def main() -> None:
         request = zygote.next()
         if request is None:
             os._exit(0)
-        if request[0] == "preload":
+        if sys.version_info[:2] != version:
+            _refuse(zygote, request, version)
+        elif request[0] == "preload":
             _, names, content = request
             zygote.preloaded(_preload(names, marshal.loads(content)))
         elif request[0] == "fork":
@@ -52,6 +54,22 @@ def main() -> None:
             zygote.become_worker(request[1])
             _worker.main(request[1])
         del request  # it holds descriptors of the worker
+
+
+def _refuse(zygote: _core.Zygote, request: tuple[Any, ...], version: tuple[int, int]) -> None:
+    """Code that travels by value is of one version of Python alone."""
+    if request[0] == "preload":
+        zygote.preloaded("")
+        return
+    wanted = ".".join(map(str, version))
+    here = ".".join(map(str, sys.version_info[:2]))
+    zygote.not_forked(
+        request[1],
+        f"{sys.executable} is Python {here}, and this program runs on {wanted}; set "
+        f"MANYHANDS_PYTHON to the path of a Python {wanted}",
+    )
+    if request[0] == "become":
+        os._exit(1)
 
 
 def _fork(zygote: _core.Zygote, birth: _core.Birth) -> None:

@@ -286,7 +286,9 @@ class Program:
             for node in tree.body
             if isinstance(node, ast.FunctionDef) and node.name == function.__name__
         ]
-        first, last = definition.body[0].lineno, definition.end_lineno
+        statement, last = definition.body[0], definition.end_lineno
+        decorators = getattr(statement, "decorator_list", [])
+        first = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
         body = textwrap.dedent("\n".join(lines[first - 1 : last]))
         names = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
         imports = []

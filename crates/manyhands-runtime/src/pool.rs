@@ -42,7 +42,7 @@ const MOST_KILLED_BIRTHS: u32 = 20;
 /// The same on all architectures of Linux and the BSDs.
 const SIGKILL: i32 = 9;
 /// Births that fail within so many nanoseconds fail for one reason.
-const ONE_MOMENT: u64 = 5_000_000;
+const ONE_MOMENT: u64 = 2_000_000;
 /// Message files that may wait in this process before results are copied out of them.
 const MOST_MESSAGE_FILES: usize = 64;
 /// How often a submitting thread drains while tasks queue up.
@@ -1080,7 +1080,11 @@ impl Pool {
                 .flatten();
             workers.push(WorkerStats {
                 slot: slot.0,
-                pid: worker.process.as_ref().map_or(0, Process::pid),
+                // A worker may run before the zygote has told of it.
+                pid: match &worker.process {
+                    Some(process) => process.pid(),
+                    None => worker.control.pid().cast_signed(),
+                },
                 restarts: worker.generation - 1,
                 done: worker.finished,
                 busy_nanos: worker.busy_nanos,
@@ -1284,7 +1288,7 @@ impl Pool {
         };
         let pid = worker.process.as_ref().map_or(0, Process::pid);
         let killing = matches!(state.phase, Phase::Closing(true));
-        let mut blamed = false;
+        let (mut blamed, mut initializing) = (false, false);
         let mut leaving = worker.leaving;
         for entry in loss.started {
             match (entry.kind, entry.task) {
@@ -1303,6 +1307,7 @@ impl Pool {
                     self.complete(&mut state, &task, outcome);
                 }
                 (TaskKind::Exit, _) => leaving = true,
+                (TaskKind::Initialize, _) => initializing = true,
                 _ => {}
             }
         }
@@ -1318,7 +1323,9 @@ impl Pool {
             if worker.finished == 0 && !blamed {
                 match cause {
                     // Unknown: nobody is left who could tell what killed it, but something did.
-                    Cause::Signal(SIGKILL) | Cause::Unknown => state.killed_births += 1,
+                    Cause::Signal(SIGKILL) | Cause::Unknown if !initializing => {
+                        state.killed_births += 1;
+                    }
                     _ => state.count_failed_birth(),
                 }
             }

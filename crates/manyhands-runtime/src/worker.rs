@@ -97,6 +97,7 @@ impl WorkerEnd {
         // A directory that was removed cannot be entered; the worker keeps the zygote's.
         let _entered = enter_directory(&birth.directory);
         let control = ControlBlock::open(birth.control)?;
+        control.set_pid(std::process::id());
         // SAFETY: the only writer of this block, which lives in the same value.
         let results = unsafe { control.result_writer() };
         fail_point("worker.started");

@@ -2,7 +2,8 @@
 //!
 //! | offset            | size        | what                                  | writer          |
 //! |-------------------|-------------|---------------------------------------|-----------------|
-//! | 0                 | 64          | magic, version                        | parent, once    |
+//! | 0                 | 8           | magic, version                        | parent, once    |
+//! | 8                 | 4           | pid                                   | worker, once    |
 //! | 64                | 64          | queue word (`queue_word`)             | both, by CAS    |
 //! | 128               | 64          | park word of the worker (`park`)      | both            |
 //! | 192               | 128         | positions of the result ring (`ring`) | each its own    |
@@ -35,7 +36,8 @@ const VERSION: u32 = 1;
 struct Layout {
     magic: AtomicU32,
     version: AtomicU32,
-    _reserved: [u32; 14],
+    pid: AtomicU32,
+    _reserved: [u32; 13],
     queue: QueueLine,
     worker: ParkLine,
     results: RingPositions,
@@ -106,6 +108,17 @@ impl ControlBlock {
     #[inline]
     pub fn worker(&self) -> &ParkWord {
         &self.layout().worker.0
+    }
+
+    /// The worker's process id, 0 before it has started; a hint for people.
+    pub fn pid(&self) -> u32 {
+        // Relaxed: shown, never acted on.
+        self.layout().pid.load(Ordering::Relaxed)
+    }
+
+    /// Worker: notes its process id.
+    pub fn set_pid(&self, pid: u32) {
+        self.layout().pid.store(pid, Ordering::Relaxed);
     }
 
     /// When the running task started, in nanoseconds of the monotonic clock; a hint for people.

@@ -116,6 +116,8 @@ fn zygote_killed(site: &Site) {
     let pool = site.pool(2);
     let blocker = site.submit(&pool, &format!("until:{}", site.path("go")));
     until(|| site.runs_of(&blocker) == 1);
+    // A worker that its zygote did not report would be lost with it.
+    until(|| worker_pids(&pool).len() == 1);
     let first = site.supervisor.zygote_pid();
     signal(first, libc::SIGKILL);
     until(|| site.supervisor.zygote_pid() != first);
@@ -124,7 +126,9 @@ fn zygote_killed(site: &Site) {
         .collect();
     assert_eq!(site.settle(&pool, &jobs).values, 20);
     site.touch("go");
-    assert_eq!(site.settle(&pool, &[blocker]).values, 1);
+    let tally = site.settle(&pool, &[blocker]);
+    let logs = site.supervisor.take_logs();
+    assert_eq!(tally.values, 1, "{tally:?} {logs:?} {first}");
     // Nobody is left who could tell how a worker of the first zygote ends.
     let dies = site.submit(&pool, "exit:9");
     let tally = site.settle(&pool, &[dies]);
@@ -191,6 +195,7 @@ fn close_while_zygote_stopped(site: &Site) {
     assert_eq!(site.settle(&pool, &[job]).cancelled, 1);
     until(|| pool.wait_quiet(true, Duration::from_millis(100)));
     until(|| site.supervisor.pools().is_empty());
+    site.forget(pool);
     // What it was asked for is not wanted any more.
     signal(zygote, libc::SIGCONT);
     let pool = site.pool(2);
