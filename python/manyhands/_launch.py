@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import marshal
 import os
 import sys
@@ -130,8 +131,21 @@ def tell_birth() -> None:
     global _told
     content = birth()
     if content != _told:
-        _core.set_birth(content)
+        try:
+            _core.set_birth(content)
+        except (OSError, RuntimeError):
+            if _told is None:
+                raise
+            return  # no descriptor or memory is left: what was said last holds, and tasks are taken
         _told = content
+
+
+def tell_birth_again() -> None:
+    """As `tell_birth`, where something was told before: that stays good for want of descriptors."""
+    try:
+        tell_birth()
+    except RuntimeError as error:
+        logging.getLogger("manyhands").info("new workers find what older ones found: %s", error)
 
 
 def launch() -> None:

@@ -41,4 +41,4 @@ hook!(/// The class of futures.
 hook!(/// `(function, modules…)`: called before the first task of a pool.
     prepare, "manyhands._launch", "prepare");
 hook!(/// `()`: says what workers find at their birth now.
-    tell_birth, "manyhands._launch", "tell_birth");
+    tell_birth_again, "manyhands._launch", "tell_birth_again");

@@ -84,7 +84,7 @@ impl PoolBase {
     #[cold]
     fn tell_again(&self, py: Python<'_>, now: u64) -> PyResult<()> {
         self.told_at.store(now, Ordering::Relaxed);
-        hooks::tell_birth(py)?.call0()?;
+        hooks::tell_birth_again(py)?.call0()?;
         Ok(())
     }
 
