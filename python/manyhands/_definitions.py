@@ -1338,6 +1338,8 @@ def dumps_result(obj: Any) -> bytes:
         try:
             _ByValue(file, spaces=_result_spaces, in_worker=True, more=more).dump(obj)
             return file.getvalue()
+        except MemoryError:
+            raise
         except Exception as error:
             failure = failure or error
     from manyhands import _diagnose

@@ -50,6 +50,9 @@ def rebuild_error(payload: bytes, label: str, index: int) -> BaseException:
 
 def bad_result(problem: BaseException, label: str, index: int) -> BaseException:
     """For a result that came and cannot be unpickled."""
+    if isinstance(problem, MemoryError):
+        problem.add_note(f"manyhands: unpickling the result of {_task(label, index)} raised this")
+        return problem
     error = NotPicklable(
         f"the result of {_task(label, index)} cannot be unpickled here: "
         f"{type(problem).__name__}: {problem}"

@@ -133,6 +133,7 @@ def test_a_result_that_its_worker_has_no_memory_to_send() -> None:
             try:
                 assert len(pool.submit(make, size).result(20)) == size
             except (MemoryError, RuntimeError) as error:
+                assert not isinstance(error, mh.NotPicklable), error
                 print(size, repr(error)[:200])
         assert pool.submit(len, b"12").result(20) == 2
 
@@ -150,6 +151,7 @@ def test_a_result_that_the_parent_has_no_memory_for() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), hard))
         error = pool.submit(make, 300 << 20).exception(20)
         assert isinstance(error, MemoryError | RuntimeError), repr(error)
+        assert not isinstance(error, mh.NotPicklable), error
         print(repr(error))
         assert pool.submit(abs, -1).result(20) == 1
         try:

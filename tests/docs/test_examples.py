@@ -1,8 +1,8 @@
 """What the documentation shows is run: doctests, the code of the guides, the examples.
 
-A block marked `python` in README.md, ARCHITECTURE.md or docs/ is a program of its own. If a block marked `text`
-follows it, that is what it prints; numbers, which may be process ids, times or versions, are not
-compared, and `...` stands for anything.
+A block marked `python` in a document of the repository's top folder or of docs/ is a program of its
+own. If a block marked `text` follows it, that is what it prints; numbers, which may be process ids,
+times or versions, are not compared, and `...` stands for anything.
 """
 
 from __future__ import annotations
@@ -104,8 +104,11 @@ def blocks() -> list[Block]:
 
 def normal(text: str) -> str:
     """Without what differs between runs, machines and versions of Python."""
-    text = re.sub(r'File "[^"]*"', 'File "..."', text)
     text = re.sub(r"^\s*[~^]+\s*\n", "", text, flags=re.MULTILINE)  # the marks below a source line
+    # Source lines of a traceback: a document may show a program that was typed in.
+    text = re.sub(
+        r'^( *)File "[^"]*"(.*)\n(?:\1  .*\n)?', r'\1File "..."\2\n', text, flags=re.MULTILINE
+    )
     text = re.sub(r"0x[0-9a-f]+", "0x0", text)
     return re.sub(r"\d+(\.\d+)?", "0", text)
 

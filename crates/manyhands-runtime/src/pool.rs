@@ -523,6 +523,7 @@ impl Pool {
         };
         let count = std::mem::take(&mut worker.unpublished);
         if count > 0 {
+            self.page.set_busy(state.scheduler.busy_count() as u32);
             worker.control.queue().publish(count);
             fail_point("parent.task_published");
             worker.wake();
@@ -626,6 +627,7 @@ impl Pool {
             }
         }
         if found {
+            self.page.set_busy(state.scheduler.busy_count() as u32);
             state.drains += 1;
             if state.scheduler.queued() == 0 {
                 self.balance(state);
@@ -1081,10 +1083,7 @@ impl Pool {
             workers.push(WorkerStats {
                 slot: slot.0,
                 // A worker may run before the zygote has told of it.
-                pid: match &worker.process {
-                    Some(process) => process.pid(),
-                    None => worker.control.pid().cast_signed(),
-                },
+                pid: worker.pid(),
                 restarts: worker.generation - 1,
                 done: worker.finished,
                 busy_nanos: worker.busy_nanos,
@@ -1286,7 +1285,7 @@ impl Pool {
         } else {
             cause
         };
-        let pid = worker.process.as_ref().map_or(0, Process::pid);
+        let pid = worker.pid();
         let killing = matches!(state.phase, Phase::Closing(true));
         let (mut blamed, mut initializing) = (false, false);
         let mut leaving = worker.leaving;
@@ -1533,6 +1532,14 @@ impl State {
 }
 
 impl Worker {
+    /// Its process id for messages; a worker that nobody reported yet says it itself.
+    fn pid(&self) -> i32 {
+        match &self.process {
+            Some(process) => process.pid(),
+            None => self.control.pid().cast_signed(),
+        }
+    }
+
     /// What has to travel with the task: definitions that the worker lacks, in the order of their
     /// needs, ids that it may forget, and the ids of further needs.
     fn sections(&mut self, entry: &mut Entry) -> Option<Vec<u8>> {

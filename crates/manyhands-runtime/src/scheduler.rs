@@ -57,6 +57,8 @@ pub struct Scheduler<T> {
     /// Estimated duration of a task in nanoseconds, once one is known.
     estimate: Option<u64>,
     heard: u64,
+    /// How many workers hold anything.
+    busy: u32,
 }
 
 impl<T> Default for Scheduler<T> {
@@ -66,6 +68,7 @@ impl<T> Default for Scheduler<T> {
             places: Vec::new(),
             estimate: None,
             heard: 0,
+            busy: 0,
         }
     }
 }
@@ -185,7 +188,9 @@ impl<T> Scheduler<T> {
     /// The task was published to the worker.
     #[inline]
     pub fn published(&mut self, slot: Slot, task: T) {
-        self.place(slot).held.push_back(task);
+        let place = self.place(slot);
+        place.held.push_back(task);
+        self.busy += u32::from(self.places[slot.0 as usize].held.len() == 1);
     }
 
     /// The result of the worker's oldest task came, which ran for `duration` nanoseconds.
@@ -198,7 +203,10 @@ impl<T> Scheduler<T> {
         let heard = self.heard;
         let place = self.place(slot);
         place.last_heard = heard;
-        place.held.pop_front()
+        let task = place.held.pop_front();
+        let idle = place.held.is_empty();
+        self.busy -= u32::from(task.is_some() && idle);
+        task
     }
 
     /// Follows the mean with a weight of an eighth; a sample counts for at most sixteen times the
@@ -231,11 +239,9 @@ impl<T> Scheduler<T> {
     }
 
     /// How many workers hold anything.
+    #[inline]
     pub fn busy_count(&self) -> usize {
-        self.places
-            .iter()
-            .filter(|place| !place.held.is_empty())
-            .count()
+        self.busy as usize
     }
 
     /// How many tasks no worker has.
@@ -275,6 +281,7 @@ impl<T> Scheduler<T> {
             let Some(mut task) = self.place(slot).held.pop_back() else {
                 return;
             };
+            self.busy -= u32::from(self.places[slot.0 as usize].held.is_empty());
             visit(&mut task);
             self.queue.push_front(task);
         }
@@ -286,6 +293,7 @@ impl<T> Scheduler<T> {
         place.open = false;
         place.born = false;
         let mut held = std::mem::take(&mut place.held);
+        self.busy -= u32::from(!held.is_empty());
         let rest = held.split_off(started.min(held.len()));
         let returned = rest.len();
         for mut task in rest.into_iter().rev() {
@@ -492,6 +500,12 @@ mod tests {
             now = end;
             started[slot] = false;
             let task = scheduler.oldest(Slot(slot as u32)).copied().unwrap();
+            let busy = scheduler
+                .places
+                .iter()
+                .filter(|p| !p.held.is_empty())
+                .count();
+            assert_eq!(scheduler.busy_count(), busy);
             runs[task as usize] += 1;
             scheduler.finished(Slot(slot as u32), Some(durations[task as usize]));
         }

@@ -315,7 +315,8 @@ impl WorkerEnd {
     /// after them.
     pub fn wait(&mut self) {
         self.last_end = None;
-        if self.cores > 1 && self.spin_until_task() {
+        // Its parent, the busy workers and the spinner itself each want a core.
+        if (self.page.runnable() as usize) < self.cores && self.spin_until_task() {
             return;
         }
         fail_point("worker.before_park");

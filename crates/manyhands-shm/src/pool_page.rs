@@ -21,7 +21,12 @@ struct Layout {
 struct ParkLine(ParkWord);
 
 #[repr(C, align(64))]
-struct SpinLine(AtomicU32);
+struct SpinLine {
+    /// Slot + 1 of the worker that spins, 0 for none.
+    holder: AtomicU32,
+    /// How many workers hold tasks, as the parent last noted.
+    busy: AtomicU32,
+}
 
 /// The mapped page.
 #[derive(Debug)]
@@ -73,13 +78,28 @@ impl PoolPage {
         &self.layout().parent.0
     }
 
+    /// Parent: notes how many workers hold tasks.
+    #[inline]
+    pub fn set_busy(&self, count: u32) {
+        // Relaxed: a hint about processor time.
+        self.layout().spinner.busy.store(count, Ordering::Relaxed);
+    }
+
+    /// Worker that has just become idle: how many processes of the pool have something to do now. The
+    /// worker itself, which its parent still counts among the busy ones, is left out.
+    pub fn runnable(&self) -> u32 {
+        let parent = u32::from(!self.parent().is_parked());
+        let busy = self.layout().spinner.busy.load(Ordering::Relaxed);
+        busy.saturating_sub(1) + parent
+    }
+
     /// Asks for the right to spin, which one worker at a time has.
     #[must_use]
     pub fn may_spin(&self, slot: u32) -> Option<SpinPermit<'_>> {
         // Relaxed throughout: the word guards processor time, not memory.
         self.layout()
             .spinner
-            .0
+            .holder
             .compare_exchange(0, slot + 1, Ordering::Relaxed, Ordering::Relaxed)
             .ok()
             .map(|_| SpinPermit { page: self, slot })
@@ -88,7 +108,7 @@ impl PoolPage {
     /// Parent: takes the right back from a worker that died with it.
     pub fn end_spin(&self, slot: u32) {
         // A failure means that another worker has the right, or nobody.
-        let _taken = self.layout().spinner.0.compare_exchange(
+        let _taken = self.layout().spinner.holder.compare_exchange(
             slot + 1,
             0,
             Ordering::Relaxed,

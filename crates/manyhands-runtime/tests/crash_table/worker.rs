@@ -15,6 +15,7 @@
 //! | `exit:status`      | exits                                                        | never          |
 //! | `kill:`, `stop:`   | sends itself SIGKILL, SIGSTOP                                | `continued`    |
 //! | `fork:`            | forks a child that sleeps a second, and kills itself         | never          |
+//! | `scribble:word`    | writes nonsense to the `tail` or `queue` word, kills itself  | never          |
 //! | `until:path`       | waits for a file                                             | `seen`         |
 //! | `touch:path`       | makes a file                                                 | `touched`      |
 //! | `meet:path count`  | makes a file in a folder, waits until there are so many      | `met`          |
@@ -247,6 +248,11 @@ impl Worker {
                 send_self(libc::SIGKILL);
                 unreachable!()
             }
+            b"scribble" => {
+                scribble(text);
+                send_self(libc::SIGKILL);
+                unreachable!()
+            }
             b"until" => {
                 wait_until(|| Path::new(text).exists());
                 b"seen".to_vec()
@@ -271,6 +277,25 @@ impl Worker {
             }
         })
     }
+}
+
+/// Overwrites a word of the control block, as a stray pointer in a user's library may.
+fn scribble(word: &str) {
+    let (offset, value) = match word {
+        "queue" => (64, 0x0000_0500_0000_0600_u64),
+        "tail" => (192, u64::MAX),
+        "record" => (192, 4096),
+        _ => panic!("no word {word}"),
+    };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps
+        .lines()
+        .find(|line| line.contains("manyhands-control"))
+        .unwrap();
+    let start = usize::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
+    let place = std::ptr::with_exposed_provenance_mut::<u64>(start + offset);
+    // SAFETY: inside the mapping, which starts with the block's first page.
+    unsafe { place.write_volatile(value) };
 }
 
 /// What `big` returns.
