@@ -1274,6 +1274,8 @@ class Definer(Generic[D]):
     def _pickle(self, obj: Any, root: str) -> _Pickled:
         try:
             return self._attempt(obj, unsendable=self._reasons({}))
+        except MemoryError:
+            raise
         except Exception as error:
             raise NotPicklable(self._explain(obj, root, error)) from error
 

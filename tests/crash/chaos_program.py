@@ -61,17 +61,27 @@ class Killer(threading.Thread):
         self.random = random.Random(seed)
         self.killed: collections.Counter[int] = collections.Counter()
         self.stopped = 0
+        # Workers killed while they started, since the last time that a task was done: after three
+        # in a row a pool gives up, as it should.
+        self.fresh, self.done = 0, 0
+
+    def victims(self) -> list[mh.WorkerStats]:
+        stats = self.pool.stats()
+        if stats.done > self.done:
+            self.fresh, self.done = 0, stats.done
+        found = [worker for worker in stats.workers if worker.pid and worker.pid not in self.killed]
+        return [worker for worker in found if worker.done > 0 or self.fresh < 2]
 
     def run(self) -> None:
         token = os.environ[procfs.TOKEN]
         while sum(self.killed.values()) < self.kills:
             # At random instants: this orders nothing.
             time.sleep(self.random.choice((0.0, 0.001, 0.01, 0.05, 0.1)) * self.random.random())
-            pids = [worker.pid for worker in self.pool.stats().workers if worker.pid > 0]
-            pids = [pid for pid in pids if pid not in self.killed]
-            if not pids:
+            victims = self.victims()
+            if not victims:
                 continue
-            pid = self.random.choice(pids)
+            victim = self.random.choice(victims)
+            pid = victim.pid
             name = self.random.choice(self.signals)
             try:
                 with open(f"/proc/{pid}/environ", "rb") as file:
@@ -85,6 +95,7 @@ class Killer(threading.Thread):
                 else:
                     os.kill(pid, signal.Signals[f"SIG{name}"])
                     self.killed[pid] += 1
+                    self.fresh += victim.done == 0
             except (ProcessLookupError, FileNotFoundError, PermissionError):
                 continue
 

@@ -220,8 +220,11 @@ class Typed:
     survivors: list[str]
 
 
-def on_terminal(source: str, keys: bytes, name: str = "program.py") -> Typed:
-    """Runs a program on a terminal of its own, and types the keys when it has written READY."""
+def on_terminal(
+    source: str, keys: bytes, *, name: str = "program.py", delay: float = 0.0
+) -> Typed:
+    """Runs a program on a terminal of its own, and types the keys when it has written READY, or so
+    many seconds later."""
     with tempfile.TemporaryDirectory(prefix="manyhands-test-") as folder:
         (Path(folder) / name).write_text(source)
         token = uuid.uuid4().hex
@@ -243,6 +246,7 @@ def on_terminal(source: str, keys: bytes, name: str = "program.py") -> Typed:
                 with contextlib.suppress(OSError):  # nothing there, or nobody any more
                     shown += os.read(master, 65536)
                 if typed is None and b"READY" in shown:
+                    time.sleep(delay)
                     typed = time.monotonic()
                     os.write(master, keys)
                 ended, status = os.waitpid(pid, os.WNOHANG)

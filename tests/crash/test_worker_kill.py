@@ -16,6 +16,8 @@ from scenario import program_test, run, seed
 
 import manyhands as mh
 
+# Workers that are ended by SIGSEGV have nothing to say of it.
+_QUIET = {"PYTHONFAULTHANDLER": ""}
 _CHAOS = Path(__file__).with_name("chaos_program.py")
 
 
@@ -23,7 +25,7 @@ _CHAOS = Path(__file__).with_name("chaos_program.py")
 def test_kills_at_random_instants(workers: int) -> None:
     kills = 50 if workers == 1 else 150
     command = [sys.executable, str(_CHAOS), str(kills), str(seed()), str(workers), "KILL"]
-    ended = run(command, 60).check()
+    ended = run(command, 60, environment=_QUIET).check()
     print(ended.output)
     assert "all is well" in ended.output
 
@@ -31,7 +33,7 @@ def test_kills_at_random_instants(workers: int) -> None:
 def test_other_fatal_signals_and_stops() -> None:
     signals = "KILL,TERM,STOP,STOP,SEGV,ABRT,HUP"
     command = [sys.executable, str(_CHAOS), "40", str(seed()), "2", signals]
-    ended = run(command, 60).check()
+    ended = run(command, 60, environment=_QUIET).check()
     print(ended.output)
     assert "all is well" in ended.output
 

@@ -112,7 +112,19 @@ impl TaskFuture {
     #[pyo3(signature = (*_args, **_kwargs))]
     fn __init__(&self, _args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) {}
 
-    /// See `manyhands.Future.result`.
+    /// What the task returned; raises what it raised.
+    ///
+    /// Args:
+    ///     timeout: the most seconds to wait; by default without limit.
+    ///
+    /// Raises:
+    ///     TimeoutError: the task has not ended in time; it goes on.
+    ///     CancelledError: it was cancelled.
+    ///     TaskError: something outside the task's own code ended it.
+    ///
+    /// >>> import manyhands as mh
+    /// >>> mh.submit(max, 3, 4).result(timeout=60)
+    /// 4
     #[pyo3(signature = (timeout = None))]
     fn result(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         match self.settle(py, timeout)? {
@@ -123,7 +135,11 @@ impl TaskFuture {
         }
     }
 
-    /// See `manyhands.Future.exception`.
+    /// What the task raised, or None if it returned; waits as `result` does.
+    ///
+    /// >>> import manyhands as mh
+    /// >>> mh.submit(int, "x").exception()
+    /// ValueError("invalid literal for int() with base 10: 'x'")
     #[pyo3(signature = (timeout = None))]
     fn exception(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
         match self.settle(py, timeout)? {

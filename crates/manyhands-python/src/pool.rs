@@ -19,6 +19,8 @@ const WINDOW_ITEMS: usize = 100_000;
 const WINDOW_BYTES: u64 = 64 << 20;
 /// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
 const TELL_EVERY: u64 = 100_000_000;
+/// Input that takes longer than so many nanoseconds makes its consumer wait.
+const SLOW_INPUT: u64 = 500_000;
 /// How many items `map` takes before it returns.
 const FIRST_ITEMS: usize = 64;
 
@@ -197,7 +199,19 @@ impl PoolBase {
     #[pyo3(signature = (*_args, **_kwargs))]
     fn __init__(&self, _args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) {}
 
-    /// See `manyhands.Pool.submit`.
+    /// Runs `function(*args, **kwargs)` in a worker; gives its `Future`.
+    ///
+    /// Every argument goes to the function. Arguments are taken as they are now, whatever is done to
+    /// them later.
+    ///
+    /// Raises:
+    ///     NotPicklable: something in the call cannot be sent; the message names the path to it.
+    ///     RuntimeError: the pool is shut down, or belongs to another process.
+    ///
+    /// >>> import manyhands as mh
+    /// >>> with mh.Pool(1) as pool:
+    /// ...     pool.submit(int, "20", base=8).result()
+    /// 16
     #[pyo3(signature = (function, /, *args, **kwargs))]
     fn submit<'py>(
         &self,
@@ -245,8 +259,14 @@ impl PoolBase {
             index: 0,
             ended: false,
             error: None,
+            pull_nanos: 0,
         };
-        feed.pull(py, FIRST_ITEMS);
+        // As much as comes at once; input that takes its time is taken while somebody waits.
+        let mut taken = 0;
+        while taken < FIRST_ITEMS && !feed.ended && !feed.is_slow() {
+            feed.pull(py, 8);
+            taken += 8;
+        }
         Ok(MapIterator {
             feed: Mutex::new(feed),
             deadline: deadline_after(timeout),
@@ -352,6 +372,8 @@ struct Feed {
     taken_bytes: u64,
     index: u64,
     ended: bool,
+    /// How long the input took when it was asked last, in nanoseconds.
+    pull_nanos: u64,
     /// What the input raised; it is raised when the results before it are out.
     error: Option<PyErr>,
 }
@@ -359,6 +381,7 @@ struct Feed {
 impl Feed {
     /// Takes up to `count` items, as far as the window has room.
     fn pull(&mut self, py: Python<'_>, count: usize) {
+        let start = monotonic_nanos();
         for _ in 0..count {
             // What the results will take is estimated from those that were taken.
             let results = self.window.len() as u64 * self.taken_bytes / self.taken.max(1);
@@ -374,7 +397,16 @@ impl Feed {
                     self.error = Some(error);
                 }
             }
+            self.pull_nanos = monotonic_nanos() - start;
+            if self.is_slow() {
+                return;
+            }
         }
+    }
+
+    /// Whether the input made this thread wait when it was asked last.
+    fn is_slow(&self) -> bool {
+        self.pull_nanos > SLOW_INPUT
     }
 
     fn pull_one(&mut self, py: Python<'_>) -> PyResult<bool> {
@@ -446,8 +478,11 @@ impl MapIterator {
             ));
         };
         feed.pool.get().check_process()?;
-        // Two for one, so that the window grows while results are taken.
-        feed.pull(py, 2);
+        // Two for one, so that the window grows while results are taken. Of slow input only what is
+        // needed: a result that is there does not wait for it.
+        if !feed.is_slow() || feed.window.is_empty() {
+            feed.pull(py, 2);
+        }
         let Some((head, size)) = feed.window.pop_front() else {
             return match feed.error.take() {
                 Some(error) => Err(error),
@@ -456,6 +491,14 @@ impl MapIterator {
         };
         let pool = feed.pool.get().pool.clone();
         while !head.is_done() && !pool.poll(&head) {
+            if feed.is_slow() {
+                // The result may be there in a moment, the next item will not.
+                let soon = monotonic_nanos() + feed.pull_nanos / 8;
+                let soon = self.deadline.map_or(soon, |deadline| deadline.min(soon));
+                if matches!(wait_for(py, &pool, &head, Some(soon)), Ok(true)) {
+                    break;
+                }
+            }
             let ahead = feed.window.len();
             if !feed.ended && pool.wants_more() && ahead < WINDOW_ITEMS {
                 feed.pull(py, 16);

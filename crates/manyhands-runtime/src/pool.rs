@@ -603,6 +603,14 @@ impl Pool {
         let from = QueueWord::distance(count, worker.next);
         let end = worker.control.queue().revoke(from);
         let taken = QueueWord::distance(end, worker.next);
+        if taken > count {
+            // The worker wrote nonsense to the word: who knows what it ran. Its death tells.
+            worker.violation = true;
+            if let Some(process) = &worker.process {
+                process.kill();
+            }
+            return 0;
+        }
         worker.next = end;
         fail_point("parent.revoked");
         state.scheduler.revoked(slot, taken as usize, |entry| {

@@ -115,17 +115,36 @@ fn definitions() -> Vec<Arc<Definition>> {
         .collect()
 }
 
+/// Kills so many workers in a row at the most before a task ends: pools give up where nothing ever does.
+const MOST_IN_A_ROW: u32 = 10;
+
+/// The kills of a storm.
+#[derive(Default)]
+struct Kills {
+    pids: HashSet<i32>,
+    in_a_row: u32,
+    /// How many tasks had ended at the last kill.
+    done: u64,
+}
+
 /// Kills a worker of the pool that was not killed before; whether there was one.
-fn kill_one(pool: &Pool, random: &mut Random, killed: &Mutex<HashSet<i32>>) -> bool {
-    let mut killed = killed.lock().unwrap();
-    let mut pids = worker_pids(pool);
-    pids.retain(|pid| !killed.contains(pid));
-    if pids.is_empty() {
+fn kill_one(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) -> bool {
+    let mut kills = kills.lock().unwrap();
+    let stats = pool.stats();
+    if stats.done != kills.done {
+        (kills.done, kills.in_a_row) = (stats.done, 0);
+    }
+    let pids = stats.workers.iter().map(|worker| worker.pid);
+    let pids: Vec<i32> = pids
+        .filter(|pid| *pid != 0 && !kills.pids.contains(pid))
+        .collect();
+    if pids.is_empty() || kills.in_a_row >= MOST_IN_A_ROW {
         return false;
     }
     let pid = pids[random.below(pids.len() as u64) as usize];
     signal(pid, libc::SIGKILL);
-    killed.insert(pid);
+    kills.pids.insert(pid);
+    kills.in_a_row += 1;
     true
 }
 
@@ -163,9 +182,9 @@ fn under_load(
 }
 
 /// What must hold after workers were killed.
-fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<HashSet<i32>>) {
+fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<Kills>) {
     let tally = site.settle(pool, jobs);
-    let killed = killed.lock().unwrap();
+    let killed = &killed.lock().unwrap().pids;
     let mut blamed = HashSet::new();
     for &(number, pid, cause) in &tally.died {
         assert!(
@@ -194,7 +213,7 @@ fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<HashSet<i3
 
 fn kills(site: &Site) {
     let pool = site.pool(2);
-    let killed = Mutex::new(HashSet::new());
+    let killed = Mutex::new(Kills::default());
     let jobs = under_load(site, &pool, 1, |random| {
         let mut count = 0;
         while count < times(300) {
@@ -203,7 +222,7 @@ fn kills(site: &Site) {
         }
     });
     check_kills(site, &pool, &jobs, &killed);
-    let kills = killed.lock().unwrap().len() as u64;
+    let kills = killed.lock().unwrap().pids.len() as u64;
     until_stats(&pool, |stats| stats.deaths >= kills);
     site.assert_usable(&pool);
     assert_eq!(site.finish(pool).deaths, kills);
@@ -229,7 +248,7 @@ fn stops(site: &Site) {
 
 fn zygote_kills(site: &Site) {
     let pool = site.pool(2);
-    let killed = Mutex::new(HashSet::new());
+    let killed = Mutex::new(Kills::default());
     let jobs = under_load(site, &pool, 3, |random| {
         for _ in 0..times(30) {
             random.pause(20_000);
@@ -247,7 +266,7 @@ fn zygote_kills(site: &Site) {
     let tally = site.settle(&pool, &jobs);
     assert_eq!(tally.values + tally.died.len(), jobs.len());
     assert!(tally.died.len() <= 2 * times(30), "{tally:?}");
-    let killed = killed.into_inner().unwrap();
+    let killed = killed.into_inner().unwrap().pids;
     for (number, pid, cause) in &tally.died {
         // A worker that was forked and not reported is lost with its zygote.
         let known = *cause == Cause::Start || killed.contains(pid);
@@ -261,7 +280,7 @@ fn cancels(site: &Site) {
     let pool = site.pool(2);
     let mut random = Random::new(4);
     let definitions = definitions();
-    let killed = Mutex::new(HashSet::new());
+    let killed = Mutex::new(Kills::default());
     let mut jobs = Vec::new();
     for _ in 0..times(60) {
         let batch: Vec<Job> = (0..60)
@@ -292,7 +311,7 @@ fn closes(site: &Site) {
     let mut all = Vec::new();
     for _ in 0..times(60) {
         let pool = site.pool(1 + random.below(3) as usize);
-        let killed = Mutex::new(HashSet::new());
+        let killed = Mutex::new(Kills::default());
         let count = random.below(40);
         all.extend((0..count).map(|_| submit_any(site, &pool, &mut random, &definitions)));
         random.pause(4000);
@@ -332,7 +351,7 @@ fn closes(site: &Site) {
 
 fn threads(site: &Site) {
     let pool = site.pool(3);
-    let killed = Mutex::new(HashSet::new());
+    let killed = Mutex::new(Kills::default());
     let jobs = Mutex::new(Vec::new());
     let left = std::sync::atomic::AtomicUsize::new(3);
     std::thread::scope(|scope| {
@@ -387,7 +406,7 @@ fn parent_killed(site: &Site, number: u64) {
         manyhands_os::kill_self();
     });
     let definitions = definitions();
-    let killed = Mutex::new(HashSet::new());
+    let killed = Mutex::new(Kills::default());
     loop {
         let jobs: Vec<Job> = (0..30)
             .map(|_| submit_any(site, &pool, &mut random, &definitions))

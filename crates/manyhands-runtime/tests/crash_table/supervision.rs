@@ -330,19 +330,19 @@ fn spawned_killed(site: &Site) {
     site.finish(pool);
 }
 
-/// Whether 40 tasks meet, each at a worker of its own.
-fn meet(site: &Site, pool: &Pool, folder: &str) {
-    let folder = site.path(folder);
+/// 40 tasks meet, each at a worker of its own; how many of them return.
+fn meet(site: &Site, pool: &Pool) -> usize {
+    let folder = site.path("meeting");
     std::fs::create_dir(&folder).unwrap();
     let jobs: Vec<Job> = (0..40)
         .map(|_| site.submit(pool, &format!("meet:{folder} 40")))
         .collect();
-    assert_eq!(site.settle(pool, &jobs).values, 40);
+    site.settle(pool, &jobs).values
 }
 
 fn many_workers(site: &Site) {
     let pool = site.pool(40);
-    meet(site, &pool, "meeting");
+    assert_eq!(meet(site, &pool), 40);
     assert_eq!(site.finish(pool).deaths, 0);
 }
 
@@ -359,7 +359,8 @@ fn many_workers_zygote_killed(site: &Site) {
             > 10
     });
     signal(site.supervisor.zygote_pid(), libc::SIGKILL);
-    meet(site, &pool, "meeting");
+    // A worker that was forked and not reported may have started one.
+    assert!(meet(site, &pool) >= 39);
     site.finish(pool);
 }
 
@@ -584,14 +585,12 @@ fn nonsense(site: &Site) {
         let lost = tally.died.len();
         assert!(lost >= 1, "{word}: {tally:?}");
         assert_eq!(tally.values, 41 - lost, "{word}: {tally:?}");
+        // What it had finished and nobody had read is lost with the word.
         let protocol = tally
             .died
             .iter()
             .all(|(_, _, cause)| *cause == Cause::Protocol);
-        assert!(
-            word == "queue" || (lost == 1 && protocol),
-            "{word}: {tally:?}"
-        );
+        assert!(word == "queue" || protocol, "{word}: {tally:?}");
         site.assert_usable(&pool);
     }
     assert_eq!(site.finish(pool).deaths, 3);

@@ -1,0 +1,8 @@
+"""The programs and the watchdog of `tests/crash` are these tests' too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
