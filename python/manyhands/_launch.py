@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from manyhands import _core, _outcome
-from manyhands._definitions import modules_named_by
+from manyhands._code import modules_named_by
 
 # The placeholder package lets the zygote import what it needs of manyhands and no more; see
 # `_zygote.real_package` for how it becomes the real one.

@@ -489,9 +489,9 @@ def _member(cls: Any, name: str) -> Any:
 
 def dumps(obj: Any) -> bytes:
     """Pickles a result that plain pickle refused; raises `NotPicklable` if nothing can."""
-    from manyhands import _definitions
+    from manyhands import _by_value
 
-    return _definitions.dumps_result(obj)
+    return _by_value.dumps_result(obj)
 
 
 def note_for(exc: BaseException) -> str | None:

@@ -1,7 +1,7 @@
 """A program that kills its own workers at random instants under a mixed load, and keeps the books.
 
-Arguments: kills, seed, workers, signal names to send, separated by commas. Prints what it did; fails
-with an assertion where a promise of the pool was broken:
+Arguments: kills, seed, workers, signals to send, separated by commas. Prints what it did; fails with
+an assertion where a promise of the pool was broken:
 
 * every task ends;
 * a kill costs at most one task, which is one that ran in the killed worker;
@@ -47,7 +47,8 @@ def task(kind: str, index: int, argument: bytes) -> bytes | int:
     elif kind == "sleep":
         time.sleep(0.003)
     elif kind == "receive":
-        assert len(argument) == LARGE and argument[0] == argument[-1] == index % 256
+        assert len(argument) == LARGE
+        assert argument[0] == argument[-1] == index % 256
     elif kind == "publish" or kind == "both":
         result = bytes([index % 256]) * LARGE
     note(index, "end")
@@ -63,13 +64,15 @@ class Killer(threading.Thread):
         self.stopped = 0
         # Workers killed while they started, since the last time that a task was done: after three
         # in a row a pool gives up, as it should.
-        self.fresh, self.done = 0, 0
+        self.fresh = 0
+        self.done: dict[int, int] = {}
 
     def victims(self) -> list[mh.WorkerStats]:
-        stats = self.pool.stats()
-        if stats.done > self.done:
-            self.fresh, self.done = 0, stats.done
-        found = [worker for worker in stats.workers if worker.pid and worker.pid not in self.killed]
+        workers = self.pool.stats().workers
+        if any(worker.done > self.done.get(worker.pid, 0) for worker in workers):
+            self.fresh = 0
+        self.done = {worker.pid: worker.done for worker in workers}
+        found = [worker for worker in workers if worker.pid and worker.pid not in self.killed]
         return [worker for worker in found if worker.done > 0 or self.fresh < 2]
 
     def run(self) -> None:

@@ -1,9 +1,9 @@
 """Programs under test: each runs by itself, under a watchdog, and must leave nothing behind.
 
-A test that is decorated with `program_test` is the text of a program: its body runs at the top level
-of a script of its own, with the imports of this file that it names and with its parameters as
-globals. So what it defines is in `__main__`, as in the programs of users, and a hang or a crash ends
-that program alone. `program` makes the same of a function that a test starts itself.
+A test that is decorated with `program_test` is the text of a program: its body runs at the top
+level of a script of its own, with the imports of its file that it names and with its parameters as
+globals. So what it defines is in `__main__`, as in the programs of users, and a hang or a crash
+ends that program alone. `program` makes the same of a function that a test starts itself.
 """
 
 from __future__ import annotations
@@ -220,9 +220,7 @@ class Typed:
     survivors: list[str]
 
 
-def on_terminal(
-    source: str, keys: bytes, *, name: str = "program.py", delay: float = 0.0
-) -> Typed:
+def on_terminal(source: str, keys: bytes, *, name: str = "program.py", delay: float = 0.0) -> Typed:
     """Runs a program on a terminal of its own, and types the keys when it has written READY, or so
     many seconds later."""
     with tempfile.TemporaryDirectory(prefix="manyhands-test-") as folder:
@@ -298,7 +296,8 @@ class Program:
         imports = []
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom) and (
-                not isinstance(node, ast.ImportFrom) or node.module not in ("__future__", "scenario")
+                not isinstance(node, ast.ImportFrom)
+                or node.module not in ("__future__", "scenario")
             ):
                 wanted = [
                     alias

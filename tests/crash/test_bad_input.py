@@ -1,4 +1,5 @@
-"""What bad input gets: an error that says so, at once or in that task's future; never a hang (P5, P6)."""
+# ruff: noqa: PT017 - these programs run without pytest.
+"""What bad input gets: an error at once or in that task's future, never a hang (P5, P6)."""
 
 from __future__ import annotations
 
@@ -228,7 +229,10 @@ def test_exception_with_required_arguments() -> None:
         raise Positional(5, "broken") if positional else Keyword(code=6)
 
     with mh.Pool(1) as pool:
-        for positional, name, text in [(True, "Positional", "5: broken"), (False, "Keyword", "code 6")]:
+        for positional, name, text in [
+            (True, "Positional", "5: broken"),
+            (False, "Keyword", "code 6"),
+        ]:
             error = pool.submit(fail, positional).exception(20)
             # Either it was rebuilt as it was, or another stands for it that says all.
             if isinstance(error, mh.RemoteError):
@@ -553,7 +557,8 @@ def test_absurd_numbers_of_workers(workers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "spelling", ["max_workers", "processes", "n_jobs", "num_workers", "nprocs", "worker", "max_tasks"]
+    "spelling",
+    ["max_workers", "processes", "n_jobs", "num_workers", "nprocs", "worker", "max_tasks"],
 )
 def test_wrong_keywords_are_refused_with_a_hint(spelling: str) -> None:
     with pytest.raises(TypeError, match=spelling) as caught:

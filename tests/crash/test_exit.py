@@ -1,4 +1,4 @@
-"""How programs end with work in their pools: what was submitted runs, and nothing stays (P10, P35)."""
+"""How programs end with work in their pools: what was submitted runs, nothing stays (P10, P35)."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_cancelling_twice_while_workers_are_born() -> None:
         if time.monotonic() - start > 1:
             print(f"turn {turn} took {time.monotonic() - start:.1f} s")
         assert pool.stats().workers == ()
-        # 5 s is what workers get to leave by themselves: waiting for that means that one never heard.
+        # Workers get 5 s to leave by themselves: so long means that one was never told.
         assert time.monotonic() - start < 4.5
 
 

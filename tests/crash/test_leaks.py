@@ -1,4 +1,4 @@
-"""What programs that run for long must not gather: processes, descriptors, threads, memory (P10, P18)."""
+"""What long programs must not gather: processes, descriptors, threads, memory (P10, P18)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import manyhands as mh
 
 
 @program
-def pools_in_a_row() -> None:
+def pools_in_a_row(count: int) -> None:
     def facts():
         gc.collect()
         return len(procfs.descriptors()), procfs.thread_count()
@@ -299,6 +299,7 @@ def test_definitions_of_many_closures_are_forgotten() -> None:
         return lambda: (n, len(payload))
 
     with mh.Pool(1) as pool:
+
         def use(count):
             for n in range(count):
                 assert pool.submit(make(n)).result(20) == (n, 100_000)
@@ -343,7 +344,11 @@ def test_cancelled_tasks_leave_nothing() -> None:
 def test_no_processor_time_when_idle() -> None:
     with mh.Pool(2) as pool:
         assert list(pool.map(abs, range(1000))) == list(range(1000))
-        pids = [os.getpid(), mh._core.zygote_pid(), *[worker.pid for worker in pool.stats().workers]]
+        pids = [
+            os.getpid(),
+            mh._core.zygote_pid(),
+            *[worker.pid for worker in pool.stats().workers],
+        ]
 
         def ticks():
             total = 0

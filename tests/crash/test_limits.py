@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """Machines that lack something: an error or another way, never a hang, never SIGBUS (P23, P24)."""
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import manyhands as mh
 
 
 @program
-def few_descriptors() -> None:
+def few_descriptors(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     try:
         with mh.Pool(3) as pool:
@@ -163,7 +164,7 @@ def test_a_result_that_the_parent_has_no_memory_for() -> None:
 
 
 @program
-def small_address_space() -> None:
+def small_address_space(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20))
     with mh.Pool(2) as pool:
         assert list(pool.map(len, [bytes(100_000)] * 100)) == [100_000] * 100
@@ -187,7 +188,7 @@ def _unshare() -> list[str]:
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare here")
     command = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("user and mount namespaces are not permitted here")
     return command
 
@@ -237,7 +238,7 @@ def test_file_systems_that_are_missing_or_small(mounting: str) -> None:
 
 
 @program
-def without_a_system_call() -> None:
+def without_a_system_call(numbers: list[int], error: int) -> None:
     # A seccomp filter that answers ENOSYS to some system calls, as old kernels and sandboxes do.
     def instruction(code, jump_true, jump_false, value):
         return struct.pack("HBBI", code, jump_true, jump_false, value)
@@ -294,7 +295,7 @@ _CALLS = {
 @pytest.mark.parametrize(
     "names",
     [["memfd_create"], ["pidfd_open"], ["close_range"], ["pidfd_open", "close_range"]],
-    ids=lambda names: "-".join(names),
+    ids="-".join,
 )
 def test_system_calls_that_are_missing(names: list[str], error: int) -> None:
     calls = _CALLS.get(platform.machine())
@@ -341,4 +342,3 @@ def test_the_working_directory_is_gone() -> None:
             assert pool.submit(abs, -1).result(20) == 1
     except (RuntimeError, OSError) as error:
         print("refused:", error)
-

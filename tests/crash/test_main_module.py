@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """Scripts without a guard, and functions that other pools cannot send (P31, P32).
 
 pytorch#20375 calls the guard a loaded footgun; pyBKT-examples#2 hangs without it; dacapo#326,
@@ -172,7 +173,7 @@ def test_lambdas_closures_and_partials() -> None:
         assert pool.submit(functools.partial(adder(1), second=2)).result(20) == 3
         # Its cell is copied for each task: what a task does with it stays there.
         step = counter()
-        assert [pool.submit(step).result(20) for _ in range(3)][0] == 1
+        assert pool.submit(step).result(20) == 1
         assert step() == 1
         assert pool.submit(recursive, 10).result(20) == 3628800
         assert pool.submit(even, 10).result(20) is True

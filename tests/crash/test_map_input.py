@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """The input and the iterator of `map`: exceptions, abandonment, reentry."""
 
 from __future__ import annotations
@@ -211,8 +212,7 @@ def test_an_iterator_that_several_threads_take_from() -> None:
 @program_test
 def test_a_slow_input_does_not_hold_results_up() -> None:
     def items():
-        for n in range(200):
-            yield n
+        yield from range(200)
         gate.wait(20)
         yield 200
 

@@ -51,7 +51,9 @@ def test_large_results_come_home_while_the_parent_holds_its_lock() -> None:
         ctypes.PyDLL(None).sleep(3)
         done = sum(future.done() for future in futures)
         assert done == 400, done
-        assert all(future.result() == bytes([n % 256]) * 200_000 for n, future in enumerate(futures))
+        assert all(
+            future.result() == bytes([n % 256]) * 200_000 for n, future in enumerate(futures)
+        )
 
 
 @program_test

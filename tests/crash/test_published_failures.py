@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """Published failures of other pools, each by its number: none may be ours.
 
 The list is section 4 of the study of issues behind manyhands; failures with a file of their own
@@ -170,7 +171,7 @@ def test_cpython_116685_cancel_and_unpicklable_work() -> None:
 
 @program_test
 def test_cpython_155890_submit_from_the_body_of_a_module() -> None:
-    """cpython#155890: the worker imports the module that is just being imported: silent deadlock."""
+    """cpython#155890: a worker imports the module that is just being imported, and hangs."""
     Path("importing.py").write_text(
         "import manyhands as mh\n"
         "def double(n):\n"
@@ -202,7 +203,7 @@ def ends_with_work_to_do() -> None:
 
 
 def test_cpython_80961_the_end_of_the_program_waits_for_what_was_submitted() -> None:
-    """cpython#80961: what was submitted before the end still runs; nothing blocks beyond it."""
+    """cpython#80961: what was submitted before the end still runs; no more than that is waited."""
     with ends_with_work_to_do.start() as running:
         running.end().check()
         assert len(list(running.directory.glob("written*"))) == 8
@@ -255,8 +256,7 @@ def test_pebble_153_cancelling_at_any_moment() -> None:
             cancelled = [future.cancel() for future in futures[turn % 10 :]]
             for future, was in zip(futures[turn % 10 :], cancelled, strict=True):
                 assert future.cancelled() == was
-            done, waiting = concurrent.futures.wait(futures, timeout=20)
-            assert not waiting
+            assert not concurrent.futures.wait(futures, timeout=20).not_done
         assert pool.stats().pending == 0
 
 
@@ -344,6 +344,7 @@ def test_distributed_2181_a_task_that_starts_tasks() -> None:
 @program_test
 def test_use_of_a_pool_at_the_end_of_the_program(how: str) -> None:
     """cpython#80961 and relatives: pools in exit handlers work, or say at once that they do not."""
+
     def late():
         try:
             if how == "exit":

@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """Pools that are used from many threads at once, and the threads of the parent that fork or die."""
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def test_many_threads_wait_for_the_same_future() -> None:
             future = pool.submit(time.sleep, 0.005)
             results: list = []
             threads = [
-                threading.Thread(target=lambda f=future: results.append(f.result(20)))
+                threading.Thread(target=lambda f=future, r=results: r.append(f.result(20)))
                 for _ in range(20)
             ]
             for thread in threads:
@@ -214,7 +215,8 @@ def test_timeouts_of_many_waiters() -> None:
                 late.append(seconds)
 
         threads = [
-            threading.Thread(target=wait, args=(future, 0.01 * n)) for n, future in enumerate(others)
+            threading.Thread(target=wait, args=(future, 0.01 * n))
+            for n, future in enumerate(others)
         ]
         for thread in threads:
             thread.start()
@@ -246,9 +248,7 @@ def test_event_loops_in_several_threads() -> None:
 
     finished: list = []
     with mh.Pool(2) as pool:
-        threads = [
-            threading.Thread(target=lambda n=n: asyncio.run(use(100 * n))) for n in range(4)
-        ]
+        threads = [threading.Thread(target=lambda n=n: asyncio.run(use(100 * n))) for n in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

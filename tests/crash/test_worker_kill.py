@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """Workers that are killed or stopped: one task lost at most, everything else done once (P1, P2)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: PT017 - these programs run without pytest.
 """A program that does everything at once with pools, from many threads, for as long as it is told.
 
 Arguments: seconds, seed, threads. Submits, maps, cancels, waits, forks, kills, stops and closes at
@@ -109,11 +110,9 @@ class User(threading.Thread):
         count = self.random.randint(0, 300)
         # Another thread may kill a worker or shut the pool down meanwhile.
         with contextlib.suppress(mh.WorkerDied, concurrent.futures.CancelledError):
-            taken = 0
-            for result in pool.map(abs, itertools.count(-count)):
+            for taken, result in enumerate(pool.map(abs, itertools.count(-count))):
                 assert result == abs(taken - count)
-                taken += 1
-                if taken > count or self.random.random() < 0.001:
+                if taken >= count or self.random.random() < 0.001:
                     break
 
     def wait_briefly(self, pool: mh.Pool) -> None:
@@ -147,9 +146,7 @@ class User(threading.Thread):
     def renew(self, pool: mh.Pool) -> None:
         place = self.pools.index(pool)
         self.pools[place] = mh.Pool(self.random.randint(1, 4))
-        pool.shutdown(
-            wait=self.random.random() < 0.5, cancel_futures=self.random.random() < 0.5
-        )
+        pool.shutdown(wait=self.random.random() < 0.5, cancel_futures=self.random.random() < 0.5)
 
     def fork(self, pool: mh.Pool) -> None:
         child = os.fork()

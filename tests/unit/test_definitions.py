@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from manyhands import _definitions, _resolve
+from manyhands import _by_value, _code, _resolve
 
 WORKER = r"""
 import struct, sys, types
@@ -859,23 +859,24 @@ assert call(lambda: 1) == 1
 CASES["modules to preload"] = """
 import json, functools, decimal
 from xml.etree import ElementTree
+from manyhands._code import modules_named_by
 def helper(x): return ElementTree.fromstring(x)
 def f(x): return json.dumps(helper(x))
 value = decimal.Decimal(1)
-named = definitions.modules_named_by(f)
+named = modules_named_by(f)
 assert named[0] == "json" and "xml.etree.ElementTree" in named, named
 assert "__main__" not in named and "builtins" not in named
-assert "json" in definitions.modules_named_by(functools.partial(f, value))
-assert "decimal" in definitions.modules_named_by(functools.partial(f, value))
-assert "decimal" in definitions.modules_named_by(lambda: value)
+assert "json" in modules_named_by(functools.partial(f, value))
+assert "decimal" in modules_named_by(functools.partial(f, value))
+assert "decimal" in modules_named_by(lambda: value)
 class C:
     def run(self): return json.loads("1")
     def __call__(self): return value
-assert "json" in definitions.modules_named_by(C().run)
-assert "decimal" in definitions.modules_named_by(C())
-assert definitions.modules_named_by(json.dumps)[0] == "json"
-assert definitions.modules_named_by(len) == []
-assert definitions.modules_named_by(5) == []
+assert "json" in modules_named_by(C().run)
+assert "decimal" in modules_named_by(C())
+assert modules_named_by(json.dumps)[0] == "json"
+assert modules_named_by(len) == []
+assert modules_named_by(5) == []
 """
 
 CASES["async functions and generators"] = """
@@ -1200,13 +1201,13 @@ def test_private_names_of_the_standard_library_that_we_rely_on() -> None:
     import abc
     import dataclasses
 
-    for name in _definitions._SENTINEL_NAMES:
+    for name in _by_value._SENTINEL_NAMES:
         assert hasattr(dataclasses, name), name
     assert isinstance(abc.ABC.__dict__["_abc_impl"], object)
     assert len(_abc._get_dump(abc.ABC)) >= 1
     cloudpickle = pytest.importorskip("cloudpickle")
     assert len(cloudpickle.CloudPickler.dispatch_table) > 5
-    assert _definitions._cloudpickle_reducers()
+    assert _by_value.cloudpickle_reducers()
 
 
 def test_the_names_a_function_loads() -> None:
@@ -1218,8 +1219,8 @@ def test_the_names_a_function_loads() -> None:
 
         return os.path, [each.attribute for each in items], Inner  # type: ignore[name-defined]  # noqa: F821
 
-    assert set(_definitions._global_names(f.__code__)) >= {"Base", "CONSTANT", "items"}
-    assert not {"os", "path", "attribute", "each"} & set(_definitions._global_names(f.__code__))
+    assert set(_code.global_names(f.__code__)) >= {"Base", "CONSTANT", "items"}
+    assert not {"os", "path", "attribute", "each"} & set(_code.global_names(f.__code__))
 
 
 def test_the_workers_module_imports_next_to_nothing() -> None:

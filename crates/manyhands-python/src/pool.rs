@@ -490,34 +490,15 @@ impl MapIterator {
             };
         };
         let pool = feed.pool.get().pool.clone();
-        while !head.is_done() && !pool.poll(&head) {
-            if feed.is_slow() {
-                // The result may be there in a moment, the next item will not.
-                let soon = monotonic_nanos() + feed.pull_nanos / 8;
-                let soon = self.deadline.map_or(soon, |deadline| deadline.min(soon));
-                if matches!(wait_for(py, &pool, &head, Some(soon)), Ok(true)) {
-                    break;
-                }
-            }
-            let ahead = feed.window.len();
-            if !feed.ended && pool.wants_more() && ahead < WINDOW_ITEMS {
-                feed.pull(py, 16);
-                if feed.window.len() > ahead {
-                    continue;
-                }
-            }
-            match wait_for(py, &pool, &head, self.deadline) {
-                Ok(true) => {}
-                Ok(false) => {
-                    feed.window.push_front((head, size));
-                    feed.cancel(py);
-                    return Err(PyTimeoutError::new_err(()));
-                }
-                Err(error) => {
-                    feed.window.push_front((head, size));
-                    feed.cancel(py);
-                    return Err(error);
-                }
+        match self.wait_for_head(py, &mut feed, &pool, &head) {
+            Ok(true) => {}
+            ended => {
+                feed.window.push_front((head, size));
+                feed.cancel(py);
+                return match ended {
+                    Err(error) => Err(error),
+                    Ok(_) => Err(PyTimeoutError::new_err(())),
+                };
             }
         }
         feed.bytes -= size;
@@ -542,6 +523,44 @@ impl MapIterator {
         if let Ok(mut feed) = self.feed.try_lock() {
             feed.cancel(py);
         }
+    }
+}
+
+impl MapIterator {
+    /// Waits for the first task of the window, taking more input meanwhile; false if the time was up.
+    fn wait_for_head(
+        &self,
+        py: Python<'_>,
+        feed: &mut Feed,
+        pool: &Pool,
+        head: &Arc<Task>,
+    ) -> PyResult<bool> {
+        while !head.is_done() && !pool.poll(head) {
+            if feed.ended || feed.window.len() >= WINDOW_ITEMS || !pool.wants_more() {
+                return wait_for(py, pool, head, self.deadline);
+            }
+            if feed.is_slow() {
+                // The result may be there in a moment, the next item will not.
+                let soon = monotonic_nanos() + feed.pull_nanos / 8;
+                let soon = self.deadline.map_or(soon, |deadline| deadline.min(soon));
+                if wait_for(py, pool, head, Some(soon))? {
+                    return Ok(true);
+                }
+                if self
+                    .deadline
+                    .is_some_and(|deadline| monotonic_nanos() >= deadline)
+                {
+                    return Ok(false);
+                }
+            }
+            let ahead = feed.window.len();
+            feed.pull(py, 16);
+            if feed.window.len() == ahead && !feed.ended {
+                // The window's bytes are used up.
+                return wait_for(py, pool, head, self.deadline);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -1337,8 +1337,13 @@ impl Pool {
                 }
             }
         }
-        let too_many =
-            state.failed_births >= MOST_FAILED_BIRTHS || state.killed_births >= MOST_KILLED_BIRTHS;
+        // A pool that has finished tasks before can start workers: it is more patient.
+        let most = if state.done > 0 && !initializing {
+            MOST_KILLED_BIRTHS
+        } else {
+            MOST_FAILED_BIRTHS
+        };
+        let too_many = state.failed_births >= most || state.killed_births >= MOST_KILLED_BIRTHS;
         if too_many && matches!(state.phase, Phase::Open | Phase::Closing(false)) {
             let breakage = if self.initializer.is_some() {
                 Breakage::InitializerDied(pid, cause)

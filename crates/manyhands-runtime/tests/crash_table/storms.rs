@@ -411,7 +411,7 @@ fn parent_killed(site: &Site, number: u64) {
         let jobs: Vec<Job> = (0..30)
             .map(|_| submit_any(site, &pool, &mut random, &definitions))
             .collect();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             kill_one(&pool, &mut random, &killed);
         }
         if number % 3 == 2

@@ -113,13 +113,22 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
+/// Waits until the zygote has reported so many workers, which may run before: each has two pidfds
+/// here, the zygote one.
+fn until_reported(workers: usize) {
+    until(|| {
+        let descriptors = processes::descriptors();
+        let pidfds = descriptors.iter().filter(|link| link.contains("pidfd"));
+        pidfds.count() > 2 * workers
+    });
+}
+
 fn zygote_killed(site: &Site) {
     let pool = site.pool(2);
     let blocker = site.submit(&pool, &format!("until:{}", site.path("go")));
     until(|| site.runs_of(&blocker) == 1);
-    // A worker that its zygote has not reported is lost with it. When the second worker runs, which
-    // this task needs, the first was reported.
-    site.assert_usable(&pool);
+    // A worker that its zygote has not reported is lost with it.
+    until_reported(1);
     let first = site.supervisor.zygote_pid();
     signal(first, libc::SIGKILL);
     until(|| site.supervisor.zygote_pid() != first);
@@ -145,6 +154,8 @@ fn zygote_killed(site: &Site) {
 fn zygote_stopped(site: &Site) {
     let pool = site.pool(1);
     site.assert_usable(&pool);
+    // Without a report nobody knows of the worker's death until the zygote goes on.
+    until_reported(1);
     let zygote = site.supervisor.zygote_pid();
     signal(zygote, libc::SIGSTOP);
     site.assert_usable(&pool);
@@ -350,14 +361,7 @@ fn many_workers_zygote_killed(site: &Site) {
     site.launch_with(&[(SLOW_FORK, "2")]);
     let pool = site.pool(40);
     pool.start_all();
-    until_stats(&pool, |stats| {
-        stats
-            .workers
-            .iter()
-            .filter(|worker| worker.pid != 0)
-            .count()
-            > 10
-    });
+    until_reported(10);
     signal(site.supervisor.zygote_pid(), libc::SIGKILL);
     // A worker that was forked and not reported may have started one.
     assert!(meet(site, &pool) >= 39);
