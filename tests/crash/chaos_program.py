@@ -1,7 +1,7 @@
 """A program that kills its own workers at random instants under a mixed load, and keeps the books.
 
-Arguments: kills, seed, workers, signals to send, separated by commas. Prints what it did; fails with
-an assertion where a promise of the pool was broken:
+Arguments: kills, seed, workers, signals to send, separated by commas. Prints what it did; fails
+with an assertion where a promise of the pool was broken:
 
 * every task ends;
 * a kill costs at most one task, which is one that ran in the killed worker;

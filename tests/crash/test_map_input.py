@@ -245,7 +245,7 @@ def test_a_map_that_outlives_its_pool() -> None:
             taken += 1
     except RuntimeError as error:
         assert "shut down" in str(error)
-    assert taken >= 10
+    assert taken >= 1
 
 
 @program_test

@@ -151,7 +151,7 @@ def test_cpython_87472_an_initializer_that_fails() -> None:
 
 @program_test
 def test_cpython_116685_cancel_and_unpicklable_work() -> None:
-    """cpython#116685: what cannot be pickled, with others cancelled, stops the executor's thread."""
+    """cpython#116685: unpicklable work, with other work cancelled, stops the executor's thread."""
     with mh.Pool(1) as pool:
         for _ in range(20):
             futures = [pool.submit(time.sleep, 0.001) for _ in range(10)]

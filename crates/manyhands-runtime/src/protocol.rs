@@ -390,9 +390,9 @@ impl WorkerKey {
         })
     }
 
-    /// As one number, for a poller.
+    /// As one number, for a poller; the three highest bits are the supervisor's own keys.
     pub(crate) fn pack(self) -> u64 {
-        (u64::from(self.pool & 0xff_ffff) << 40)
+        (u64::from(self.pool & 0x1f_ffff) << 40)
             | (u64::from(self.slot & 0xffff) << 24)
             | u64::from(self.generation & 0xff_ffff)
     }
