@@ -315,10 +315,27 @@ def _end_all() -> None:
         _end(pool)
 
 
+_interrupted_at_end = False
+
+
 def _ended_by_exception() -> bool:
-    # Set by the interpreter when an exception ends the program; in an interactive session it may
-    # be one of long ago.
-    return getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+    # `last_value` is set by the interpreter when an exception ends the program; in an interactive
+    # session it may be one of long ago.
+    ended = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+    return ended or _interrupted_at_end
+
+
+def _notice_interrupt_at_end() -> None:
+    """From here on Python only reports a Ctrl-C, while it waits for threads, and then goes on."""
+    report = sys.unraisablehook
+
+    def notice(args: Any, /) -> None:
+        global _interrupted_at_end
+        if args.exc_type is KeyboardInterrupt:
+            _interrupted_at_end = True
+        report(args)
+
+    sys.unraisablehook = notice
 
 
 def _at_exit() -> None:
@@ -334,13 +351,16 @@ def _at_exit() -> None:
     _core.stop_supervisor()
 
 
-def _at_interrupt() -> None:
+def _before_threads_end() -> None:
     """Ends the pools of an interrupted program before it waits for its other threads.
 
     Those may be waiting for tasks that take hours. What they hear then, that their tasks were
     cancelled, is no news to who pressed Ctrl-C: it is kept from the terminal.
     """
-    if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) or not _pools:
+    if not _pools:
+        return
+    if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+        _notice_interrupt_at_end()
         return
     show = threading.excepthook
 
@@ -364,7 +384,7 @@ atexit.register(_at_exit)
 try:
     # Exit handlers run after the interpreter has waited for all threads; the standard library's own
     # executors register here, too, for the same reason.
-    threading._register_atexit(_at_interrupt)  # type: ignore[attr-defined]
+    threading._register_atexit(_before_threads_end)  # type: ignore[attr-defined]
 except RuntimeError:
     pass  # first imported while the program ends
 os.register_at_fork(after_in_child=_after_fork_in_child)

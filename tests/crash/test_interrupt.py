@@ -199,9 +199,27 @@ def test_one_interrupt_ends_it(chosen: Program) -> None:
     assert not typed.survivors
 
 
-def test_interrupt_while_the_program_ends() -> None:
+@program
+def in_the_exit_of_the_program_that_waits_for_a_thread() -> None:
+    def linger():
+        time.sleep(0.5)
+
+    futures = [mh.submit(time.sleep, 60) for _ in range(4)]
+    while sum(future.running() for future in futures) < 2:
+        pass
+    threading.Thread(target=linger).start()
+    print("READY", flush=True)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05])
+@pytest.mark.parametrize(
+    "chosen",
+    [in_the_exit_of_the_program, in_the_exit_of_the_program_that_waits_for_a_thread],
+    ids=lambda chosen: chosen.name,
+)
+def test_interrupt_while_the_program_ends(chosen: Program, delay: float) -> None:
     """The main program is over and waits for what was submitted."""
-    typed = on_terminal(in_the_exit_of_the_program.source(), _CTRL_C)
+    typed = on_terminal(chosen.source(), _CTRL_C, delay=delay)
     print(f"it had ended {typed.seconds:.2f} s after the key")
     assert typed.shown.count("Traceback") <= 1, typed.shown
     assert not typed.survivors

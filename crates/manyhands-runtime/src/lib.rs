@@ -18,11 +18,15 @@ mod drain_role;
 #[cfg(not(manyhands_loom))]
 mod fail_point;
 #[cfg(not(manyhands_loom))]
+mod life_line;
+#[cfg(not(manyhands_loom))]
 mod pool;
 #[cfg(not(manyhands_loom))]
 mod protocol;
 #[cfg(not(manyhands_loom))]
 mod scheduler;
+#[cfg(not(manyhands_loom))]
+mod seat;
 #[cfg(not(manyhands_loom))]
 mod supervisor;
 #[cfg(not(manyhands_loom))]
@@ -38,9 +42,9 @@ pub use definition::Definition;
 #[cfg(not(manyhands_loom))]
 pub use fail_point::{FAIL_POINTS, fail_point};
 #[cfg(not(manyhands_loom))]
-pub use pool::{
-    Initializer, Pool, PoolOptions, PoolStats, Refused, WorkerStats, close_life_lines_after_fork,
-};
+pub use life_line::close_life_lines_after_fork;
+#[cfg(not(manyhands_loom))]
+pub use pool::{Initializer, Pool, PoolOptions, PoolStats, Refused, WorkerStats};
 #[cfg(not(manyhands_loom))]
 pub use protocol::{ResultKind, Section, TaskKind, WorkerKey};
 #[cfg(not(manyhands_loom))]

@@ -14,8 +14,10 @@
 
 use crate::completions::Completions;
 use crate::fail_point::fail_point;
-use crate::pool::{LifeLine, Pool, WorkerEnds};
+use crate::life_line::LifeLine;
+use crate::pool::Pool;
 use crate::protocol::{LONGEST_MESSAGE, WorkerKey, ZygoteMessage};
+use crate::seat::WorkerEnds;
 use crate::task::Cause;
 use manyhands_os::{
     Event, EventSignal, MemoryFile, Poller, Process, Received, Socket, block_all_signals,

@@ -1,0 +1,51 @@
+//! The parent's ends of its workers' life lines.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// The parent's end of a life line, known to `close_life_lines_after_fork`.
+#[derive(Debug)]
+pub(crate) struct LifeLine {
+    end: OwnedFd,
+    entry: usize,
+}
+
+/// Life lines of all pools, for `close_life_lines_after_fork`, which may take no lock.
+static LIFE_LINES: [AtomicI32; 4096] = [const { AtomicI32::new(-1) }; 4096];
+
+impl LifeLine {
+    pub(crate) fn new() -> io::Result<(Self, OwnedFd)> {
+        let (end, other) = manyhands_os::life_line()?;
+        let descriptor = end.as_raw_fd();
+        // Relaxed: the table is read in a child of fork, which sees all that its parent wrote.
+        let entry = LIFE_LINES.iter().position(|entry| {
+            entry
+                .compare_exchange(-1, descriptor, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        });
+        let entry =
+            entry.ok_or_else(|| io::Error::other("more than 4096 workers in one process"))?;
+        Ok((Self { end, entry }, other))
+    }
+}
+
+impl Drop for LifeLine {
+    fn drop(&mut self) {
+        // Out of the table before the descriptor is closed, so that a child never closes a number
+        // that has become something else's.
+        LIFE_LINES[self.entry].store(-1, Ordering::Relaxed);
+        let _closed_by_its_drop = &self.end;
+    }
+}
+
+/// In a child that the program forked itself: closes its copies of all life lines, so that workers
+/// die with their parent even while the child lives. Takes no lock and allocates nothing.
+pub fn close_life_lines_after_fork() {
+    for entry in &LIFE_LINES {
+        let descriptor = entry.swap(-1, Ordering::Relaxed);
+        if descriptor >= 0 {
+            manyhands_os::close_after_fork(descriptor);
+        }
+    }
+}

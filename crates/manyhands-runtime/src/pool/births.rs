@@ -1,0 +1,389 @@
+//! Births and deaths of workers, as the supervisor tells of them.
+
+use super::{Phase, Pool, Seat, State};
+use crate::fail_point::fail_point;
+use crate::life_line::LifeLine;
+use crate::protocol::{TaskKind, WorkerKey};
+use crate::scheduler::Slot;
+use crate::seat::{Worker, WorkerEnds};
+use crate::supervisor::Command;
+use crate::task::{Breakage, Bytes, Cause, Entry, Outcome};
+use manyhands_os::{Process, Socket, monotonic_nanos};
+use manyhands_shm::{ControlBlock, PoolPage, QueueWord};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// After so many births in a row without a finished task, the pool gives up.
+const MOST_FAILED_BIRTHS: u32 = 3;
+/// After so many in a row that were killed from outside, which is no fault of the program's.
+const MOST_KILLED_BIRTHS: u32 = 20;
+/// The same on all architectures of Linux and the BSDs.
+const SIGKILL: i32 = 9;
+
+impl Pool {
+    /// Empties the rings for the supervisor; whether to look again soon. It looks again while
+    /// results keep coming, so that a busy pool costs a poll now and then and not a system call
+    /// per result; then it is armed.
+    pub(crate) fn supervise(&self, last_drains: &mut u64) -> bool {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.try_again) {
+            self.balance(&mut state);
+            self.tell_all(&mut state);
+        }
+        if state.role.is_held() {
+            return state.try_again;
+        }
+        self.page.parent().awake();
+        self.drain(&mut state);
+        if state.try_again {
+            return true;
+        }
+        if state.drains != *last_drains && state.pending > 0 {
+            *last_drains = state.drains;
+            return true;
+        }
+        self.arm_supervisor(&mut state);
+        false
+    }
+
+    /// Seats for which a worker was asked, with the generation that it will be.
+    pub(crate) fn seats_asked(&self) -> Vec<WorkerKey> {
+        let state = self.lock();
+        let asked = state
+            .seats
+            .iter()
+            .enumerate()
+            .filter(|(_, seat)| matches!(seat, Seat::Asked));
+        asked
+            .map(|(index, _)| WorkerKey {
+                pool: self.id,
+                slot: index as u32,
+                generation: state.generations[index] + 1,
+            })
+            .collect()
+    }
+
+    /// Makes the memory and the lines of a worker, and gives its first tasks to it; what the new
+    /// process needs is returned.
+    pub(crate) fn prepare(&self, key: WorkerKey) -> io::Result<Option<WorkerEnds>> {
+        let control = ControlBlock::create()?;
+        fail_point("parent.block_made");
+        let (socket, workers_socket) = Socket::pair()?;
+        let (life_line, workers_life_line) = LifeLine::new()?;
+        let ends = WorkerEnds {
+            control: control.as_fd().try_clone_to_owned()?,
+            socket: workers_socket,
+            life_line: workers_life_line,
+        };
+        // SAFETY: the only reader of this block, which lives in the same value.
+        let reader = unsafe { control.result_reader() };
+        let mut state = self.lock();
+        let index = key.slot as usize;
+        if !matches!(state.seats[index], Seat::Asked) {
+            return Ok(None); // not wanted any more
+        }
+        state.generations[index] = key.generation;
+        state.seats[index] = Seat::Taken(Box::new(Worker {
+            control,
+            reader,
+            socket,
+            life_line,
+            process: None,
+            generation: key.generation,
+            known: HashMap::new(),
+            known_last: 0,
+            known_limit: 64,
+            forget: Vec::new(),
+            oldest: 0,
+            next: 0,
+            write_position: 0,
+            unpublished: 0,
+            files_sent: 0,
+            files_taken: 0,
+            consumed: 0,
+            finished: 0,
+            busy_nanos: 0,
+            born_at: monotonic_nanos(),
+            leaving: false,
+            violation: false,
+        }));
+        let slot = Slot(key.slot);
+        state.scheduler.open(slot, self.initializer.is_some());
+        if let Some(initializer) = &self.initializer {
+            let entry = Entry::new(
+                None,
+                TaskKind::Initialize,
+                initializer.definition.clone(),
+                initializer.needs.clone(),
+                initializer.tag,
+                Bytes::copy_of(&initializer.payload),
+            );
+            let unwritten = self.write(&mut state, slot, entry);
+            if unwritten.is_some() || state.scheduler.held_count(slot) != 1 {
+                // A worker that was not initialized may run nothing.
+                state.scheduler.close(slot);
+                state.seats[index] = Seat::Vacant;
+                return Err(io::Error::other("the initializer could not be sent"));
+            }
+            self.publish(&mut state, slot);
+        }
+        self.balance(&mut state);
+        self.ask_for_workers(&mut state);
+        self.tell_all(&mut state);
+        Ok(Some(ends))
+    }
+
+    pub(crate) fn page(&self) -> &PoolPage {
+        &self.page
+    }
+
+    /// The worker runs. If it is not wanted any more, it is told to leave or killed.
+    pub(crate) fn born(&self, key: WorkerKey, process: Process) -> io::Result<Option<OwnedFd>> {
+        let mut state = self.lock();
+        let killing = matches!(state.phase, Phase::Closing(true));
+        let Some(worker) = state.worker(key) else {
+            process.kill();
+            return Ok(None);
+        };
+        if killing || worker.violation {
+            process.kill();
+        }
+        let watch = process
+            .descriptor()
+            .map(|pidfd| pidfd.try_clone_to_owned())
+            .transpose()?;
+        worker.process = Some(process);
+        state.scheduler.born(Slot(key.slot));
+        if state.pending == 0 {
+            self.leave_if_closing(&mut state);
+        } else {
+            self.balance(&mut state);
+            self.tell_all(&mut state);
+        }
+        Ok(watch)
+    }
+
+    /// The worker is gone: what it had started is lost, the rest goes on.
+    pub(crate) fn died(&self, key: WorkerKey, cause: Cause) {
+        self.bury(key, cause, true);
+    }
+
+    pub(super) fn bury(&self, key: WorkerKey, cause: Cause, again: bool) {
+        let mut state = self.lock();
+        if state.worker(key).is_none() {
+            return;
+        }
+        let index = key.slot as usize;
+        // Frozen first: a worker that lives unseen, its zygote dead, publishes nothing after that
+        // but the result of what it runs.
+        if let Some(worker) = state.worker(key) {
+            worker.control.queue().freeze();
+        }
+        self.drain_seat(&mut state, index);
+        let seat = std::mem::replace(&mut state.seats[index], Seat::Vacant);
+        let Seat::Taken(mut worker) = seat else {
+            return;
+        };
+        self.page.end_spin(key.slot);
+        let slot = Slot(key.slot);
+        let queue = worker.control.queue().state();
+        let started = QueueWord::distance(worker.oldest, queue.next) as usize;
+        let loss = state.scheduler.died(slot, started, |entry| {
+            worker.unlearn(entry);
+            if let Some(task) = &entry.task {
+                task.set_place(None);
+            }
+        });
+        let cause = if worker.violation {
+            Cause::Protocol
+        } else {
+            cause
+        };
+        let pid = worker.pid();
+        let killing = matches!(state.phase, Phase::Closing(true));
+        let (mut blamed, mut initializing) = (false, false);
+        let mut leaving = worker.leaving;
+        for entry in loss.started {
+            match (entry.kind, entry.task) {
+                (TaskKind::Run, Some(task)) => {
+                    blamed = true;
+                    let outcome = if killing {
+                        Outcome::Cancelled
+                    } else {
+                        Outcome::Died {
+                            pid,
+                            cause,
+                            tag: entry.tag,
+                            payload: entry.payload,
+                        }
+                    };
+                    self.complete(&mut state, &task, outcome);
+                }
+                (TaskKind::Exit, _) => leaving = true,
+                (TaskKind::Initialize, _) => initializing = true,
+                _ => {}
+            }
+        }
+        // Start-up and exit messages that were never read go with the worker.
+        let mut returned = state.scheduler.take_queue();
+        returned.retain(|entry| entry.kind == TaskKind::Run);
+        for entry in returned {
+            state.scheduler.add(entry);
+        }
+        // A worker that was never born did not die, unless it ran unseen and a task is lost.
+        if !leaving && (blamed || worker.process.is_some()) {
+            state.deaths += 1;
+            if worker.finished == 0 && !blamed {
+                match cause {
+                    // Unknown: nobody is left who could tell what killed it, but something did.
+                    Cause::Signal(SIGKILL) | Cause::Unknown if !initializing => {
+                        state.killed_births += 1;
+                    }
+                    _ => state.count_failed_birth(),
+                }
+            }
+        }
+        // A pool that has finished tasks before can start workers: it is more patient.
+        let most = if state.done > 0 && !initializing {
+            MOST_KILLED_BIRTHS
+        } else {
+            MOST_FAILED_BIRTHS
+        };
+        let too_many = state.failed_births >= most || state.killed_births >= MOST_KILLED_BIRTHS;
+        if too_many && matches!(state.phase, Phase::Open | Phase::Closing(false)) {
+            let breakage = if self.initializer.is_some() {
+                Breakage::InitializerDied(pid, cause)
+            } else {
+                Breakage::Start(format!(
+                    "{} workers in a row died while they started ({cause:?})",
+                    state.failed_births + state.killed_births
+                ))
+            };
+            self.break_down(&mut state, Arc::new(breakage));
+        }
+        let wanted = match state.phase {
+            // One that could not even be started is asked for again by the next task.
+            Phase::Open => !leaving && again,
+            Phase::Closing(false) => state.pending > 0,
+            _ => false,
+        };
+        if wanted {
+            state.seats[index] = Seat::Asked;
+            self.supervisor.command(Command::Births(self.id));
+        }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
+        self.quiet.notify_all();
+    }
+
+    /// A worker could not be started. While others run they do its work; else the pool breaks,
+    /// after a few attempts.
+    pub(crate) fn not_born(&self, key: WorkerKey, why: &str) {
+        let mut state = self.lock();
+        let index = key.slot as usize;
+        if matches!(state.seats[index], Seat::Asked) {
+            state.seats[index] = Seat::Vacant;
+        }
+        let others = state.seats.iter().enumerate().any(|(other, seat)| {
+            other != index && matches!(seat, Seat::Taken(worker) if worker.process.is_some())
+        });
+        drop(state);
+        if !others {
+            self.birth_failed(why);
+        }
+        self.bury(key, Cause::Start, !others);
+        if !others {
+            let mut state = self.lock();
+            if matches!(state.phase, Phase::Open | Phase::Closing(false)) {
+                self.ask_for_workers(&mut state);
+            }
+        }
+    }
+
+    /// Counts a birth that failed; after a few in a row the pool breaks.
+    pub(crate) fn birth_failed(&self, why: &str) {
+        let mut state = self.lock();
+        state.count_failed_birth();
+        if state.failed_births >= MOST_FAILED_BIRTHS {
+            let why = format!("workers could not be started: {why}");
+            self.break_down(&mut state, Arc::new(Breakage::Start(why)));
+            self.tell_all(&mut state);
+        }
+    }
+
+    pub(super) fn break_down(&self, state: &mut State, why: Arc<Breakage>) {
+        if matches!(state.phase, Phase::Broken(_)) {
+            return;
+        }
+        state.phase = Phase::Broken(why.clone());
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            if !state.is_leaving(slot) {
+                let held = state.scheduler.held_count(slot);
+                self.take_back(state, slot, held);
+            }
+        }
+        for entry in state.scheduler.take_queue() {
+            if let Some(task) = &entry.task {
+                self.complete(state, task, Outcome::Broken(why.clone()));
+            }
+        }
+        self.leave_if_closing(state);
+    }
+
+    /// Kills the workers that have not left, for the end of the time that they were given; those that
+    /// are not even born are returned, to be buried: whoever was asked for them does not answer.
+    #[must_use]
+    pub(crate) fn kill_leaving(&self) -> Vec<WorkerKey> {
+        let state = self.lock();
+        let mut unborn = Vec::new();
+        for (index, seat) in state.seats.iter().enumerate() {
+            if let Seat::Taken(worker) = seat
+                && worker.leaving
+            {
+                match &worker.process {
+                    Some(process) => process.kill(),
+                    None => unborn.push(WorkerKey {
+                        pool: self.id,
+                        slot: index as u32,
+                        generation: worker.generation,
+                    }),
+                }
+            }
+        }
+        unborn
+    }
+
+    /// Whether the pool is closing and its last task has ended.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let state = self.lock();
+        !matches!(state.phase, Phase::Open) && state.pending == 0
+    }
+
+    /// Whether the pool is closed and its last worker gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        let state = self.lock();
+        !matches!(state.phase, Phase::Open) && state.pending == 0 && !state.has_workers()
+    }
+
+    /// Workers without a process: their birth was asked of a zygote that is gone.
+    pub(crate) fn unborn(&self) -> Vec<WorkerKey> {
+        let state = self.lock();
+        let mut keys = Vec::new();
+        for (index, seat) in state.seats.iter().enumerate() {
+            if let Seat::Taken(worker) = seat
+                && worker.process.is_none()
+            {
+                let (slot, generation) = (index as u32, worker.generation);
+                keys.push(WorkerKey {
+                    pool: self.id,
+                    slot,
+                    generation,
+                });
+            }
+        }
+        keys
+    }
+}
