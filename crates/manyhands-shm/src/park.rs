@@ -41,7 +41,7 @@ pub struct ParkWord(AtomicU32);
 
 impl ParkWord {
     /// A word whose owner is awake.
-    #[cfg(any(test, manyhands_loom))]
+    #[cfg(test)]
     #[expect(
         clippy::new_without_default,
         reason = "loom's atomics have no const default"

@@ -66,7 +66,7 @@ pub struct QueueWord(AtomicU64);
 
 impl QueueWord {
     /// An empty queue.
-    #[cfg(any(test, manyhands_loom))]
+    #[cfg(test)]
     #[expect(
         clippy::new_without_default,
         reason = "loom's atomics have no const default"

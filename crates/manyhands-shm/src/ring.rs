@@ -24,7 +24,7 @@ pub struct RingPositions {
 struct Line(AtomicU64);
 
 impl RingPositions {
-    #[cfg(any(test, manyhands_loom))]
+    #[cfg(test)]
     fn new() -> Self {
         Self {
             tail: Line(AtomicU64::new(0)),
