@@ -62,18 +62,10 @@ class Killer(threading.Thread):
         self.random = random.Random(seed)
         self.killed: collections.Counter[int] = collections.Counter()
         self.stopped = 0
-        # Workers killed while they started, since the last time that a task was done: after three
-        # in a row a pool gives up, as it should.
-        self.fresh = 0
-        self.done: dict[int, int] = {}
 
     def victims(self) -> list[mh.WorkerStats]:
         workers = self.pool.stats().workers
-        if any(worker.done > self.done.get(worker.pid, 0) for worker in workers):
-            self.fresh = 0
-        self.done = {worker.pid: worker.done for worker in workers}
-        found = [worker for worker in workers if worker.pid and worker.pid not in self.killed]
-        return [worker for worker in found if worker.done > 0 or self.fresh < 2]
+        return [worker for worker in workers if worker.pid and worker.pid not in self.killed]
 
     def run(self) -> None:
         token = os.environ[procfs.TOKEN]
@@ -83,8 +75,7 @@ class Killer(threading.Thread):
             victims = self.victims()
             if not victims:
                 continue
-            victim = self.random.choice(victims)
-            pid = victim.pid
+            pid = self.random.choice(victims).pid
             name = self.random.choice(self.signals)
             try:
                 with open(f"/proc/{pid}/environ", "rb") as file:
@@ -98,7 +89,6 @@ class Killer(threading.Thread):
                 else:
                     os.kill(pid, signal.Signals[f"SIG{name}"])
                     self.killed[pid] += 1
-                    self.fresh += victim.done == 0
             except (ProcessLookupError, FileNotFoundError, PermissionError):
                 continue
 

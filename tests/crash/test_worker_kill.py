@@ -230,7 +230,10 @@ def test_idle_workers_die_and_the_next_tasks_know_nothing() -> None:
         for _ in range(10):
             pids = [worker.pid for worker in pool.stats().workers if worker.pid]
             for pid in pids[: choose.randint(1, 2)]:
-                os.kill(pid, signal.SIGKILL)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # killed the last time, and not buried yet
                 while procfs.is_alive(pid):
                     pass
             error = pool.submit(abs, -3).exception(20)
