@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+# As in `typing`. Named tuples and dataclasses, which would do here, take a millisecond each.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 
-class WorkerStats(NamedTuple):
+class _Snapshot:
+    """Values at one moment, by name; they do not change."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __init__(self, **values: Any) -> None:
+        if values.keys() != set(self.__slots__):
+            raise TypeError(f"{type(self).__name__} has the fields {', '.join(self.__slots__)}")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is a snapshot: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is a snapshot: {name} cannot be deleted")
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__annotations__)
+        return f"{type(self).__name__}({fields})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in self.__slots__))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), {name: getattr(self, name) for name in self.__slots__}))
+
+
+def _rebuild(kind: type[_Snapshot], values: dict[str, Any]) -> _Snapshot:
+    return kind(**values)
+
+
+class WorkerStats(_Snapshot):
     """One worker of a pool, at one moment.
 
     Attributes:
@@ -20,6 +60,18 @@ class WorkerStats(NamedTuple):
         age: seconds since it was asked for.
     """
 
+    __slots__ = (
+        "age",
+        "busy",
+        "done",
+        "pid",
+        "restarts",
+        "slot",
+        "task_age",
+        "task_index",
+        "waiting",
+    )
+
     slot: int
     pid: int
     restarts: int
@@ -31,7 +83,7 @@ class WorkerStats(NamedTuple):
     age: float
 
 
-class PoolStats(NamedTuple):
+class PoolStats(_Snapshot):
     """A pool, at one moment.
 
     Attributes:
@@ -43,6 +95,8 @@ class PoolStats(NamedTuple):
         late_wakes: results that waited for a time-out because a wake-up was lost; 0, but for
             workers killed in the very act of waking.
     """
+
+    __slots__ = ("deaths", "done", "late_wakes", "pending", "queued", "workers")
 
     workers: tuple[WorkerStats, ...]
     queued: int
