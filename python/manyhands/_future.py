@@ -137,6 +137,13 @@ def _call(callback: Callable[[Any], object], future: Future[Any]) -> None:
         _log.exception("a callback of %r raised", future)
 
 
+def _wait_for_end(future: Future[Any]) -> None:
+    try:
+        future.exception()
+    except futures.CancelledError:
+        pass  # an end like any other
+
+
 class _Teller:
     """The thread that tells of ends, and the futures that it has to tell of."""
 
@@ -151,22 +158,31 @@ class _Teller:
     def observe(self, future: Future[Any]) -> _Watch:
         with self._lock:
             watch = future._watch
-            if watch is None:
-                watch = _Watch()
-                token = next(self._tokens)
-                self._observed[token] = future
-                if not future._observe(token):
-                    del self._observed[token]
-                    watch.ended = True
-                elif self._thread is None:
-                    self._start()
-                future._watch = watch
+            if watch is not None:
+                return watch
+            watch = _Watch()
+            token = next(self._tokens)
+            self._observed[token] = future
+            if not future._observe(token):
+                del self._observed[token]
+                watch.ended = True
+            elif self._thread is None and not self._start():
+                # Nobody can tell of the end: it is waited for.
+                del self._observed[token]
+                _wait_for_end(future)
+                watch.ended = True
+            future._watch = watch
             return watch
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="manyhands-teller", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="manyhands-teller", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False  # from Python 3.12 on no thread starts once the interpreter ends
+        self._thread = thread
+        return True
 
     def _run(self) -> None:
         stopping = False
@@ -179,7 +195,9 @@ class _Teller:
 
     def _tell(self, token: int) -> None:
         with self._lock:
-            future = self._observed.pop(token)
+            future = self._observed.pop(token, None)
+        if future is None:
+            return  # its end was waited for, see `observe`
         watch = future._watch
         assert watch is not None
         with watch.condition:
