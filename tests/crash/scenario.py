@@ -226,7 +226,12 @@ def on_terminal(source: str, keys: bytes, *, name: str = "program.py", delay: fl
     with tempfile.TemporaryDirectory(prefix="manyhands-test-") as folder:
         (Path(folder) / name).write_text(source)
         token = uuid.uuid4().hex
-        variables = {**os.environ, procfs.TOKEN: token, "PYTHONPATH": str(_HERE)}
+        variables = {
+            **os.environ,
+            procfs.TOKEN: token,
+            "PYTHONPATH": str(_HERE),
+            "PYTHON_COLORS": "0",
+        }
         command = [sys.executable, name]
         pid, master = pty.fork()
         if pid == 0:

@@ -95,7 +95,9 @@ def test_workers_and_zygote_at_once() -> None:
             while done < 50:
                 done += pool.submit(abs, -1).exception(20) is None
             assert list(pool.map(time.sleep, [0.002] * 60)) == [None] * 60
-        assert len(procfs.descriptors()) <= before + 2
+        # Some of the three workers, of four descriptors each, may be on their way now or have been
+        # then; a leak of what five rounds of deaths used would be more.
+        assert len(procfs.descriptors()) <= before + 12
 
 
 @program_test

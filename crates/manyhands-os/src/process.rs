@@ -244,3 +244,15 @@ pub fn thread_count() -> u32 {
 pub fn is_main_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()
 }
+
+/// Whether anybody holds the reading end of the pipe whose writing end this is.
+pub fn pipe_has_reader(end: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut ends = [PollFd::new(end, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // A pipe without readers is in error; if even that cannot be asked, nothing is known of any.
+    poll(&mut ends, Some(&at_once)).is_ok() && !ends[0].revents().contains(PollFlags::ERR)
+}

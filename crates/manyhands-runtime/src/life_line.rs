@@ -28,6 +28,11 @@ impl LifeLine {
             entry.ok_or_else(|| io::Error::other("more than 4096 workers in one process"))?;
         Ok((Self { end, entry }, other))
     }
+
+    /// Whether the process at the other end lives, and has taken its end.
+    pub(crate) fn has_reader(&self) -> bool {
+        manyhands_os::pipe_has_reader(&self.end)
+    }
 }
 
 impl Drop for LifeLine {

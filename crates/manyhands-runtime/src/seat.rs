@@ -21,7 +21,6 @@ pub(crate) struct Worker {
     pub(crate) reader: RingReader,
     pub(crate) socket: Socket,
     /// Closing it kills the worker.
-    #[expect(dead_code, reason = "held for its closing")]
     pub(crate) life_line: LifeLine,
     pub(crate) process: Option<Process>,
     pub(crate) generation: u32,

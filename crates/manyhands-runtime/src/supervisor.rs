@@ -619,21 +619,7 @@ impl Thread {
                 let (Ok(process), Some(pool)) = (process, pool) else {
                     return;
                 };
-                self.pids.insert(pid, key);
-                match pool.born(key, process) {
-                    Ok(Some(watch)) => {
-                        if let Err(error) = self.supervisor.poller.add(&watch, key.pack()) {
-                            self.supervisor
-                                .log(true, format!("worker {pid} cannot be watched: {error}"));
-                        }
-                        self.watched.insert(key.pack(), (key, watch));
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        self.supervisor
-                            .log(true, format!("worker {pid} cannot be watched: {error}"));
-                    }
-                }
+                self.born(&pool, key, process);
             }
             ZygoteMessage::NotForked(key, why) => {
                 let Some(pool) = self.pool(key.pool) else {
@@ -681,6 +667,23 @@ impl Thread {
         }
     }
 
+    /// A worker runs: it is watched from now on.
+    fn born(&mut self, pool: &Arc<Pool>, key: WorkerKey, process: Process) {
+        let pid = process.pid();
+        self.pids.insert(pid, key);
+        let watched = pool.born(key, process).and_then(|watch| {
+            if let Some(watch) = watch {
+                self.supervisor.poller.add(&watch, key.pack())?;
+                self.watched.insert(key.pack(), (key, watch));
+            }
+            Ok(())
+        });
+        if let Err(error) = watched {
+            self.supervisor
+                .log(true, format!("worker {pid} cannot be watched: {error}"));
+        }
+    }
+
     fn zygote_gone(&mut self, number: u64) {
         let Some(zygote) = self.zygotes.remove(&number) else {
             return;
@@ -708,6 +711,14 @@ impl Thread {
             for pool in self.supervisor.pools() {
                 let mut unborn = pool.unborn();
                 unborn.retain(|key| !asked_of_others.contains(key));
+                // What it forked and had no time to report may run a task already.
+                unborn.retain(|&key| match pool.unreported(key) {
+                    Some(process) => {
+                        self.born(&pool, key, process);
+                        false
+                    }
+                    None => true,
+                });
                 if !unborn.is_empty() {
                     pool.birth_failed(&format!(
                         "the zygote ended while it was starting ({status:?})"

@@ -368,6 +368,22 @@ impl Pool {
         !matches!(state.phase, Phase::Open) && state.pending == 0 && !state.has_workers()
     }
 
+    /// The process of a worker that nobody reported, if it lives and has said its pid itself. The number
+    /// is that of the worker and of no later process if, after it was opened, the life line still has
+    /// its reader.
+    pub(crate) fn unreported(&self, key: WorkerKey) -> Option<Process> {
+        let mut state = self.lock();
+        let worker = state.worker(key)?;
+        let pid = worker.control.pid().cast_signed();
+        if pid == 0 || worker.process.is_some() {
+            return None;
+        }
+        // A process that cannot be opened is treated as gone, and its life line ends it.
+        let process = Process::open(pid).ok()?;
+        process.descriptor()?;
+        worker.life_line.has_reader().then_some(process)
+    }
+
     /// Workers without a process: their birth was asked of a zygote that is gone.
     pub(crate) fn unborn(&self) -> Vec<WorkerKey> {
         let state = self.lock();
