@@ -335,9 +335,10 @@ def test_cancelled_tasks_leave_nothing() -> None:
         print(f"{grown / 1e6:.1f} MB after 750 MB of cancelled arguments")
         assert grown < 150e6
         deadline = time.monotonic() + 10
-        while len(procfs.descriptors()) > before and time.monotonic() < deadline:
+        while len(procfs.descriptors()) > before + 2 and time.monotonic() < deadline:
             pool.submit(len, payload).result(20)
-        assert len(procfs.descriptors()) <= before
+        # The two descriptors that watch the worker may have come after its first result.
+        assert len(procfs.descriptors()) <= before + 2
 
 
 @program_test
