@@ -24,11 +24,13 @@ from manyhands._errors import (
 )
 from manyhands._future import Future
 from manyhands._pool import Pool
+from manyhands._results import Failure, Results, Summary
 from manyhands._stats import PoolStats, WorkerStats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Failure",
     "Future",
     "NotPicklable",
     "OwnerDied",
@@ -37,6 +39,8 @@ __all__ = [
     "PoolStats",
     "RemoteError",
     "RemoteTraceback",
+    "Results",
+    "Summary",
     "TaskError",
     "TaskMemoryExceeded",
     "TaskTimeout",

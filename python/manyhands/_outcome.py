@@ -14,13 +14,14 @@ def _task(label: str, index: int) -> str:
     return f"task {index} ({label})" if label else f"task {index}"
 
 
-def rebuild_error(payload: bytes, label: str, index: int) -> BaseException:
-    """The exception that a task raised, with the worker's traceback as its cause.
+def rebuild_error(payload: bytes, label: str, index: int) -> tuple[BaseException, int, int]:
+    """The exception that a task raised, with the worker's traceback as its cause; the worker's pid;
+    which attempt it was.
 
     Where it cannot be rebuilt, or would end this program if it were raised (`SystemExit` and its
     kind), a `RemoteError` stands for it.
     """
-    pickled, type_name, message, text, note = loads(payload)
+    pickled, type_name, message, text, note, pid, attempt = loads(payload)
     error: BaseException | None = None
     why = f"raised {type_name}: {message}" if message else f"raised {type_name}"
     if pickled is None:
@@ -45,7 +46,7 @@ def rebuild_error(payload: bytes, label: str, index: int) -> BaseException:
         )
     error.__cause__ = RemoteTraceback(text)
     error.add_note(note)
-    return error
+    return error, pid, attempt
 
 
 def bad_result(problem: BaseException, label: str, index: int) -> BaseException:
@@ -106,7 +107,7 @@ def breakage(
 ) -> BaseException:
     """For a pool that can run nothing any more."""
     if kind == "initializer" and payload is not None:
-        error = rebuild_error(payload, "the initializer", 0)
+        error = rebuild_error(payload, "the initializer", 0)[0]
         error.add_note("manyhands: the pool's initializer raised this; the pool runs no tasks")
         return error
     if kind == "died":

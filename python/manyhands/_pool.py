@@ -7,14 +7,17 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from manyhands import _core, _encoding, _future
 from manyhands._cpu import default_workers
+from manyhands._describe import name_of
 from manyhands._future import forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
+from manyhands._options import map_options, shortest
+from manyhands._results import Results, caller
 from manyhands._stats import PoolStats, WorkerStats
 
 if TYPE_CHECKING:
@@ -104,10 +107,15 @@ class Pool(_core.PoolBase, Executor):
         pool = super().__new__(cls, workers, start, show_args)
         pool.name = name if name is not None else f"pool of {workers}"
         pool._workers = workers
+        pool._is_default = False
+        pool._maps = weakref.WeakSet()
         _pools.add(pool)
         return pool
 
     _workers: int
+    _is_default: bool
+    # What was mapped and not dropped: a clean end finishes what nobody has iterated.
+    _maps: weakref.WeakSet[Results[Any]]
 
     if TYPE_CHECKING:
         # What may be written: without the spellings that `__new__` takes only to refuse them.
@@ -131,8 +139,14 @@ class Pool(_core.PoolBase, Executor):
         /,
         *,
         timeout: float | None = None,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
         chunksize: int | None = None,
-    ) -> Iterator[R]: ...
+    ) -> Results[R]: ...
     @overload
     def map(
         self,
@@ -142,8 +156,14 @@ class Pool(_core.PoolBase, Executor):
         /,
         *,
         timeout: float | None = None,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
         chunksize: int | None = None,
-    ) -> Iterator[R]: ...
+    ) -> Results[R]: ...
     @overload
     def map(
         self,
@@ -154,8 +174,14 @@ class Pool(_core.PoolBase, Executor):
         /,
         *,
         timeout: float | None = None,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
         chunksize: int | None = None,
-    ) -> Iterator[R]: ...
+    ) -> Results[R]: ...
     @overload
     def map(
         self,
@@ -167,53 +193,116 @@ class Pool(_core.PoolBase, Executor):
         /,
         *iterables: Iterable[Any],
         timeout: float | None = None,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
         chunksize: int | None = None,
-    ) -> Iterator[R]: ...
+    ) -> Results[R]: ...
     def map(
         self,
         fn: Callable[..., R],
         /,
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int | None = None,
-    ) -> Iterator[R]:
-        """An iterator over `fn(*items)` for the items of the iterables, in their order.
+        **options: Any,
+    ) -> Results[R]:
+        """Runs `fn(*items)` for the items of the iterables; the results, as they come.
 
         The first items are taken and started in the call, and more as results are taken: endless
-        input works in constant memory. The shortest of several iterables ends it. An exception of
-        a task, or of the input, is raised in its place, and what has not started then is cancelled.
+        input works in constant memory. The shortest of several iterables ends it.
 
         Args:
-            fn: what to run.
+            fn: what to run. What a generator function yields comes one by one.
             iterables: its arguments.
             timeout: seconds from the call until the last result; `TimeoutError` after that.
-            chunksize: accepted and ignored: portions follow the measured duration of tasks.
+            ordered: whether results come in the order of the input, or as they are ready.
+            on_error: for an item that fails: "raise" raises its exception in its place and cancels
+                the others; "return" gives a `Failure` in its place; "skip" leaves it out, and
+                `.failures` has it; "group" raises all in an `ExceptionGroup` at the end.
+            buffersize: the most items that were taken and whose results were not; 100,000 and 64 MB
+                by default.
+            total: how many items there are, where the iterables cannot tell, for progress.
+            batch: the function gets a list of up to so many items, and returns a list of as many
+                results; these come one by one.
+            progress: True and False show it or not; by default it is shown on a terminal and in a
+                notebook after two seconds. A callable, or a bar of tqdm or rich, is told instead.
+            chunksize: accepted as a hint and not needed: portions follow the measured durations.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
         ...     list(pool.map(pow, [1, 2, 3], [2, 2, 2]))
         [1, 4, 9]
         """
-        del chunksize
         if not iterables:
             raise TypeError("map() needs at least one iterable besides the function")
-        return self._map(fn, iterables, False, timeout)
+        return self._results(fn, iterables, False, timeout, "map", options)
 
     @overload
-    def starmap(self, fn: Callable[[A], R], iterable: Iterable[tuple[A]], /) -> Iterator[R]: ...
+    def starmap(
+        self,
+        fn: Callable[[A], R],
+        iterable: Iterable[tuple[A]],
+        /,
+        *,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
+        chunksize: int | None = None,
+    ) -> Results[R]: ...
     @overload
     def starmap(
-        self, fn: Callable[[A, B], R], iterable: Iterable[tuple[A, B]], /
-    ) -> Iterator[R]: ...
+        self,
+        fn: Callable[[A, B], R],
+        iterable: Iterable[tuple[A, B]],
+        /,
+        *,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
+        chunksize: int | None = None,
+    ) -> Results[R]: ...
     @overload
     def starmap(
-        self, fn: Callable[[A, B, C], R], iterable: Iterable[tuple[A, B, C]], /
-    ) -> Iterator[R]: ...
+        self,
+        fn: Callable[[A, B, C], R],
+        iterable: Iterable[tuple[A, B, C]],
+        /,
+        *,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
+        chunksize: int | None = None,
+    ) -> Results[R]: ...
     @overload
     def starmap(
-        self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /
-    ) -> Iterator[R]: ...
-    def starmap(self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]:
+        self,
+        fn: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        /,
+        *,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
+        chunksize: int | None = None,
+    ) -> Results[R]: ...
+    def starmap(
+        self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
+    ) -> Results[R]:
         """As `map`, over tuples of arguments: `fn(*item)` for each item.
 
         >>> import manyhands as mh
@@ -221,7 +310,36 @@ class Pool(_core.PoolBase, Executor):
         ...     list(pool.starmap(pow, [(1, 2), (2, 2)]))
         [1, 4]
         """
-        return self._map(fn, (iterable,), True, None)
+        return self._results(fn, (iterable,), True, None, "starmap", options)
+
+    def _results(
+        self,
+        fn: Callable[..., R],
+        iterables: tuple[Iterable[Any], ...],
+        star: bool,
+        timeout: float | None,
+        method: str,
+        options: dict[str, Any],
+    ) -> Results[R]:
+        chosen = map_options(method, fn, options)
+        total = chosen.total
+        if total is None:
+            total = shortest(iterables)
+        source = self._map(
+            fn, iterables, star, chosen.ordered, chosen.batch, timeout, chosen.buffersize
+        )
+        results: Results[R] = Results._make(
+            source,
+            name=name_of(fn),
+            total=total if chosen.batch is None or total is None else -(-total // chosen.batch),
+            engine="process",
+            workers=self._workers,
+            on_error=chosen.on_error,
+            batched=chosen.batch is not None,
+            site=caller() if self._is_default else None,
+        )
+        self._maps.add(results)
+        return results
 
     def stats(self) -> PoolStats:
         """What the pool and its workers do now.
@@ -243,10 +361,18 @@ class Pool(_core.PoolBase, Executor):
             wait: whether to wait for that.
             cancel_futures: whether tasks that have not started are cancelled.
         """
+        if not cancel_futures:
+            self._finish_maps()
         self._close(cancel_futures, False)
         if wait:
             self._wait(True, None)
             forward_logs()
+
+    def _finish_maps(self) -> None:
+        """Takes the input of maps that nobody has iterated, so that all of it runs."""
+        for results in list(self._maps):
+            if not results._used:
+                results._take_all_input()
 
     def __exit__(
         self,
@@ -344,6 +470,11 @@ def _at_exit() -> None:
         _end_all()
     else:
         for pool in pools:
+            if pool._is_default:
+                for results in list(pool._maps):
+                    results._warn_if_lost()
+            else:
+                pool._finish_maps()
             pool._close(False, False)
         for pool in pools:
             pool._wait(True, None)

@@ -6,12 +6,15 @@
 //! | `ARGS`         | pickle of the tuple of arguments               |
 //! | `ARGS_KWARGS`  | pickle of (arguments, keywords)                |
 //! | `CALL`         | pickle of (callable, arguments, keywords)      |
+//! | `ONE_PLAIN`    | the one argument, by `codec`                   |
+//! | `ONE`          | pickle of the one argument                     |
 //!
-//! Results are `PLAIN` (by `codec`) or `PICKLE`; errors are what `manyhands._outcome` makes of them.
+//! Results are `PLAIN` (by `codec`) or `PICKLE`, or `NOTHING` where a generator has ended; errors are what `manyhands._outcome` makes of them.
 //! The bit `HIDE_ARGS` keeps arguments out of messages.
 
+use crate::codec::{Decoder, Encoder};
 use crate::functions::{self, PyDefinition};
-use crate::{codec, hooks, pickle};
+use crate::{hooks, pickle};
 use manyhands_runtime::{Bytes, Definition};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -24,10 +27,16 @@ pub(crate) const ARGS_PLAIN: u8 = 1;
 pub(crate) const ARGS: u8 = 2;
 pub(crate) const ARGS_KWARGS: u8 = 3;
 pub(crate) const CALL: u8 = 4;
+pub(crate) const ONE_PLAIN: u8 = 5;
+pub(crate) const ONE: u8 = 6;
 pub(crate) const HIDE_ARGS: u8 = 0x80;
 
 pub(crate) const PLAIN: u8 = 1;
 pub(crate) const PICKLE: u8 = 2;
+pub(crate) const NOTHING: u8 = 3;
+
+/// The most bytes that are kept for the next value.
+const MOST_KEPT: usize = 64 * 1024;
 
 /// A call, encoded.
 pub(crate) struct Call {
@@ -40,15 +49,34 @@ pub(crate) struct Call {
 thread_local! {
     /// Where plain values are put together; kept small.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// For values that come alone.
+    static DECODER: RefCell<Decoder> = RefCell::default();
 }
 
-/// Encodes a value with the codec, if it is plain.
-pub(crate) fn plain<R>(value: &Bound<'_, PyAny>, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
-    SCRATCH.with(|scratch| {
-        let mut scratch = scratch.borrow_mut();
-        scratch.clear();
-        codec::encode(value, &mut scratch).then(|| read(&scratch))
-    })
+/// Encodes a value with the codec, if it is plain; what else has to be known to decode it.
+fn plain(value: &Bound<'_, PyAny>) -> PyResult<Option<(Bytes, Vec<Arc<Definition>>)>> {
+    let mut encoder = Encoder::default();
+    let bytes = SCRATCH.with(|scratch| {
+        // Taken, since looking at a class may run anything.
+        let mut bytes = scratch.take();
+        bytes.clear();
+        let is_plain = encoder.encode(value, &mut bytes);
+        let found = is_plain.then(|| Bytes::copy_of(&bytes));
+        if bytes.capacity() <= MOST_KEPT {
+            scratch.replace(bytes);
+        }
+        found
+    });
+    let Some(bytes) = bytes else {
+        return Ok(None);
+    };
+    let names = encoder.take_main_classes();
+    let needs = if names.is_empty() {
+        Vec::new()
+    } else {
+        bindings(value.py(), &names)?
+    };
+    Ok(Some((bytes, needs)))
 }
 
 /// Encodes a call. Everything in it is as it is now, whatever the caller changes later.
@@ -63,11 +91,11 @@ pub(crate) fn encode_call(
     let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
     if definition.is_some()
         && kwargs.is_none()
-        && let Some(payload) = plain(args.as_any(), Bytes::copy_of)
+        && let Some((payload, needs)) = plain(args.as_any())?
     {
         return Ok(Call {
             definition,
-            needs: Vec::new(),
+            needs,
             tag: ARGS_PLAIN,
             payload,
         });
@@ -86,8 +114,103 @@ pub(crate) fn encode_call(
     })
 }
 
+/// The definition of the function of a map: what it has captured is taken now and sent once to each
+/// worker, of whatever kind the callable is.
+pub(crate) fn define_for_map(function: &Bound<'_, PyAny>) -> PyResult<Arc<Definition>> {
+    if let Some(definition) = functions::definition(function)? {
+        return Ok(definition);
+    }
+    let answer = hooks::define(function.py())?
+        .call1((function,))?
+        .cast_into::<PyTuple>()?;
+    let definition = answer.get_item(0)?.cast_into::<PyDefinition>()?;
+    Ok(definition.get().0.clone())
+}
+
+/// Encodes items of a map, one after another.
+pub(crate) struct ItemEncoder {
+    encoder: Encoder,
+    /// What has to be known for the items since it was asked last.
+    needs: Vec<Arc<Definition>>,
+}
+
+/// An item that went by pickle.
+pub(crate) struct Pickled {
+    pub(crate) tag: u8,
+    pub(crate) bytes: Py<PyBytes>,
+}
+
+impl ItemEncoder {
+    pub(crate) fn new() -> Self {
+        Self {
+            encoder: Encoder::default(),
+            needs: Vec::new(),
+        }
+    }
+
+    /// Appends the item to `out` if it is plain, and gives its tag; else gives it as a pickle. With
+    /// `star` the item is a tuple of arguments, else it is the one argument.
+    #[inline]
+    pub(crate) fn encode(
+        &mut self,
+        item: &Bound<'_, PyAny>,
+        star: bool,
+        out: &mut Vec<u8>,
+    ) -> PyResult<Result<u8, Pickled>> {
+        let start = out.len();
+        if self.encoder.encode(item, out) {
+            return Ok(Ok(if star { ARGS_PLAIN } else { ONE_PLAIN }));
+        }
+        out.truncate(start);
+        self.pickle(item, star).map(Err)
+    }
+
+    fn pickle(&mut self, item: &Bound<'_, PyAny>, star: bool) -> PyResult<Pickled> {
+        let py = item.py();
+        let (tag, (bytes, needs)) = match quick_pickle(item)? {
+            Some(found) => (if star { ARGS } else { ONE }, found),
+            // The slow way names the path to what it refuses, and wants arguments for that.
+            None if star => (ARGS, slow_pickle(item, ARGS)?),
+            None => (ARGS, slow_pickle(PyTuple::new(py, [item])?.as_any(), ARGS)?),
+        };
+        for need in needs {
+            self.need(need);
+        }
+        Ok(Pickled {
+            tag,
+            bytes: bytes.unbind(),
+        })
+    }
+
+    /// Has what `take_needs` gave given again.
+    pub(crate) fn put_back(&mut self, needs: &[Arc<Definition>]) {
+        for need in needs {
+            self.need(need.clone());
+        }
+    }
+
+    fn need(&mut self, need: Arc<Definition>) {
+        if !self.needs.iter().any(|other| Arc::ptr_eq(other, &need)) {
+            self.needs.push(need);
+        }
+    }
+
+    /// What has to be known for the items since it was asked last. What it found of classes is
+    /// forgotten with that: it holds for one block.
+    pub(crate) fn take_needs(&mut self, py: Python<'_>) -> PyResult<Vec<Arc<Definition>>> {
+        let names = self.encoder.take_main_classes();
+        if !names.is_empty() {
+            for need in bindings(py, &names)? {
+                self.need(need);
+            }
+        }
+        self.encoder = Encoder::default();
+        Ok(std::mem::take(&mut self.needs))
+    }
+}
+
 /// Copies bytes; many go to a message file, if one can be had.
-fn to_bytes(bytes: &[u8]) -> Bytes {
+pub(crate) fn to_bytes(bytes: &[u8]) -> Bytes {
     const MANY: usize = 1 << 20;
     if bytes.len() >= MANY
         && manyhands_os::MessageFile::count() < 64
@@ -98,11 +221,18 @@ fn to_bytes(bytes: &[u8]) -> Bytes {
     Bytes::copy_of(bytes)
 }
 
+type PickledNeeds<'py> = (Bound<'py, PyBytes>, Vec<Arc<Definition>>);
+
 /// Pickles an object, the fast way where that is right.
-fn by_pickle<'py>(
-    object: &Bound<'py, PyAny>,
-    tag: u8,
-) -> PyResult<(Bound<'py, PyBytes>, Vec<Arc<Definition>>)> {
+fn by_pickle<'py>(object: &Bound<'py, PyAny>, tag: u8) -> PyResult<PickledNeeds<'py>> {
+    match quick_pickle(object)? {
+        Some(found) => Ok(found),
+        None => slow_pickle(object, tag),
+    }
+}
+
+/// The fast way: none where it is not right.
+fn quick_pickle<'py>(object: &Bound<'py, PyAny>) -> PyResult<Option<PickledNeeds<'py>>> {
     let py = object.py();
     match pickle::dumps(py, object) {
         Ok(bytes) => {
@@ -112,16 +242,20 @@ fn by_pickle<'py>(
                 } else {
                     bindings(py, &names)?
                 };
-                return Ok((bytes, needs));
+                return Ok(Some((bytes, needs)));
             }
+            Ok(None)
         }
         Err(error) if error.is_instance_of::<pyo3::exceptions::PyKeyboardInterrupt>(py) => {
-            return Err(error);
+            Err(error)
         }
         // The slow way says what is wrong, if it can do no better.
-        Err(_) => {}
+        Err(_) => Ok(None),
     }
-    let answer = hooks::dumps(py)?
+}
+
+fn slow_pickle<'py>(object: &Bound<'py, PyAny>, tag: u8) -> PyResult<PickledNeeds<'py>> {
+    let answer = hooks::dumps(object.py())?
         .call1((object, tag))?
         .cast_into::<PyTuple>()?;
     let bytes = answer.get_item(0)?.cast_into::<PyBytes>()?;
@@ -205,11 +339,10 @@ pub(crate) type Decoded<'py> = (
 #[inline]
 pub(crate) fn decode_call<'py>(py: Python<'py>, tag: u8, bytes: &[u8]) -> PyResult<Decoded<'py>> {
     match tag & !HIDE_ARGS {
-        ARGS_PLAIN => {
-            let mut rest = bytes;
-            Ok((None, codec::decode(py, &mut rest)?.cast_into()?, None))
-        }
+        ARGS_PLAIN => Ok((None, decode_plain(py, bytes)?.cast_into()?, None)),
         ARGS => Ok((None, pickle::loads(py, bytes)?.cast_into()?, None)),
+        ONE_PLAIN => Ok((None, PyTuple::new(py, [decode_plain(py, bytes)?])?, None)),
+        ONE => Ok((None, PyTuple::new(py, [pickle::loads(py, bytes)?])?, None)),
         ARGS_KWARGS => {
             let call = pickle::loads(py, bytes)?.cast_into::<PyTuple>()?;
             let kwargs = call.get_item(1)?.cast_into()?;
@@ -232,17 +365,63 @@ pub(crate) fn decode_call<'py>(py: Python<'py>, tag: u8, bytes: &[u8]) -> PyResu
     }
 }
 
-/// Decodes a result.
+/// What an item of a block runs its function with.
+pub(crate) enum Item<'py> {
+    One(Bound<'py, PyAny>),
+    Star(Bound<'py, PyTuple>),
+}
+
+/// Decodes an item of a block.
+#[inline]
+pub(crate) fn decode_item<'py>(
+    py: Python<'py>,
+    decoder: &mut Decoder,
+    tag: u8,
+    mut bytes: &[u8],
+) -> PyResult<Item<'py>> {
+    Ok(match tag {
+        ONE_PLAIN => Item::One(decoder.decode(py, &mut bytes)?),
+        ARGS_PLAIN => Item::Star(decoder.decode(py, &mut bytes)?.cast_into()?),
+        ONE => Item::One(pickle::loads(py, bytes)?),
+        _ => Item::Star(pickle::loads(py, bytes)?.cast_into()?),
+    })
+}
+
+/// Decodes a plain value that comes alone.
+fn decode_plain<'py>(py: Python<'py>, mut bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    // Taken, since a class that is looked up may import its module, which may run anything.
+    let mut decoder = DECODER.take();
+    let value = decoder.decode(py, &mut bytes);
+    decoder.forget_classes();
+    DECODER.replace(decoder);
+    value
+}
+
+/// Decodes a result that comes alone.
 #[inline]
 pub(crate) fn decode_value<'py>(
     py: Python<'py>,
     tag: u8,
     bytes: &[u8],
 ) -> PyResult<Bound<'py, PyAny>> {
+    match tag {
+        PLAIN => decode_plain(py, bytes),
+        NOTHING => Ok(py.None().into_bound(py)),
+        _ => pickle::loads(py, bytes),
+    }
+}
+
+/// Decodes a result of an item, one of many.
+#[inline]
+pub(crate) fn decode_result<'py>(
+    py: Python<'py>,
+    decoder: &mut Decoder,
+    tag: u8,
+    mut bytes: &[u8],
+) -> PyResult<Bound<'py, PyAny>> {
     if tag == PLAIN {
-        let mut rest = bytes;
-        codec::decode(py, &mut rest)
+        decoder.decode(py, &mut bytes)
     } else {
-        pickle::loads(py, bytes)
+        decode_value(py, tag, bytes)
     }
 }

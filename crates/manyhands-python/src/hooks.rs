@@ -42,3 +42,11 @@ hook!(/// `(function, modules…)`: called before the first task of a pool.
     prepare, "manyhands._launch", "prepare");
 hook!(/// `()`: says what workers find at their birth now.
     tell_birth_again, "manyhands._launch", "tell_birth_again");
+hook!(/// `(errors, results) -> BaseExceptionGroup`.
+    group, "manyhands._results", "group");
+hook!(/// `(error, results, index) -> BaseException`: what a map raises for an item that failed.
+    raised, "manyhands._results", "raised");
+hook!(/// `(error, index, input, attempts, pid, results) -> Failure`.
+    failure, "manyhands._results", "failure");
+hook!(/// `(results) -> Summary`, at the end of `run`.
+    summary, "manyhands._results", "summary");

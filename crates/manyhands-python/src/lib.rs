@@ -1,14 +1,18 @@
 //! The Python module `manyhands._core`: converts, detaches, maps errors; nothing else.
 
 mod calls;
+mod classes;
 mod codec;
+mod feed;
 mod functions;
 mod future;
 mod hooks;
+mod input;
 mod outcome;
 mod pickle;
 mod pool;
 mod process;
+mod results;
 mod worker;
 
 #[pyo3::pymodule(gil_used = false)]
@@ -18,12 +22,14 @@ mod _core {
     #[pymodule_export]
     use super::future::TaskFuture;
     #[pymodule_export]
-    use super::pool::{MapIterator, PoolBase};
+    use super::pool::PoolBase;
     #[pymodule_export]
     use super::process::{
         after_fork_in_child, cpu_count, cpu_limits, preload, process_generation, ring_completions,
         set_birth, set_launcher, stop_supervisor, take_logs, wait_completions, warm, zygote_pid,
     };
+    #[pymodule_export]
+    use super::results::{ResultsBase, SourceHandle};
     #[pymodule_export]
     use super::worker::{PyBirth, PyZygote, run_worker};
 }

@@ -1,10 +1,16 @@
 //! How a task's end looks in Python.
 
-use crate::calls::{self, ARGS_PLAIN};
+use crate::calls::{self, ARGS_PLAIN, ONE_PLAIN};
 use crate::hooks;
-use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Task};
+use crate::results::Failed;
+use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Over, Task};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+
+/// What a result that cannot be decoded is raised as.
+pub(crate) fn bad_result(py: Python<'_>, error: PyErr, label: &str, index: u64) -> PyErr {
+    raise(hooks::bad_result(py).and_then(|hook| hook.call1((error.into_value(py), label, index))))
+}
 
 fn label(task: &Task) -> &str {
     task.definition
@@ -39,23 +45,37 @@ pub(crate) fn value<'py>(
     task: &Task,
     outcome: &Outcome,
 ) -> PyResult<Bound<'py, PyAny>> {
+    of_item(py, outcome, label(task), task.index).map_err(|failed| failed.error)
+}
+
+/// The value of an item, or how it failed.
+pub(crate) fn of_item<'py>(
+    py: Python<'py>,
+    outcome: &Outcome,
+    label: &str,
+    index: u64,
+) -> Result<Bound<'py, PyAny>, Failed> {
+    let failed = |error, pid, attempts| Failed {
+        error,
+        pid,
+        attempts,
+    };
     match outcome {
         Outcome::Value(tag, bytes) => {
             let decoded = bytes
                 .with(|bytes| calls::decode_value(py, *tag, bytes))
                 .unwrap_or_else(|error| Err(error.into()));
-            decoded.map_err(|error| {
-                raise(
-                    hooks::bad_result(py).and_then(|hook| {
-                        hook.call1((error.into_value(py), label(task), task.index))
-                    }),
-                )
-            })
+            decoded.map_err(|error| failed(bad_result(py, error, label, index), 0, 1))
         }
         Outcome::Error(_, bytes) => {
-            Err(raise(read(py, bytes).and_then(|bytes| {
-                hooks::rebuild_error(py)?.call1((bytes, label(task), task.index))
-            })))
+            let rebuilt = read(py, bytes).and_then(|bytes| {
+                let answer = hooks::rebuild_error(py)?.call1((bytes, label, index))?;
+                answer.extract::<(Bound<'py, PyAny>, i32, u8)>()
+            });
+            Err(match rebuilt {
+                Ok((error, pid, attempts)) => failed(PyErr::from_value(error), pid, attempts),
+                Err(error) => failed(error, 0, 1),
+            })
         }
         Outcome::Died {
             pid,
@@ -67,24 +87,39 @@ pub(crate) fn value<'py>(
             // Arguments that are pickled stay so: unpickling runs code of the very task that has just
             // killed a process.
             let args = match *tag {
-                ARGS_PLAIN => payload
+                ARGS_PLAIN | ONE_PLAIN => payload
                     .with(|bytes| calls::decode_call(py, *tag, bytes))
                     .unwrap_or_else(|error| Err(error.into()))
-                    .map(|(_, args, _)| Some(args))?,
-                _ => None,
+                    .map(|(_, args, _)| Some(args)),
+                _ => Ok(None),
             };
-            Err(raise(hooks::death(py).and_then(|hook| {
-                hook.call1((label(task), task.index, *pid, cause, code, args))
-            })))
+            let error =
+                raise(args.and_then(|args| {
+                    hooks::death(py)?.call1((label, index, *pid, cause, code, args))
+                }));
+            Err(failed(error, *pid, 1))
         }
-        Outcome::Cancelled => Err(raise(hooks::cancelled_error(py)?.call0())),
-        Outcome::Broken(why) => Err(breakage(py, why)),
-        Outcome::Failed(why) => {
-            Err(raise(hooks::failed(py).and_then(|hook| {
-                hook.call1((why, label(task), task.index))
-            })))
-        }
+        Outcome::Cancelled => Err(failed(cancelled(py), 0, 0)),
+        Outcome::Broken(why) => Err(failed(breakage(py, why), 0, 0)),
+        Outcome::Failed(why) => Err(failed(never_ran(py, why, label, index), 0, 0)),
     }
+}
+
+/// How items ended that never started.
+pub(crate) fn of_over(py: Python<'_>, over: Over, label: &str, index: u64) -> PyErr {
+    match over {
+        Over::Cancelled => cancelled(py),
+        Over::Broken(why) => breakage(py, &why),
+        Over::Failed(why) => never_ran(py, &why, label, index),
+    }
+}
+
+fn cancelled(py: Python<'_>) -> PyErr {
+    raise(hooks::cancelled_error(py).and_then(|class| class.call0()))
+}
+
+fn never_ran(py: Python<'_>, why: &str, label: &str, index: u64) -> PyErr {
+    raise(hooks::failed(py).and_then(|hook| hook.call1((why, label, index))))
 }
 
 /// The exception that stands for a broken pool.

@@ -1,28 +1,24 @@
-//! The native part of a pool, and of the iterator that `map` gives.
+//! The native part of a pool.
 
 use crate::calls::{self, Call, HIDE_ARGS};
+use crate::feed::{Feed, FeedOptions};
 use crate::future::TaskFuture;
+use crate::input::Input;
+use crate::results::{Counts, SourceHandle};
 use crate::{hooks, outcome, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::{Entry, Initializer, Outcome, Pool, PoolOptions, Refused, Task, TaskKind};
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
+use manyhands_runtime::{
+    Awaited, Block, Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind,
+};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyIterator, PyTuple};
-use std::collections::VecDeque;
+use pyo3::types::{PyDict, PyTuple};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The most items of one map that are on their way.
-const WINDOW_ITEMS: usize = 100_000;
-/// The most encoded bytes of one map that are on their way.
-const WINDOW_BYTES: u64 = 64 << 20;
 /// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
 const TELL_EVERY: u64 = 100_000_000;
-/// Input that takes longer than so many nanoseconds makes its consumer wait.
-const SLOW_INPUT: u64 = 500_000;
-/// How many items `map` takes before it returns.
-const FIRST_ITEMS: usize = 64;
 
 /// The nanosecond at which a wait of so many seconds ends.
 pub(crate) fn deadline_after(timeout: Option<f64>) -> Option<u64> {
@@ -30,15 +26,18 @@ pub(crate) fn deadline_after(timeout: Option<f64>) -> Option<u64> {
     Some(monotonic_nanos().saturating_add((seconds * 1e9) as u64))
 }
 
-/// Waits for a task without holding Python up; false if the time was up.
+/// Waits for something without holding Python up; false if the time was up.
 pub(crate) fn wait_for(
     py: Python<'_>,
     pool: &Pool,
-    task: &Arc<Task>,
+    awaited: &Arc<impl Awaited>,
     deadline: Option<u64>,
 ) -> PyResult<bool> {
+    if pool.poll(awaited) {
+        return Ok(true);
+    }
     py.detach(|| {
-        pool.wait(task, deadline, || {
+        pool.wait(awaited, deadline, || {
             // Signals are the main thread's; others need not wait for Python to look for them.
             if manyhands_os::is_main_thread() {
                 Python::attach(|py| py.check_signals())
@@ -52,7 +51,7 @@ pub(crate) fn wait_for(
 /// What `manyhands.Pool` builds on.
 #[pyclass(name = "PoolBase", module = "manyhands._core", subclass, frozen)]
 pub(crate) struct PoolBase {
-    pool: Arc<Pool>,
+    pub(crate) pool: Arc<Pool>,
     generation: u32,
     hide_args: bool,
     /// When workers were told last what they find at their birth, 0 before the first task.
@@ -61,7 +60,7 @@ pub(crate) struct PoolBase {
 }
 
 impl PoolBase {
-    fn check_process(&self) -> PyResult<()> {
+    pub(crate) fn check_process(&self) -> PyResult<()> {
         process::check(self.generation, "this pool")
     }
 
@@ -106,27 +105,8 @@ impl PoolBase {
     }
 
     fn send(&self, py: Python<'_>, call: Call) -> PyResult<Arc<Task>> {
-        let Call {
-            definition,
-            needs,
-            tag,
-            payload,
-        } = call;
         // Relaxed: a number for messages.
         let index = self.index.fetch_add(1, Ordering::Relaxed);
-        self.send_as(
-            py,
-            Call {
-                definition,
-                needs,
-                tag,
-                payload,
-            },
-            index,
-        )
-    }
-
-    fn send_as(&self, py: Python<'_>, call: Call, index: u64) -> PyResult<Arc<Task>> {
         let tag = if self.hide_args {
             call.tag | HIDE_ARGS
         } else {
@@ -145,6 +125,13 @@ impl PoolBase {
             .submit(entry)
             .map_err(|refused| Self::refused(py, refused))?;
         Ok(task)
+    }
+
+    /// Sends items of a map.
+    pub(crate) fn send_block(&self, py: Python<'_>, block: Arc<Block>) -> PyResult<()> {
+        self.pool
+            .submit(Entry::block(block))
+            .map_err(|refused| Self::refused(py, refused))
     }
 }
 
@@ -231,46 +218,37 @@ impl PoolBase {
         Ok(future)
     }
 
-    /// An iterator over the results of `function(*items)` for the items of the iterables; with
-    /// `star`, of `function(*item)` for the items of the one iterable.
-    #[pyo3(signature = (function, iterables, star, timeout))]
+    /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
+    /// `function(*item)` for the items of the one iterable; with `batch`, `function(list)` for lists of
+    /// up to so many. `timeout` is for all results, `buffer` the most items on their way.
+    #[pyo3(signature = (function, iterables, star, ordered, batch, timeout, buffer))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of a map, by position"
+    )]
     fn _map<'py>(
         slf: &Bound<'py, Self>,
         function: &Bound<'py, PyAny>,
         iterables: &Bound<'py, PyTuple>,
         star: bool,
+        ordered: bool,
+        batch: Option<usize>,
         timeout: Option<f64>,
-    ) -> PyResult<MapIterator> {
-        let py = function.py();
-        slf.get().ready(function)?;
-        let iterators = iterables
-            .iter()
-            .map(|iterable| Ok(iterable.try_iter()?.unbind()))
-            .collect::<PyResult<Vec<_>>>()?;
-        let mut feed = Feed {
-            pool: slf.clone().unbind(),
-            function: function.clone().unbind(),
-            iterators,
-            star,
-            window: VecDeque::new(),
-            bytes: 0,
-            taken: 0,
-            taken_bytes: 0,
-            index: 0,
-            ended: false,
-            error: None,
-            pull_nanos: 0,
-        };
-        // As much as comes at once; input that takes its time is taken while somebody waits.
-        let mut taken = 0;
-        while taken < FIRST_ITEMS && !feed.ended && !feed.is_slow() {
-            feed.pull(py, 8);
-            taken += 8;
-        }
-        Ok(MapIterator {
-            feed: Mutex::new(feed),
+        buffer: Option<u64>,
+    ) -> PyResult<SourceHandle> {
+        let this = slf.get();
+        this.ready(function)?;
+        let input = Input::new(iterables, star, batch)?;
+        let options = FeedOptions {
+            definition: calls::define_for_map(function)?,
+            tag: if this.hide_args { HIDE_ARGS } else { 0 },
+            ordered,
             deadline: deadline_after(timeout),
-        })
+            buffer,
+        };
+        let counts = Arc::new(Counts::default());
+        let feed = Feed::new(slf.clone(), input, options, counts.clone());
+        Ok(SourceHandle::new(Box::new(feed), counts))
     }
 
     /// Starts all workers now instead of with their first tasks.
@@ -355,224 +333,6 @@ impl Drop for PoolBase {
         if self.generation == process::generation() {
             // What was submitted still runs; then the workers leave.
             self.pool.close(false, false);
-        }
-    }
-}
-
-/// The input side of a map, and what is on its way.
-struct Feed {
-    pool: Py<PoolBase>,
-    function: Py<PyAny>,
-    iterators: Vec<Py<PyIterator>>,
-    star: bool,
-    window: VecDeque<(Arc<Task>, usize)>,
-    bytes: usize,
-    /// Results that were taken, and their encoded bytes.
-    taken: u64,
-    taken_bytes: u64,
-    index: u64,
-    ended: bool,
-    /// How long the input took when it was asked last, in nanoseconds.
-    pull_nanos: u64,
-    /// What the input raised; it is raised when the results before it are out.
-    error: Option<PyErr>,
-}
-
-impl Feed {
-    /// Takes up to `count` items, as far as the window has room.
-    fn pull(&mut self, py: Python<'_>, count: usize) {
-        for _ in 0..count {
-            // What the results will take is estimated from those that were taken.
-            let results = self.window.len() as u64 * self.taken_bytes / self.taken.max(1);
-            let bytes = self.bytes as u64 + results;
-            if self.ended || self.window.len() >= WINDOW_ITEMS || bytes >= WINDOW_BYTES {
-                return;
-            }
-            match self.pull_one(py) {
-                Ok(true) => {}
-                Ok(false) => self.ended = true,
-                Err(error) => {
-                    self.ended = true;
-                    self.error = Some(error);
-                }
-            }
-            if self.is_slow() {
-                return;
-            }
-        }
-    }
-
-    /// Whether the input made this thread wait when it was asked last.
-    fn is_slow(&self) -> bool {
-        self.pull_nanos > SLOW_INPUT
-    }
-
-    fn pull_one(&mut self, py: Python<'_>) -> PyResult<bool> {
-        // Every eighth time is enough to notice, and the clock costs as much as a short item.
-        let timed = (self.index < 16 || self.index.is_multiple_of(8) || self.is_slow())
-            .then(monotonic_nanos);
-        let mut items = Vec::with_capacity(self.iterators.len());
-        for iterator in &self.iterators {
-            match iterator.bind(py).clone().next() {
-                Some(item) => items.push(item?),
-                None => return Ok(false),
-            }
-        }
-        if let Some(start) = timed {
-            self.pull_nanos = monotonic_nanos() - start;
-        }
-        let args = match items.pop() {
-            Some(item) if self.star && items.is_empty() => match item.cast_into::<PyTuple>() {
-                Ok(tuple) => tuple,
-                Err(error) => PyTuple::new(
-                    py,
-                    error
-                        .into_inner()
-                        .try_iter()?
-                        .collect::<PyResult<Vec<_>>>()?,
-                )?,
-            },
-            Some(last) => {
-                items.push(last);
-                PyTuple::new(py, items)?
-            }
-            None => return Ok(false),
-        };
-        let call = calls::encode_call(self.function.bind(py), &args, None)?;
-        let size = call.payload.len() + 64;
-        let task = self.pool.get().send_as(py, call, self.index)?;
-        self.index += 1;
-        self.bytes += size;
-        self.window.push_back((task, size));
-        Ok(true)
-    }
-
-    fn cancel(&mut self, py: Python<'_>) {
-        self.ended = true;
-        self.iterators.clear();
-        let window = std::mem::take(&mut self.window);
-        if self.pool.get().check_process().is_err() {
-            return; // the tasks are the parent's
-        }
-        let pool = &self.pool.get().pool;
-        py.detach(|| {
-            let tasks: Vec<_> = window.iter().map(|(task, _)| task.clone()).collect();
-            pool.cancel_all(&tasks);
-        });
-    }
-}
-
-/// The results of a map, in the order of the input, as they come.
-#[pyclass(name = "MapIterator", module = "manyhands._core", frozen)]
-pub(crate) struct MapIterator {
-    feed: Mutex<Feed>,
-    deadline: Option<u64>,
-}
-
-#[pymethods]
-impl MapIterator {
-    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
-        slf
-    }
-
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Ok(mut feed) = self.feed.try_lock() else {
-            return Err(PyRuntimeError::new_err(
-                "another thread is taking from this map just now",
-            ));
-        };
-        feed.pool.get().check_process()?;
-        // Two for one, so that the window grows while results are taken. Of slow input only what is
-        // needed: a result that is there does not wait for it.
-        if !feed.is_slow() || feed.window.is_empty() {
-            feed.pull(py, 2);
-        }
-        let Some((head, size)) = feed.window.pop_front() else {
-            return match feed.error.take() {
-                Some(error) => Err(error),
-                None => Ok(None),
-            };
-        };
-        let pool = feed.pool.get().pool.clone();
-        match self.wait_for_head(py, &mut feed, &pool, &head) {
-            Ok(true) => {}
-            ended => {
-                feed.window.push_front((head, size));
-                feed.cancel(py);
-                return match ended {
-                    Err(error) => Err(error),
-                    Ok(_) => Err(PyTimeoutError::new_err(())),
-                };
-            }
-        }
-        feed.bytes -= size;
-        let Some(outcome) = head.outcome() else {
-            return Err(PyRuntimeError::new_err("a task ended without an outcome"));
-        };
-        feed.taken += 1;
-        if let Outcome::Value(_, bytes) = outcome {
-            feed.taken_bytes += bytes.len() as u64;
-        }
-        match outcome::value(py, &head, outcome) {
-            Ok(value) => Ok(Some(value)),
-            Err(error) => {
-                feed.cancel(py);
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes no more input and cancels what has not started.
-    fn close(&self, py: Python<'_>) {
-        if let Ok(mut feed) = self.feed.try_lock() {
-            feed.cancel(py);
-        }
-    }
-}
-
-impl MapIterator {
-    /// Waits for the first task of the window, taking more input meanwhile; false if the time was up.
-    fn wait_for_head(
-        &self,
-        py: Python<'_>,
-        feed: &mut Feed,
-        pool: &Pool,
-        head: &Arc<Task>,
-    ) -> PyResult<bool> {
-        while !head.is_done() && !pool.poll(head) {
-            if feed.ended || feed.window.len() >= WINDOW_ITEMS || !pool.wants_more() {
-                return wait_for(py, pool, head, self.deadline);
-            }
-            if feed.is_slow() {
-                // The result may be there in a moment, the next item will not.
-                let soon = monotonic_nanos() + feed.pull_nanos / 8;
-                let soon = self.deadline.map_or(soon, |deadline| deadline.min(soon));
-                if wait_for(py, pool, head, Some(soon))? {
-                    return Ok(true);
-                }
-                if self
-                    .deadline
-                    .is_some_and(|deadline| monotonic_nanos() >= deadline)
-                {
-                    return Ok(false);
-                }
-            }
-            let ahead = feed.window.len();
-            feed.pull(py, 16);
-            if feed.window.len() == ahead && !feed.ended {
-                // The window's bytes are used up.
-                return wait_for(py, pool, head, self.deadline);
-            }
-        }
-        Ok(true)
-    }
-}
-
-impl Drop for MapIterator {
-    fn drop(&mut self) {
-        let feed = self.feed.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if !feed.window.is_empty() {
-            Python::attach(|py| feed.cancel(py));
         }
     }
 }

@@ -1,12 +1,15 @@
 //! The worker's and the zygote's side in Python.
 
-use crate::calls::{self, HIDE_ARGS};
+use crate::calls::{self, HIDE_ARGS, Item};
+use crate::codec::{Decoder, Encoder};
 use crate::pickle;
 use manyhands_runtime::{
-    Birth, Claimed, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
+    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -149,6 +152,19 @@ struct Worker<'py> {
     encode_error: Bound<'py, PyAny>,
     idle: Bound<'py, PyAny>,
     out: Vec<u8>,
+    block: OpenBlock<'py>,
+    decoder: Decoder,
+    encoder: Encoder,
+}
+
+/// What the items of the block that is open have in common.
+#[derive(Default)]
+struct OpenBlock<'py> {
+    /// What they run; none if that cannot be had, with the reason beside.
+    function: Option<Bound<'py, PyAny>>,
+    problem: Option<Py<PyAny>>,
+    hide_args: bool,
+    attempt: u8,
 }
 
 /// Runs tasks until the parent says to leave.
@@ -174,6 +190,9 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         encode_error: worker.getattr("encode_error")?,
         idle: worker.getattr("idle")?,
         out: Vec::new(),
+        block: OpenBlock::default(),
+        decoder: Decoder::default(),
+        encoder: Encoder::default(),
     }
     .run()
 }
@@ -192,11 +211,16 @@ impl<'py> Worker<'py> {
                         error.write_unraisable(self.py, None);
                     }
                 }
-                Some(Ok(claimed)) if claimed.kind == TaskKind::Exit => return Ok(()),
-                Some(Ok(claimed)) if claimed.kind == TaskKind::Discard => {
+                Some(Next::Item) => self.serve_item()?,
+                Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Block => {
+                    self.open_block(claimed);
+                    self.serve_item()?;
+                }
+                Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Exit => return Ok(()),
+                Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Discard => {
                     self.end.discard(&claimed)?;
                 }
-                Some(claimed) => {
+                Some(Next::Record(claimed)) => {
                     let initializes = claimed
                         .as_ref()
                         .is_ok_and(|claimed| claimed.kind == TaskKind::Initialize);
@@ -209,13 +233,170 @@ impl<'py> Worker<'py> {
         }
     }
 
+    /// Makes ready what the items of a block run.
+    fn open_block(&mut self, claimed: Claimed) {
+        self.decoder.forget_classes();
+        self.encoder = Encoder::default();
+        let (definition, attempt) = (claimed.definition, claimed.attempt);
+        let hide_args = claimed.tag & HIDE_ARGS != 0;
+        let mut needs = Vec::new();
+        let (known, last) = (&mut self.known, &mut self.last);
+        let opened = self
+            .end
+            .open_block(claimed, |section| learn(known, last, &mut needs, section));
+        let function = match opened {
+            Ok(()) => self.function(needs, definition),
+            Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
+        };
+        let (function, problem) = match function {
+            Ok(function) => (Some(function), None),
+            Err(error) => (None, Some(error.into_value(self.py).into_any())),
+        };
+        self.block = OpenBlock {
+            function,
+            problem,
+            hide_args,
+            attempt,
+        };
+    }
+
+    /// What a task runs, after what it needs was made ready.
+    fn function(&mut self, needs: Vec<u32>, definition: u32) -> PyResult<Bound<'py, PyAny>> {
+        // Bindings come before the arguments that name them.
+        for id in needs {
+            resolve(self.py, &mut self.known, &self.load, id)?;
+        }
+        match &self.last {
+            Some((id, function)) if *id == definition => Ok(function.clone()),
+            _ => {
+                let function = resolve(self.py, &mut self.known, &self.load, definition)?;
+                self.last = Some((definition, function.clone()));
+                Ok(function)
+            }
+        }
+    }
+
+    /// Runs one item of the open block and publishes what it came to.
+    #[inline]
+    fn serve_item(&mut self) -> PyResult<()> {
+        let outcome = self.run_item();
+        if crate::process::generation() != self.generation {
+            self.end_forked_child(outcome.map_err(|(error, _)| error))?;
+            return Ok(());
+        }
+        let problem = match outcome {
+            Ok(value) => match self.publish_item(&value) {
+                Ok(()) => return Ok(()),
+                Err(error) => (error, None),
+            },
+            Err(problem) => problem,
+        };
+        let (error, item) = problem;
+        let call = item
+            .filter(|_| !self.block.hide_args)
+            .map(|item| match item {
+                Item::One(item) => (PyTuple::new(self.py, [item]), None),
+                Item::Star(args) => (Ok(args), None),
+            });
+        let call = match call {
+            Some((Ok(args), none)) => Some((args, none)),
+            _ => None,
+        };
+        let function = self.block.function.clone();
+        let index = self.end.item_index();
+        self.fail(error, Shown { function, call }, index, self.block.attempt)
+    }
+
+    #[inline]
+    fn run_item(&mut self) -> Result<Bound<'py, PyAny>, (PyErr, Option<Item<'py>>)> {
+        let py = self.py;
+        let Some(function) = &self.block.function else {
+            let problem = self.block.problem.as_ref();
+            let error = problem.map_or_else(
+                || PyRuntimeError::new_err("no block is open"),
+                |problem| PyErr::from_value(problem.bind(py).clone()),
+            );
+            return Err((error, None));
+        };
+        let (tag, bytes) = match self.end.item() {
+            Ok(item) => item,
+            Err(Unreadable(why)) => return Err((PyRuntimeError::new_err(why), None)),
+        };
+        let item = match calls::decode_item(py, &mut self.decoder, tag, bytes) {
+            Ok(item) => item,
+            Err(error) => return Err((error, None)),
+        };
+        let answer = match &item {
+            // SAFETY: live objects, and a new reference or an exception. Unlike a call with a tuple
+            // this makes none.
+            Item::One(arg) => unsafe {
+                let answer = ffi::PyObject_CallFunctionObjArgs(
+                    function.as_ptr(),
+                    arg.as_ptr(),
+                    std::ptr::null_mut::<ffi::PyObject>(),
+                );
+                Bound::from_owned_ptr_or_err(py, answer)
+            },
+            Item::Star(args) => function.call1(args),
+        };
+        answer.map_err(|error| (error, Some(item)))
+    }
+
+    /// Publishes what an item returned, or one after another what it yields.
+    fn publish_item(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
+        if is_generator(value) {
+            return self.publish_yielded(value, false);
+        }
+        let tag = self.encode_with(value)?;
+        self.finish_item(tag, false)
+    }
+
+    fn finish_item(&mut self, tag: u8, more: bool) -> PyResult<()> {
+        let sent = self.end.finish_item(tag, &self.out, more);
+        sent.map_err(|error| {
+            let size = self.out.len();
+            PyRuntimeError::new_err(format!(
+                "the result of {size} bytes could not be sent: {error}"
+            ))
+        })
+    }
+
+    /// Publishes what a generator yields as it comes; `alone` if it is of a task and not of a block.
+    #[cold]
+    fn publish_yielded(&mut self, generator: &Bound<'py, PyAny>, alone: bool) -> PyResult<()> {
+        for value in generator.try_iter()? {
+            let value = value?;
+            if crate::process::generation() != self.generation {
+                self.end_forked_child(Ok(value))?;
+                return Ok(());
+            }
+            let tag = self.encode_with(&value)?;
+            drop(value);
+            if alone {
+                self.end
+                    .finish_part(ResultKind::Value, tag, &self.out, true)?;
+            } else {
+                self.finish_item(tag, true)?;
+            }
+        }
+        self.out.clear();
+        if alone {
+            self.end
+                .finish(ResultKind::Value, calls::NOTHING, &self.out)?;
+            return Ok(());
+        }
+        self.finish_item(calls::NOTHING, false)
+    }
+
     /// Runs one task and publishes what it came to; whether it returned.
     fn serve(&mut self, claimed: Result<Claimed, Unreadable>) -> PyResult<bool> {
         let (mut index, mut attempt, mut tag) = (0, 1, HIDE_ARGS);
         let mut shown = Shown::default();
+        let mut is_streamed = false;
         let outcome = match claimed {
             Ok(claimed) => {
                 (index, attempt, tag) = (claimed.index, claimed.attempt, claimed.tag);
+                is_streamed = claimed.is_streamed();
                 self.execute(&claimed, &mut shown)
             }
             Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
@@ -223,7 +404,20 @@ impl<'py> Worker<'py> {
         if crate::process::generation() != self.generation {
             return self.end_forked_child(outcome);
         }
-        let outcome = outcome.and_then(|value| self.encode_value(&value));
+        if is_streamed
+            && let Ok(value) = &outcome
+            && is_generator(value)
+        {
+            return match self.publish_yielded(value, true) {
+                Ok(()) => Ok(true),
+                Err(error) => {
+                    self.fail(error, shown, index, attempt)?;
+                    Ok(false)
+                }
+            };
+        }
+        self.encoder = Encoder::default();
+        let outcome = outcome.and_then(|value| self.encode_with(&value));
         match outcome {
             Ok(result_tag) => {
                 let sent = self.end.finish(ResultKind::Value, result_tag, &self.out);
@@ -271,24 +465,10 @@ impl<'py> Worker<'py> {
         shown: &mut Shown<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut needs = Vec::new();
-        let known = &mut self.known;
-        let last = &mut self.last;
+        let (known, last) = (&mut self.known, &mut self.last);
         let bytes = self
             .end
-            .payload(claimed, |section| match section {
-                Section::Define(id, needs, bytes) => {
-                    known.insert(id, Known::Bytes(needs, bytes.to_vec()));
-                }
-                Section::Forget(ids) => {
-                    for id in ids {
-                        known.remove(&id);
-                        if last.as_ref().is_some_and(|(last, _)| *last == id) {
-                            *last = None;
-                        }
-                    }
-                }
-                Section::Needs(ids) => needs = ids,
-            })
+            .payload(claimed, |section| learn(known, last, &mut needs, section))
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
         // Bindings come before the arguments that name them.
         for id in needs {
@@ -297,14 +477,7 @@ impl<'py> Worker<'py> {
         let (own, args, kwargs) = calls::decode_call(self.py, claimed.tag, bytes)?;
         let function = match own {
             Some(function) => function,
-            None => match &self.last {
-                Some((id, function)) if *id == claimed.definition => function.clone(),
-                _ => {
-                    let function = resolve(self.py, known, &self.load, claimed.definition)?;
-                    self.last = Some((claimed.definition, function.clone()));
-                    function
-                }
-            },
+            None => self.function(Vec::new(), claimed.definition)?,
         };
         match function.call(&args, kwargs.as_ref()) {
             Ok(value) => Ok(value),
@@ -319,9 +492,10 @@ impl<'py> Worker<'py> {
     }
 
     /// Puts the value into `out`; its tag.
-    fn encode_value(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
+    #[inline]
+    fn encode_with(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
         self.out.clear();
-        if crate::codec::encode(value, &mut self.out) {
+        if self.encoder.encode(value, &mut self.out) {
             return Ok(calls::PLAIN);
         }
         self.out.clear();
@@ -356,6 +530,42 @@ impl<'py> Worker<'py> {
                 .finish(ResultKind::Error, calls::PICKLE, encoded.as_bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Whether what a task returned is to be taken from one by one.
+#[inline]
+fn is_generator(value: &Bound<'_, PyAny>) -> bool {
+    static TYPE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = value.py();
+    let generators = TYPE.get_or_try_init(py, || {
+        py.import("types")?
+            .getattr("GeneratorType")
+            .map(Bound::unbind)
+    });
+    generators.is_ok_and(|kind| std::ptr::eq(kind.as_ptr(), value.get_type_ptr().cast()))
+}
+
+/// Takes in what came with a task.
+fn learn(
+    known: &mut HashMap<u32, Known>,
+    last: &mut Option<(u32, Bound<'_, PyAny>)>,
+    needs: &mut Vec<u32>,
+    section: Section<'_>,
+) {
+    match section {
+        Section::Define(id, needs, bytes) => {
+            known.insert(id, Known::Bytes(needs, bytes.to_vec()));
+        }
+        Section::Forget(ids) => {
+            for id in ids {
+                known.remove(&id);
+                if last.as_ref().is_some_and(|(last, _)| *last == id) {
+                    *last = None;
+                }
+            }
+        }
+        Section::Needs(ids) => *needs = ids,
     }
 }
 

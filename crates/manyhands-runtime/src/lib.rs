@@ -7,6 +7,8 @@
 
 // Under loom only what has a model there is compiled.
 #[cfg(not(manyhands_loom))]
+mod block;
+#[cfg(not(manyhands_loom))]
 mod completions;
 #[cfg(not(manyhands_loom))]
 mod definition;
@@ -36,6 +38,10 @@ mod worker;
 #[cfg(not(manyhands_loom))]
 mod zygote;
 #[cfg(not(manyhands_loom))]
+pub use block::{
+    Block, Form, ITEM_WORD, LONGEST_ITEM, Over, Piece, Stream, Taken, item_word, next_item,
+};
+#[cfg(not(manyhands_loom))]
 pub use completions::Completions;
 #[cfg(not(manyhands_loom))]
 pub use definition::Definition;
@@ -44,17 +50,17 @@ pub use fail_point::{FAIL_POINTS, fail_point};
 #[cfg(not(manyhands_loom))]
 pub use life_line::close_life_lines_after_fork;
 #[cfg(not(manyhands_loom))]
-pub use pool::{Initializer, Pool, PoolOptions, PoolStats, Refused, WorkerStats};
+pub use pool::{Awaited, Initializer, Pool, PoolOptions, PoolStats, Refused, WorkerStats};
 #[cfg(not(manyhands_loom))]
-pub use protocol::{ResultKind, Section, TaskKind, WorkerKey};
+pub use protocol::{ITEM_MORE, ResultKind, Section, TaskKind, WorkerKey};
 #[cfg(not(manyhands_loom))]
-pub use scheduler::{Loss, Scheduler, Slot};
+pub use scheduler::{Loss, Revoked, Scheduler, Slot, Work};
 #[cfg(not(manyhands_loom))]
 pub use supervisor::{Launcher, LogLine, Supervisor};
 #[cfg(not(manyhands_loom))]
 pub use task::{Breakage, Bytes, Cause, Entry, Outcome, Task};
 #[cfg(not(manyhands_loom))]
-pub use worker::{Claimed, Unreadable, WorkerEnd};
+pub use worker::{Claimed, Next, Unreadable, WorkerEnd};
 #[cfg(not(manyhands_loom))]
 pub use zygote::{Birth, Request, Zygote};
 

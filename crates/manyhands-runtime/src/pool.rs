@@ -10,6 +10,8 @@ mod publishing;
 mod results;
 mod waiting;
 
+pub use waiting::Awaited;
+
 use crate::definition::Definition;
 use crate::drain_role::DrainRole;
 use crate::protocol::{TaskKind, WorkerKey};
@@ -80,7 +82,7 @@ pub struct WorkerStats {
     pub pid: i32,
     /// How many workers the slot had before.
     pub restarts: u32,
-    /// Tasks finished.
+    /// Tasks and items finished.
     pub done: u64,
     /// Time spent in tasks, in nanoseconds.
     pub busy_nanos: u64,
@@ -126,6 +128,10 @@ pub(crate) struct State {
     generations: Vec<u32>,
     phase: Phase,
     role: DrainRole<Arc<Follower>>,
+    /// Threads that wait for something of this pool.
+    waiting: u32,
+    /// Tasks that have not ended and whose end somebody wants to be told of.
+    observed: u64,
     pending: usize,
     done: u64,
     deaths: u64,
@@ -181,6 +187,8 @@ impl Pool {
                 generations: vec![0; workers],
                 phase: Phase::Open,
                 role: DrainRole::default(),
+                waiting: 0,
+                observed: 0,
                 pending: 0,
                 done: 0,
                 deaths: 0,
@@ -219,12 +227,14 @@ impl Pool {
             Phase::Closing(_) => return Err(Refused::Closed),
             Phase::Broken(why) => return Err(Refused::Broken(why.clone())),
         }
-        state.pending += 1;
+        state.pending += entry.left as usize;
         state.submits += 1;
+        // A block is worth many tasks.
+        let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
             && let Some(slot) = state.scheduler.choose()
         {
-            let behind_another = state.scheduler.held_count(slot) > 0;
+            let behind_another = is_block || state.scheduler.held_count(slot) > 0;
             match self.write(&mut state, slot, entry) {
                 None => self.publish(&mut state, slot),
                 Some(entry) => state.scheduler.add(entry),
@@ -235,7 +245,8 @@ impl Pool {
         } else {
             state.scheduler.add(entry);
             self.ask_for_workers(&mut state);
-            if state.submits.is_multiple_of(SUBMITS_PER_DRAIN) && !state.role.is_held() {
+            let often = is_block || state.submits.is_multiple_of(SUBMITS_PER_DRAIN);
+            if often && !state.role.is_held() {
                 self.drain(&mut state);
             }
         }
@@ -296,8 +307,7 @@ impl State {
     fn next_entry(&mut self) -> Option<Entry> {
         loop {
             let entry = self.scheduler.take_first()?;
-            let cancelled = entry.task.as_ref().is_some_and(|task| task.is_done());
-            if entry.kind == TaskKind::Run && !cancelled {
+            if entry.is_wanted() {
                 return Some(entry);
             }
         }
@@ -305,7 +315,9 @@ impl State {
 
     fn has_unread(&self) -> bool {
         self.seats.iter().any(|seat| match seat {
-            Seat::Taken(worker) => worker.reader.has_unread() && !worker.violation,
+            Seat::Taken(worker) => {
+                worker.reader.has_unread() && !worker.violation && !worker.paused
+            }
             _ => false,
         })
     }

@@ -10,12 +10,18 @@
 //! | 0-3   | length of the record, a multiple of 8                                       |
 //! | 4     | kind (`TaskKind`)                                                           |
 //! | 5     | tag: how the payload is encoded; the face's business                        |
-//! | 6     | flags: bit 0 = the body is in a message file, whose `u64` number follows    |
-//! |       | the head; bit 1 = there are sections                                        |
+//! | 6     | flags: bit 0 = the body is in a message file, whose `u64` number stands     |
+//! |       | in its place; bit 1 = there are sections; bit 3 = what the task yields is   |
+//! |       | wanted one by one                                                           |
 //! | 7     | attempt, from 1                                                             |
 //! | 8-11  | id of the definition to run, or 0                                           |
 //! | 12-15 | length of the payload, which ends the body                                  |
 //! | 16-23 | index of the task for messages to people                                    |
+//!
+//! A record of a **block** (kind 5) owns as many numbers as it has items. Before its body stands a `u32`
+//! count of its items, which the parent lowers when it takes the last of them back, and a zero. Its
+//! payload is the items, each a `u32` word (tag in the upper 8 bits, length in the lower 24) and its
+//! bytes. The index is that of the first.
 //!
 //! **Body**: with bit 1 first a `u32` length of the sections and then the sections, each a `u8` kind
 //! (`SECTION_*`), a `u32` length and its content; then the payload. Sections carry definitions,
@@ -35,11 +41,18 @@
 //! | 4     | kind (`ResultKind`)                                                         |
 //! | 5     | tag                                                                         |
 //! | 6     | flags: bit 0 = the payload is in a message file; bit 2 = the worker could   |
-//! |       | not read the task's body, so what came with it is unknown to it             |
+//! |       | not read the task's body, so what came with it is unknown to it; bit 4 =    |
+//! |       | the task has yielded this and has not ended                                 |
 //! | 7     | zero                                                                        |
 //! | 8-11  | number of the task in the worker's queue                                    |
 //! | 12-15 | length of the payload                                                       |
 //! | 16-23 | duration of the task in nanoseconds                                         |
+//!
+//! **Result of an item**, in the result ring: a word and bytes as for the item itself, of the oldest item
+//! without a result. Its tag is not 0, and the length of a result record has no bits there. With the
+//! tag's bit 6 the item has yielded this and has not ended. A result that is longer than `LONGEST_ITEM`,
+//! and an error, is a result record. A *lap* record says how long some items took together, whose results
+//! came before it: their count stands for the number.
 //!
 //! **Reserved**, so that what comes later changes no layout: the frozen bit of the queue word (a time
 //! limit freezes, asks, kills); section kinds 16 to 31 for the options of a task (time limit, seed,
@@ -67,6 +80,18 @@ pub(crate) const FLAG_SECTIONS: u8 = 2;
 /// In a result: the body of the task could not be read.
 pub(crate) const FLAG_UNREAD: u8 = 4;
 
+/// In a task: what it yields is wanted one by one.
+pub(crate) const FLAG_STREAM: u8 = 8;
+
+/// In a result: the task has yielded this and has not ended.
+pub(crate) const FLAG_MORE: u8 = 16;
+
+/// In the tag of an item's result: the same.
+pub const ITEM_MORE: u8 = 0x40;
+
+/// Length of what stands before the body of a block: count and zero.
+pub(crate) const BLOCK_PREFIX: usize = 8;
+
 /// Definition: `u32` id, `u32` count of needs, the needs' ids, bytes.
 pub(crate) const SECTION_DEFINE: u8 = 1;
 /// Ids of definitions that no task will need again.
@@ -86,6 +111,8 @@ pub enum TaskKind {
     Exit = 3,
     /// Pass over message files up to the one whose number is the index.
     Discard = 4,
+    /// Run the items of a block, one after another.
+    Block = 5,
 }
 
 /// What a result record says.
@@ -96,6 +123,8 @@ pub enum ResultKind {
     Value = 1,
     /// The task failed.
     Error = 2,
+    /// How long some items took.
+    Lap = 3,
 }
 
 /// The head of a task record.
@@ -180,6 +209,7 @@ impl TaskHead {
             2 => TaskKind::Initialize,
             3 => TaskKind::Exit,
             4 => TaskKind::Discard,
+            5 => TaskKind::Block,
             _ => return Err(Malformed),
         };
         let head = Self {
@@ -217,6 +247,7 @@ impl ResultHead {
         let kind = match head_bytes[4] {
             1 => ResultKind::Value,
             2 => ResultKind::Error,
+            3 => ResultKind::Lap,
             _ => return Err(Malformed),
         };
         let head = Self {

@@ -4,23 +4,50 @@
 //! published to it and have no result yet, oldest first. Its callers tell it what happened and carry
 //! out what it answers; time reaches it only as the durations they report.
 //!
+//! What it moves about is *work*: a task, or a block of items that can be cut between any two of them.
+//! Everything is counted in items, of which a task is one.
+//!
 //! Rules:
-//! - Tasks leave the queue in the order in which they came, to the idle worker that was busy last
+//! - Work leaves the queue in the order in which they came, to the idle worker that was busy last
 //!   (its caches and its spinning are warm), else to the one that holds the fewest.
-//! - A worker holds about `WORK_AHEAD` of estimated work, so that it never waits for its parent, and
-//!   never more than one waiting task where tasks are longer than that. Until a first duration is
-//!   known it holds one task.
+//! - A worker is given more while it holds less than `WORK_AHEAD` of estimated work, so that it never
+//!   waits for its parent, and never a second waiting task where tasks are longer than that. Until a
+//!   first duration is known it holds one task.
 //! - A worker with nothing to do, while the queue is empty, gets half of what waits at the worker
 //!   that holds the most.
-//! - When a worker dies, the task that it had started is lost, and all others return to the front of
+//! - When a worker dies, the item that it had started is lost, and all others return to the front of
 //!   the queue in their order.
 
 use std::collections::VecDeque;
 
 /// How much estimated work a worker holds, in nanoseconds.
 pub(crate) const WORK_AHEAD: u64 = 1_000_000;
-/// The most tasks that a worker holds, however short they are.
-pub(crate) const MOST_AHEAD: usize = 2048;
+/// The most items that a worker is given, however short they are.
+pub(crate) const MOST_AHEAD: usize = 16 * 1024;
+
+/// What the scheduler moves about.
+pub trait Work: Sized {
+    /// How many items it has that have not ended; at least 1 while it is held or queued.
+    fn left(&self) -> usize;
+
+    /// Whether any of its items has ended: it cannot be sent again as a whole.
+    fn is_begun(&self) -> bool;
+
+    /// The oldest `count` items of it have ended.
+    fn end(&mut self, count: usize);
+
+    /// Keeps the first `keep` of the items that have not ended, and gives the others.
+    fn cut(&mut self, keep: usize) -> Self;
+}
+
+/// What was taken back from a worker.
+#[derive(Debug)]
+pub enum Revoked<'work, T> {
+    /// All of a piece of work: it has not started.
+    Whole(&'work mut T),
+    /// The end of a piece, of which the worker keeps this one.
+    Cut(&'work mut T),
+}
 
 /// The number of a worker's place in its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +59,9 @@ struct Place<T> {
     open: bool,
     /// Published and without a result, oldest first.
     held: VecDeque<T>,
-    /// How many of them are never taken back while it lives: the running one, its start-up message.
+    /// The items of all that have not ended.
+    items: usize,
+    /// How many items are never taken back while it lives: the running one, its start-up message.
     keeps: usize,
     /// Whether the worker is there, and not only on its way.
     born: bool,
@@ -43,9 +72,10 @@ struct Place<T> {
 /// What a death leaves behind.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Loss<T> {
-    /// What the worker had started and not finished: at most one where it kept to the protocol.
+    /// What the worker had started and not finished, one item each: at most one where it kept to the
+    /// protocol.
     pub started: Vec<T>,
-    /// How many tasks returned to the queue.
+    /// How many items returned to the queue.
     pub returned: usize,
 }
 
@@ -53,8 +83,10 @@ pub struct Loss<T> {
 #[derive(Debug)]
 pub struct Scheduler<T> {
     queue: VecDeque<T>,
+    /// The items of the queue.
+    queued: usize,
     places: Vec<Place<T>>,
-    /// Estimated duration of a task in nanoseconds, once one is known.
+    /// Estimated duration of an item in nanoseconds, once one is known.
     estimate: Option<u64>,
     heard: u64,
     /// How many workers hold anything.
@@ -65,6 +97,7 @@ impl<T> Default for Scheduler<T> {
     fn default() -> Self {
         Self {
             queue: VecDeque::new(),
+            queued: 0,
             places: Vec::new(),
             estimate: None,
             heard: 0,
@@ -73,13 +106,14 @@ impl<T> Default for Scheduler<T> {
     }
 }
 
-impl<T> Scheduler<T> {
+impl<T: Work> Scheduler<T> {
     /// Makes places for `count` workers, all closed.
     pub fn new(count: usize) -> Self {
         let mut scheduler = Self::default();
         scheduler.places.extend((0..count).map(|_| Place {
             open: false,
             held: VecDeque::new(),
+            items: 0,
             keeps: 0,
             born: false,
             last_heard: 0,
@@ -121,10 +155,16 @@ impl<T> Scheduler<T> {
 
     /// A task came; it is last in the queue.
     pub fn add(&mut self, task: T) {
+        self.queued += task.left();
         self.queue.push_back(task);
     }
 
-    /// How many tasks a worker may hold.
+    /// The estimated duration of an item in nanoseconds, once one is known.
+    pub fn estimate(&self) -> Option<u64> {
+        self.estimate
+    }
+
+    /// Up to how many items a worker is given more.
     pub fn credit(&self) -> usize {
         match self.estimate {
             None => 1,
@@ -132,14 +172,14 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Which worker the first task of the queue goes to, if any may take one more.
+    /// Which worker the first of the queue goes to, if any may take more.
     #[inline]
     pub fn choose(&self) -> Option<Slot> {
         let credit = self.credit();
         // Fewest held, then there before on its way, then heard last.
         let mut best: Option<(usize, (bool, u64), u32)> = None;
         for (index, place) in self.places.iter().enumerate() {
-            let held = place.held.len();
+            let held = place.items;
             if !place.open || held >= credit {
                 continue;
             }
@@ -157,11 +197,11 @@ impl<T> Scheduler<T> {
         best.map(|(_, _, index)| Slot(index))
     }
 
-    /// How many more tasks the worker may be given.
+    /// How many more items the worker may be given.
     pub fn room(&self, slot: Slot) -> usize {
         let place = &self.places[slot.0 as usize];
         if place.open {
-            self.credit().saturating_sub(place.held.len())
+            self.credit().saturating_sub(place.items)
         } else {
             0
         }
@@ -171,71 +211,84 @@ impl<T> Scheduler<T> {
     #[inline]
     pub fn is_low(&self, slot: Slot) -> bool {
         let place = &self.places[slot.0 as usize];
-        place.open && place.held.len() <= self.credit() / 2
+        place.open && place.items <= self.credit() / 2
     }
 
     /// Takes the first task of the queue.
     #[inline]
     pub fn take_first(&mut self) -> Option<T> {
-        self.queue.pop_front()
+        let task = self.queue.pop_front()?;
+        self.queued -= task.left();
+        Some(task)
     }
 
     /// Puts a task back to where it was taken from.
     pub fn put_first(&mut self, task: T) {
+        self.queued += task.left();
         self.queue.push_front(task);
     }
 
-    /// The task was published to the worker.
+    /// The work was published to the worker.
     #[inline]
     pub fn published(&mut self, slot: Slot, task: T) {
         let place = self.place(slot);
+        place.items += task.left();
         place.held.push_back(task);
         self.busy += u32::from(self.places[slot.0 as usize].held.len() == 1);
     }
 
-    /// The result of the worker's oldest task came, which ran for `duration` nanoseconds.
+    /// Results of `count` items came, all of the worker's oldest work; that is given back when it
+    /// was its last.
     #[inline]
-    pub fn finished(&mut self, slot: Slot, duration: Option<u64>) -> Option<T> {
-        if let Some(duration) = duration {
-            self.observe(duration);
-        }
+    pub fn ended(&mut self, slot: Slot, count: usize) -> Option<T> {
         self.heard += 1;
         let heard = self.heard;
         let place = self.place(slot);
         place.last_heard = heard;
+        place.items -= count;
+        let oldest = place.held.front_mut()?;
+        oldest.end(count);
+        if oldest.left() > 0 {
+            return None;
+        }
         let task = place.held.pop_front();
         let idle = place.held.is_empty();
-        self.busy -= u32::from(task.is_some() && idle);
+        self.busy -= u32::from(idle);
         task
     }
 
-    /// Follows the mean with a weight of an eighth; a sample counts for at most sixteen times the
-    /// estimate, so that one straggler doesn't drain the pipeline for hundreds of short tasks.
-    fn observe(&mut self, duration: u64) {
-        let duration = duration.max(1);
+    /// `count` items together ran for `duration` nanoseconds. The estimate follows the mean with a
+    /// weight of an eighth for each of them; a sample counts for at most sixteen times the estimate,
+    /// so that one straggler doesn't drain the pipeline for hundreds of short tasks.
+    pub fn observe(&mut self, count: usize, duration: u64) {
+        let duration = (duration / count.max(1) as u64).max(1);
         self.estimate = Some(match self.estimate {
             None => duration,
-            Some(estimate) => {
+            Some(mut estimate) => {
                 let sample = duration.min(estimate.saturating_mul(16));
-                (estimate - estimate / 8 + sample / 8).max(1)
+                // After sixteen steps what was is forgotten.
+                for _ in 0..count.min(16) {
+                    estimate = (estimate - estimate / 8 + sample / 8).max(1);
+                }
+                estimate
             }
         });
     }
 
-    /// The oldest task that the worker holds.
+    /// The oldest work that the worker holds.
     pub fn oldest(&self, slot: Slot) -> Option<&T> {
         self.places[slot.0 as usize].held.front()
     }
 
-    /// All tasks that the worker holds, oldest first.
+    /// All work that the worker holds, oldest first.
     pub fn held(&self, slot: Slot) -> impl DoubleEndedIterator<Item = &T> {
         self.places[slot.0 as usize].held.iter()
     }
 
-    /// How many tasks the worker holds.
+    /// How many items the worker holds that have not ended.
     #[inline]
     pub fn held_count(&self, slot: Slot) -> usize {
-        self.places[slot.0 as usize].held.len()
+        self.places[slot.0 as usize].items
     }
 
     /// How many workers hold anything.
@@ -244,9 +297,9 @@ impl<T> Scheduler<T> {
         self.busy as usize
     }
 
-    /// How many tasks no worker has.
+    /// How many items no worker has.
     pub fn queued(&self) -> usize {
-        self.queue.len()
+        self.queued
     }
 
     /// From whom an idle worker should get how many: only while nothing is queued. A worker that is
@@ -263,7 +316,7 @@ impl<T> Scheduler<T> {
         let is_there = idle.any(|place| place.born);
         let waiting = |place: &Place<T>| {
             let keeps = if is_there { place.keeps } else { 1 };
-            place.held.len().saturating_sub(keeps)
+            place.items.saturating_sub(keeps)
         };
         let (index, richest) = self
             .places
@@ -274,40 +327,72 @@ impl<T> Scheduler<T> {
         (waiting > 0).then(|| (Slot(index as u32), waiting.div_ceil(2)))
     }
 
-    /// The last `count` tasks of the worker were taken back before they started; they return to the
-    /// front of the queue. `visit` sees each of them, latest first.
-    pub fn revoked(&mut self, slot: Slot, count: usize, mut visit: impl FnMut(&mut T)) {
-        for _ in 0..count {
-            let Some(mut task) = self.place(slot).held.pop_back() else {
-                return;
+    /// The last `count` items of the worker were taken back before they started; they return to the
+    /// front of the queue. `visit` sees each piece of work that this changes, latest first.
+    pub fn revoked(&mut self, slot: Slot, mut count: usize, mut visit: impl FnMut(Revoked<'_, T>)) {
+        let place = &mut self.places[slot.0 as usize];
+        count = count.min(place.items);
+        while count > 0 {
+            let Some(last) = place.held.back_mut() else {
+                break;
             };
-            self.busy -= u32::from(self.places[slot.0 as usize].held.is_empty());
-            visit(&mut task);
-            self.queue.push_front(task);
+            let taken = last.left().min(count);
+            count -= taken;
+            place.items -= taken;
+            self.queued += taken;
+            if taken < last.left() || last.is_begun() {
+                let rest = last.cut(last.left() - taken);
+                visit(Revoked::Cut(last));
+                self.queue.push_front(rest);
+                if last.left() == 0 {
+                    place.held.pop_back();
+                    self.busy -= u32::from(place.held.is_empty());
+                }
+            } else if let Some(mut task) = place.held.pop_back() {
+                self.busy -= u32::from(place.held.is_empty());
+                visit(Revoked::Whole(&mut task));
+                self.queue.push_front(task);
+            }
         }
     }
 
-    /// The worker is gone; `started` of what it held (the oldest) it had started.
+    /// The worker is gone; `started` of the items it held (the oldest) it had started. `visit` sees
+    /// each piece of work that returns as a whole.
     pub fn died(&mut self, slot: Slot, started: usize, mut visit: impl FnMut(&mut T)) -> Loss<T> {
         let place = self.place(slot);
         place.open = false;
         place.born = false;
+        place.items = 0;
         let mut held = std::mem::take(&mut place.held);
         self.busy -= u32::from(!held.is_empty());
-        let rest = held.split_off(started.min(held.len()));
-        let returned = rest.len();
-        for mut task in rest.into_iter().rev() {
+        let mut lost = Vec::new();
+        while lost.len() < started
+            && let Some(mut oldest) = held.pop_front()
+        {
+            if oldest.left() > 1 {
+                held.push_front(oldest.cut(1));
+            }
+            lost.push(oldest);
+        }
+        if let Some(begun) = held.pop_front_if(|oldest| oldest.is_begun()) {
+            let mut begun = begun;
+            held.push_front(begun.cut(0));
+        }
+        let mut returned = 0;
+        for mut task in held.into_iter().rev() {
             visit(&mut task);
-            self.queue.push_front(task);
+            returned += task.left();
+            self.put_first(task);
         }
         Loss {
-            started: held.into(),
+            started: lost,
             returned,
         }
     }
 
     /// Takes everything that is queued, in order.
     pub fn take_queue(&mut self) -> VecDeque<T> {
+        self.queued = 0;
         std::mem::take(&mut self.queue)
     }
 }
@@ -316,6 +401,57 @@ impl<T> Scheduler<T> {
 mod tests {
     use super::*;
     use std::collections::BinaryHeap;
+
+    const ENDED: u32 = u32::MAX;
+
+    impl Work for u32 {
+        fn left(&self) -> usize {
+            usize::from(*self != ENDED)
+        }
+
+        fn is_begun(&self) -> bool {
+            false
+        }
+
+        fn end(&mut self, count: usize) {
+            assert_eq!(count, 1);
+            *self = ENDED;
+        }
+
+        fn cut(&mut self, keep: usize) -> Self {
+            unreachable!("a task has one item, of which {keep} were to be kept")
+        }
+    }
+
+    /// Items with neighbouring numbers.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Run(std::ops::Range<usize>, bool);
+
+    fn run(items: std::ops::Range<usize>) -> Run {
+        Run(items, false)
+    }
+
+    impl Work for Run {
+        fn left(&self) -> usize {
+            self.0.len()
+        }
+
+        fn is_begun(&self) -> bool {
+            self.1
+        }
+
+        fn end(&mut self, count: usize) {
+            self.0.start += count;
+            self.1 = true;
+        }
+
+        fn cut(&mut self, keep: usize) -> Self {
+            let middle = self.0.start + keep;
+            let rest = run(middle..self.0.end);
+            self.0.end = middle;
+            rest
+        }
+    }
 
     fn open(count: usize) -> Scheduler<u32> {
         let mut scheduler = Scheduler::new(count);
@@ -352,10 +488,11 @@ mod tests {
         let mut scheduler = open(1);
         scheduler.add(0);
         assign(&mut scheduler);
-        scheduler.finished(Slot(0), Some(2_000));
+        scheduler.ended(Slot(0), 1);
+        scheduler.observe(1, 2_000);
         assert_eq!(scheduler.credit(), 500);
         for _ in 0..64 {
-            scheduler.observe(50_000_000);
+            scheduler.observe(1, 50_000_000);
         }
         assert_eq!(scheduler.credit(), 2, "the running one and one that waits");
     }
@@ -364,10 +501,10 @@ mod tests {
     fn one_straggler_does_not_drain_the_pipeline() {
         let mut scheduler = open(1);
         for _ in 0..10 {
-            scheduler.observe(1_000);
+            scheduler.observe(1, 1_000);
         }
         let before = scheduler.credit();
-        scheduler.observe(10_000_000_000);
+        scheduler.observe(1, 10_000_000_000);
         assert!(
             scheduler.credit() >= before / 4,
             "{} of {before}",
@@ -382,7 +519,8 @@ mod tests {
         scheduler.add(1);
         let assigned = assign(&mut scheduler);
         assert_eq!(assigned.len(), 2);
-        scheduler.finished(Slot(assigned[0].0), Some(1));
+        scheduler.ended(Slot(assigned[0].0), 1);
+        scheduler.observe(1, 1);
         assert_eq!(scheduler.choose(), Some(Slot(assigned[0].0)));
     }
 
@@ -435,6 +573,7 @@ mod tests {
         scheduler.places.push(Place {
             open: false,
             held: VecDeque::new(),
+            items: 0,
             keeps: 0,
             born: false,
             last_heard: 0,
@@ -466,6 +605,70 @@ mod tests {
             .map(|(_, task)| task)
             .collect();
         assert_eq!(order, [1, 2, 3, 9]);
+    }
+
+    fn open_runs(count: usize) -> Scheduler<Run> {
+        let mut scheduler = Scheduler::new(count);
+        for slot in 0..count {
+            scheduler.open(Slot(slot as u32), false);
+            scheduler.born(Slot(slot as u32));
+        }
+        scheduler.observe(100, 100_000);
+        scheduler
+    }
+
+    #[test]
+    fn a_block_is_cut_where_what_is_taken_back_begins() {
+        let mut scheduler = open_runs(2);
+        scheduler.published(Slot(0), run(0..10));
+        scheduler.published(Slot(0), run(10..14));
+        assert_eq!(scheduler.ended(Slot(0), 3), None);
+        assert_eq!(scheduler.steal(), Some((Slot(0), 5)));
+        let (mut whole, mut cut) = (Vec::new(), Vec::new());
+        scheduler.revoked(Slot(0), 5, |revoked| match revoked {
+            Revoked::Whole(run) => whole.push(run.0.clone()),
+            Revoked::Cut(run) => cut.push(run.0.clone()),
+        });
+        assert_eq!((whole, cut), (vec![10..14], vec![3..9]));
+        assert_eq!((scheduler.held_count(Slot(0)), scheduler.queued()), (6, 5));
+        assert_eq!(scheduler.take_first(), Some(run(9..10)));
+        assert_eq!(scheduler.take_first(), Some(run(10..14)));
+        assert_eq!(scheduler.ended(Slot(0), 6), Some(Run(9..9, true)));
+        assert_eq!((scheduler.busy_count(), scheduler.queued()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_begun_never_returns_as_a_whole() {
+        let mut scheduler = open_runs(1);
+        scheduler.published(Slot(0), run(0..10));
+        scheduler.ended(Slot(0), 4);
+        let mut kept = Vec::new();
+        scheduler.revoked(Slot(0), 6, |revoked| match revoked {
+            Revoked::Whole(run) => panic!("{run:?}"),
+            Revoked::Cut(run) => kept.push(run.0.clone()),
+        });
+        assert_eq!(kept, [4..4]);
+        assert_eq!((scheduler.busy_count(), scheduler.queued()), (0, 6));
+        let rest = scheduler.take_first().unwrap();
+        assert_eq!(rest, run(4..10));
+        scheduler.published(Slot(0), rest);
+        scheduler.ended(Slot(0), 1);
+        assert_eq!(scheduler.died(Slot(0), 0, |_| {}).returned, 5);
+        assert_eq!(scheduler.take_first(), Some(run(5..10)));
+    }
+
+    #[test]
+    fn a_death_in_a_block_costs_one_item() {
+        let mut scheduler = open_runs(1);
+        scheduler.published(Slot(0), run(0..10));
+        scheduler.published(Slot(0), run(10..12));
+        scheduler.ended(Slot(0), 2);
+        let loss = scheduler.died(Slot(0), 1, |_| {});
+        let (started, returned) = (vec![Run(2..3, true)], 9);
+        assert_eq!(loss, Loss { started, returned });
+        assert_eq!(scheduler.queued(), 9);
+        assert_eq!(scheduler.take_first(), Some(run(3..10)));
+        assert_eq!(scheduler.take_first(), Some(run(10..12)));
     }
 
     /// With a clock that only this test moves: every task runs once, workers never idle while
@@ -507,7 +710,8 @@ mod tests {
                 .count();
             assert_eq!(scheduler.busy_count(), busy);
             runs[task as usize] += 1;
-            scheduler.finished(Slot(slot as u32), Some(durations[task as usize]));
+            scheduler.ended(Slot(slot as u32), 1);
+            scheduler.observe(1, durations[task as usize]);
         }
         assert!(runs.iter().all(|&count| count == 1));
         let work: u64 = durations.iter().sum();

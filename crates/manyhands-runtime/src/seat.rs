@@ -1,11 +1,12 @@
 //! A worker as its parent keeps it: its memory, its lines, what it was taught.
 
+use crate::block::Stream;
 use crate::definition::Definition;
 use crate::life_line::LifeLine;
 use crate::protocol::{self, MOST_FILES_AHEAD, Malformed, SECTION_FORGET};
 use crate::task::{Bytes, Entry};
 use manyhands_os::{MessageFile, Process, Received, Socket};
-use manyhands_shm::{ControlBlock, RingReader};
+use manyhands_shm::{ControlBlock, RESULT_AREA, RingReader};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,6 +44,13 @@ pub(crate) struct Worker {
     pub(crate) files_sent: u64,
     /// Number of the message file that a finished task has asked for last.
     pub(crate) files_taken: u64,
+    /// Where the record of the last block stands, as long as the worker may look at it: until the
+    /// first result of a later record.
+    pub(crate) last_block: Option<u64>,
+    /// The stream whose items it ran last, for the time that they took.
+    pub(crate) last_stream: Option<Arc<Stream>>,
+    /// It is read no further, because its results would pile up: see `Stream::is_full`.
+    pub(crate) paused: bool,
     /// Bytes of results since the worker was last looked after.
     pub(crate) consumed: usize,
     pub(crate) finished: u64,
@@ -73,7 +81,7 @@ impl Worker {
     /// needs, ids that it may forget, and the ids of further needs.
     pub(crate) fn sections(&mut self, entry: &mut Entry) -> Option<Vec<u8>> {
         let main = entry.definition.as_ref();
-        if entry.needs.is_empty()
+        if entry.needs().is_empty()
             && self.forget.is_empty()
             && main.is_none_or(|definition| definition.id() == self.known_last)
         {
@@ -81,14 +89,14 @@ impl Worker {
         }
         let mut sections = Vec::new();
         let mut carried = Vec::new();
-        for definition in entry.needs.iter().chain(main) {
+        for definition in entry.needs().iter().chain(main) {
             self.teach(definition, &mut sections, &mut carried);
         }
         if let Some(definition) = main {
             self.known_last = definition.id();
         }
-        if !entry.needs.is_empty() {
-            protocol::put_needs(&mut sections, &entry.needs);
+        if !entry.needs().is_empty() {
+            protocol::put_needs(&mut sections, entry.needs());
         }
         if self.known.len() > self.known_limit {
             let dead: Vec<u32> = self
@@ -189,6 +197,17 @@ impl Worker {
             Ok(Received::DescriptorsLost(_)) => lost("this process has too many open files".into()),
             // Its message is still there, or never was: no later one would be told apart.
             Ok(Received::Nothing | Received::Closed) | Err(_) => Err(Malformed),
+        }
+    }
+
+    /// Is done with the first `len` bytes of its results.
+    pub(crate) fn taken(&mut self, len: usize) {
+        self.reader.consume(len);
+        self.consumed += len;
+        if self.consumed > RESULT_AREA / 4 {
+            // It may sleep because its ring was full.
+            self.consumed = 0;
+            self.wake();
         }
     }
 

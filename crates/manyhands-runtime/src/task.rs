@@ -1,7 +1,9 @@
 //! A task as the parent keeps it.
 
+use crate::block::{Block, Form};
 use crate::definition::Definition;
 use crate::protocol::TaskKind;
+use crate::scheduler::Work;
 use manyhands_os::{ExitStatus, MessageFile, View};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -178,6 +180,10 @@ impl Task {
         (observer != 0).then_some(observer)
     }
 
+    pub(crate) fn is_observed(&self) -> bool {
+        self.observer.load(Ordering::Relaxed) != 0
+    }
+
     pub(crate) fn set_observer(&self, token: u64) {
         self.observer.store(token, Ordering::Relaxed);
     }
@@ -196,21 +202,27 @@ impl Task {
     }
 }
 
-/// The part of a task that its run needs: what the scheduler moves about.
+/// What the scheduler moves about: the part of a task that its run needs, or a block.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its other part; none for start-up and exit.
+    /// Its other part; none for blocks, start-up and exit.
     pub task: Option<Arc<Task>>,
+    /// The block that it is; none for tasks.
+    pub(crate) block: Option<Arc<Block>>,
     /// What is asked for.
     pub kind: TaskKind,
     /// What to run.
     pub definition: Option<Arc<Definition>>,
-    /// What else has to be known to the worker.
+    /// What else has to be known to the worker; a block has its own.
     pub needs: Vec<Arc<Definition>>,
     /// How the payload is encoded.
     pub tag: u8,
-    /// The arguments.
+    /// The arguments; a block has its own.
     pub payload: Bytes,
+    /// Items that have not ended.
+    pub(crate) left: u32,
+    /// Items that have ended.
+    pub(crate) ended: u32,
     /// Position of its record in the worker's task area, while published.
     pub(crate) position: u64,
     /// Length of that record.
@@ -233,19 +245,105 @@ impl Entry {
         tag: u8,
         payload: Bytes,
     ) -> Self {
-        let (position, length, file, carried) = (0, 0, 0, Vec::new());
+        let (position, length, file) = (0, 0, 0);
         Self {
             task,
+            block: None,
             kind,
             definition,
             needs,
             tag,
             payload,
+            left: 1,
+            ended: 0,
             position,
             length,
             file,
-            carried,
+            carried: Vec::new(),
             forgets: Vec::new(),
         }
+    }
+
+    /// A block to run.
+    pub fn block(block: Arc<Block>) -> Self {
+        let (kind, tag) = match block.form {
+            Form::Items => (TaskKind::Block, 0),
+            Form::Single(tag) => (TaskKind::Run, tag),
+        };
+        let (definition, tag) = (block.stream.definition.clone(), tag | block.stream.tag);
+        Self {
+            left: block.count(),
+            block: Some(block),
+            ..Self::new(None, kind, definition, Vec::new(), tag, Bytes::default())
+        }
+    }
+
+    /// What has to be known to the worker besides the definition to run.
+    pub(crate) fn needs(&self) -> &[Arc<Definition>] {
+        match &self.block {
+            Some(block) => &block.needs,
+            None => &self.needs,
+        }
+    }
+
+    /// The encoded arguments, or items.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        match &self.block {
+            Some(block) => &block.bytes,
+            None => &self.payload,
+        }
+    }
+
+    /// Whether somebody wants it to run: it is a task or a block, and was not cancelled.
+    pub(crate) fn is_wanted(&self) -> bool {
+        match (&self.task, &self.block) {
+            (Some(task), _) => !task.is_done(),
+            (_, Some(block)) => !block.is_over(),
+            _ => self.kind == TaskKind::Run,
+        }
+    }
+
+    /// Index of its first item that has not ended, for messages.
+    pub(crate) fn index(&self) -> u64 {
+        match (&self.task, &self.block) {
+            (Some(task), _) => task.index,
+            (_, Some(block)) => block.first + u64::from(self.ended),
+            _ => self.file,
+        }
+    }
+
+    /// Where its first item was published.
+    pub(crate) fn set_place(&self, place: Option<(u32, u32)>) {
+        if let Some(task) = &self.task {
+            task.set_place(place);
+        }
+        if let Some(block) = &self.block {
+            block.set_place(place);
+        }
+    }
+}
+
+impl Work for Entry {
+    fn left(&self) -> usize {
+        self.left as usize
+    }
+
+    fn is_begun(&self) -> bool {
+        self.ended > 0
+    }
+
+    fn end(&mut self, count: usize) {
+        debug_assert!(count <= self.left as usize);
+        self.left -= count as u32;
+        self.ended += count as u32;
+    }
+
+    fn cut(&mut self, keep: usize) -> Self {
+        let Some(block) = &self.block else {
+            crate::bug("a task was cut in two");
+        };
+        let rest = block.cut(self.ended + keep as u32);
+        self.left = keep as u32;
+        Self::block(rest)
     }
 }

@@ -5,18 +5,26 @@
 //! ```text
 //! loop:
 //!     claim       -> a task: run it, finish it
+//!                 -> the next item of a block: run it, finish it
 //!                 -> nothing: wait, which spins a little and then sleeps
 //! ```
+//!
+//! The record of a block stays open until a claim gives a number behind its last item. How many it has
+//! is read anew for each, since the parent may have taken back the last of them; what it reads is
+//! right for the number that was claimed, see `docs/design/map.md`.
+//!
+//! Looking at the clock costs as much as a short item, so items are timed in laps of about 50 µs.
 //!
 //! Each result is visible when it is published, and its reader is woken at once if it sleeps. It is
 //! the reader that keeps wake-ups few: while results come in a stream it naps without a mark (see
 //! `Pool::drain_until` and `Pool::supervise`), and a worker that finds no mark makes no system call.
 //! A worker that deferred wake-ups itself could not keep a promise once a long task runs.
 
+use crate::block::{ITEM_WORD, LONGEST_ITEM, item_word, next_item};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    FLAG_FILE, FLAG_UNREAD, HEAD, LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead,
-    TaskKind, padded, split_body,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_MORE, FLAG_STREAM, FLAG_UNREAD, HEAD, ITEM_MORE, LONGEST_RECORD,
+    ResultHead, ResultKind, Section, TaskHead, TaskKind, padded, split_body,
 };
 use crate::zygote::Birth;
 use manyhands_os::{
@@ -26,7 +34,12 @@ use manyhands_os::{
 use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter, TASK_AREA};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
+/// How long a lap of items takes, as far as whole items allow, in nanoseconds.
+const LAP_NANOS: u64 = 50_000;
+/// The most items of a lap.
+const LAP_ITEMS: u32 = 64;
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
 const SPIN_NANOS: u64 = 50_000;
 
@@ -44,9 +57,53 @@ pub struct WorkerEnd {
     cores: usize,
     position: u64,
     running: Option<Running>,
+    /// The block that was started last, until a later record is.
+    block: Option<OpenBlock>,
+    lap: Lap,
     /// When the last task ended, while the queue was not empty.
     last_end: Option<u64>,
     spin: u64,
+}
+
+/// A block whose items are claimed one by one.
+#[derive(Debug)]
+struct OpenBlock {
+    /// Number of its first item.
+    first: u32,
+    /// Where the word with its count of items stands.
+    count_at: u64,
+    /// Where the next record starts.
+    end: u64,
+    /// Index of its first item, for messages.
+    index: u64,
+    /// Its items; none if they could not be had.
+    items: Option<Items>,
+}
+
+impl Claimed {
+    /// Whether what the task yields is wanted one by one.
+    pub fn is_streamed(&self) -> bool {
+        self.flags & FLAG_STREAM != 0
+    }
+}
+
+/// Where the items of a block stand; what lies before `at` was claimed.
+#[derive(Debug)]
+struct Items {
+    body: Body,
+    at: usize,
+    end: usize,
+    /// The item that runs.
+    item: (u8, usize, usize),
+}
+
+/// Items that ended since the clock was looked at.
+#[derive(Debug, Default)]
+struct Lap {
+    start: u64,
+    items: u32,
+    /// After how many items to look again.
+    stride: u32,
 }
 
 #[derive(Debug)]
@@ -54,7 +111,17 @@ struct Running {
     number: u32,
     /// Whether its body could be read.
     is_read: bool,
+    /// When it started; 0 for an item.
     start: u64,
+}
+
+/// What a worker has to do next.
+#[derive(Debug)]
+pub enum Next {
+    /// A task, or the beginning of a block, which an item follows at once.
+    Record(Result<Claimed, Unreadable>),
+    /// The next item of the block.
+    Item,
 }
 
 /// A claimed task, as it stands in shared memory or in a message file.
@@ -70,7 +137,7 @@ pub struct Claimed {
     pub attempt: u8,
     /// For messages.
     pub index: u64,
-    /// Whether the body has sections.
+    /// Whether the body has sections, and whether what the task yields is wanted one by one.
     flags: u8,
     payload: u32,
     body: Body,
@@ -81,6 +148,15 @@ enum Body {
     /// Position and length in the task area.
     Area(u64, usize),
     File(View),
+}
+
+/// The bytes of a body.
+fn body<'worker>(control: &'worker ControlBlock, body: &'worker Body) -> &'worker [u8] {
+    match body {
+        // SAFETY: a part of the record that is claimed, or of the block that is open.
+        Body::Area(position, len) => unsafe { &control.task_bytes(*position)[..*len] },
+        Body::File(view) => view.as_slice(),
+    }
 }
 
 /// The task's body could not be had, or makes no sense; a sentence says why.
@@ -112,27 +188,125 @@ impl WorkerEnd {
             cores,
             position: 0,
             running: None,
+            block: None,
+            lap: Lap {
+                stride: 1,
+                ..Lap::default()
+            },
             last_end: None,
             spin: SPIN_NANOS,
         })
     }
 
-    /// Starts the next task, if there is one.
-    pub fn claim(&mut self) -> Option<Result<Claimed, Unreadable>> {
+    /// Starts the next task or item, if there is one. For a block the record comes first, and then the
+    /// first item without another claim.
+    #[inline]
+    pub fn claim(&mut self) -> Option<Next> {
         debug_assert!(self.running.is_none());
-        let number = self.control.queue().claim()?;
+        let Some(number) = self.control.queue().claim() else {
+            self.end_lap();
+            return None;
+        };
+        fail_point("worker.claimed");
+        if let Some(block) = &self.block {
+            // SAFETY: the record stays as it is until a later one has a result. Relaxed: the claim
+            // acquired the publish that came after the last change that matters.
+            let count = unsafe { self.control.task_word(block.count_at) }.load(Ordering::Relaxed);
+            let is_in = number.wrapping_sub(block.first) & (u32::MAX >> 1);
+            if is_in < count {
+                self.start_item(number);
+                return Some(Next::Item);
+            }
+            self.position = block.end;
+            self.block = None;
+        }
+        Some(Next::Record(self.start_record(number)))
+    }
+
+    #[cold]
+    fn start_record(&mut self, number: u32) -> Result<Claimed, Unreadable> {
+        self.end_lap();
         // The end of one task is the start of the next.
         let start = self.last_end.take().unwrap_or_else(monotonic_nanos);
         self.control.set_started_at(start);
-        fail_point("worker.claimed");
         let record = self.read_record();
-        let is_read = record.is_ok();
+        if let Some(block) = &mut self.block {
+            block.first = number;
+            self.lap.start = start;
+            self.running = Some(Running {
+                number,
+                is_read: false,
+                start: 0,
+            });
+        } else {
+            self.running = Some(Running {
+                number,
+                is_read: record.is_ok(),
+                start,
+            });
+        }
+        record
+    }
+
+    /// The claimed item runs from now on.
+    #[inline]
+    fn start_item(&mut self, number: u32) {
+        if self.lap.items == 0 && self.lap.start == 0 {
+            self.lap.start = self.last_end.take().unwrap_or_else(monotonic_nanos);
+            self.control.set_started_at(self.lap.start);
+        }
+        let is_read = self.next_item();
         self.running = Some(Running {
             number,
             is_read,
-            start,
+            start: 0,
         });
-        Some(record)
+    }
+
+    /// Goes to the next item of the block; false if its items could not be had.
+    #[inline]
+    fn next_item(&mut self) -> bool {
+        let Some(OpenBlock {
+            items: Some(items), ..
+        }) = &mut self.block
+        else {
+            return false;
+        };
+        let bytes = body(&self.control, &items.body);
+        let whole = bytes.get(items.at..items.end).unwrap_or_default();
+        let mut rest = whole;
+        let Some((tag, item)) = next_item(&mut rest) else {
+            crate::bug("a block has fewer items than it says");
+        };
+        let end = items.end - rest.len();
+        items.item = (tag, end - item.len(), end);
+        items.at = end;
+        true
+    }
+
+    /// The item that was claimed: its tag and its bytes.
+    #[inline]
+    pub fn item(&self) -> Result<(u8, &[u8]), Unreadable> {
+        match &self.block {
+            Some(OpenBlock {
+                items: Some(items), ..
+            }) => {
+                let (tag, start, end) = items.item;
+                Ok((tag, &body(&self.control, &items.body)[start..end]))
+            }
+            _ => Err(Unreadable("the items could not be received".into())),
+        }
+    }
+
+    /// Index of the item that runs, for messages.
+    pub fn item_index(&self) -> u64 {
+        match (&self.block, &self.running) {
+            (Some(block), Some(running)) => {
+                let skip = running.number.wrapping_sub(block.first) & (u32::MAX >> 1);
+                block.index + u64::from(skip)
+            }
+            _ => 0,
+        }
     }
 
     fn read_record(&mut self) -> Result<Claimed, Unreadable> {
@@ -145,10 +319,22 @@ impl WorkerEnd {
             _ => crate::bug("a task record makes no sense"),
         };
         let at = self.position;
-        self.position += u64::from(head.length);
+        let after = at + u64::from(head.length);
+        self.position = after;
+        let is_block = head.kind == TaskKind::Block;
+        let head_len = HEAD + if is_block { BLOCK_PREFIX } else { 0 };
+        if is_block {
+            self.block = Some(OpenBlock {
+                first: 0,
+                count_at: at + HEAD as u64,
+                end: after,
+                index: head.index,
+                items: None,
+            });
+        }
         let body = if head.flags & FLAG_FILE != 0 {
             let number = bytes
-                .get(HEAD..HEAD + 8)
+                .get(head_len..head_len + 8)
                 .and_then(|number| number.try_into().ok());
             let number = number.map_or(0, u64::from_ne_bytes);
             let file = self
@@ -158,7 +344,7 @@ impl WorkerEnd {
                 Unreadable(format!("the arguments could not be received: {error}"))
             })?)
         } else {
-            Body::Area(at + HEAD as u64, head.length as usize - HEAD)
+            Body::Area(at + head_len as u64, head.length as usize - head_len)
         };
         let TaskHead {
             kind,
@@ -225,22 +411,125 @@ impl WorkerEnd {
         claimed: &'task Claimed,
         visit: impl FnMut(Section<'task>),
     ) -> Result<&'task [u8], Unreadable> {
-        let body: &[u8] = match &claimed.body {
-            // SAFETY: a part of the record that is claimed.
-            Body::Area(position, len) => unsafe { &self.control.task_bytes(*position)[..*len] },
-            Body::File(view) => view.as_slice(),
-        };
+        let body = body(&self.control, &claimed.body);
         split_body(body, claimed.flags, claimed.payload, visit)
             .map_err(|_| Unreadable("the arguments make no sense".into()))
+    }
+
+    /// Opens the block that was claimed, after `visit` has seen its sections: now its first item can
+    /// be had.
+    pub fn open_block(
+        &mut self,
+        claimed: Claimed,
+        visit: impl FnMut(Section<'_>),
+    ) -> Result<(), Unreadable> {
+        let payload = self.payload(&claimed, visit)?;
+        let (start, len) = {
+            let body = body(&self.control, &claimed.body);
+            let start = payload.as_ptr().addr() - body.as_ptr().addr();
+            (start, payload.len())
+        };
+        if let Some(block) = &mut self.block {
+            block.items = Some(Items {
+                body: claimed.body,
+                at: start,
+                end: start + len,
+                item: (0, 0, 0),
+            });
+        }
+        if let Some(running) = &mut self.running {
+            running.is_read = self.block.is_some();
+        }
+        self.next_item();
+        Ok(())
+    }
+
+    /// Publishes the result of the running item; `more` if it has not ended with it.
+    #[inline]
+    pub fn finish_item(&mut self, tag: u8, payload: &[u8], more: bool) -> io::Result<()> {
+        if payload.len() > LONGEST_ITEM {
+            return self.finish_part(ResultKind::Value, tag, payload, more);
+        }
+        fail_point("worker.finished");
+        let tag = if more { tag | ITEM_MORE } else { tag };
+        let length = ITEM_WORD + payload.len();
+        loop {
+            if let Some(record) = self.results.reserve(length) {
+                record[..ITEM_WORD].copy_from_slice(&item_word(tag, payload.len()));
+                record[ITEM_WORD..length].copy_from_slice(payload);
+                break;
+            }
+            self.wait_for_room(length);
+        }
+        fail_point("worker.record_written");
+        self.results.publish(length);
+        fail_point("worker.published");
+        if !more {
+            self.running = None;
+            self.lap.items += 1;
+            if self.lap.items >= self.lap.stride {
+                self.end_lap();
+            }
+        }
+        self.announce();
+        Ok(())
+    }
+
+    /// Says how long the items since the last lap took.
+    fn end_lap(&mut self) {
+        let Lap { start, items, .. } = self.lap;
+        if items == 0 {
+            return;
+        }
+        let now = monotonic_nanos();
+        let duration = now.saturating_sub(start).max(1);
+        let each = duration / u64::from(items);
+        let stride = (LAP_NANOS / each.max(1)).clamp(1, LAP_ITEMS.into()) as u32;
+        self.lap = Lap {
+            start: now,
+            items: 0,
+            // Faster only step by step: one short item says little.
+            stride: stride.min(self.lap.stride * 2),
+        };
+        self.control.set_started_at(now);
+        let head = ResultHead {
+            length: HEAD as u32,
+            kind: ResultKind::Lap,
+            tag: 0,
+            flags: 0,
+            number: items,
+            payload: 0,
+            duration,
+        };
+        loop {
+            if let Some(record) = self.results.reserve(HEAD) {
+                record.copy_from_slice(&head.encode());
+                break;
+            }
+            self.wait_for_room(HEAD);
+        }
+        self.results.publish(HEAD);
     }
 
     /// Publishes the result of the running task; an error says why it could not be sent, and
     /// another result has to go in its place.
     pub fn finish(&mut self, kind: ResultKind, tag: u8, payload: &[u8]) -> io::Result<()> {
+        self.finish_part(kind, tag, payload, false)
+    }
+
+    /// As `finish`; with `more` it has yielded this and goes on.
+    pub fn finish_part(
+        &mut self,
+        kind: ResultKind,
+        tag: u8,
+        payload: &[u8],
+        more: bool,
+    ) -> io::Result<()> {
         let Some(running) = &self.running else {
             crate::bug("a result without a task");
         };
         fail_point("worker.finished");
+        let running_is_item = running.start == 0;
         let now = monotonic_nanos();
         let Ok(payload_len) = u32::try_from(payload.len()) else {
             return Err(io::Error::new(
@@ -259,10 +548,16 @@ impl WorkerEnd {
             kind,
             tag,
             flags: if by_file { FLAG_FILE } else { 0 }
-                | if running.is_read { 0 } else { FLAG_UNREAD },
+                | if running.is_read { 0 } else { FLAG_UNREAD }
+                | if more { FLAG_MORE } else { 0 },
             number: running.number,
             payload: payload_len,
-            duration: now - running.start.min(now),
+            duration: match running.start {
+                // The time of an item is in its lap.
+                0 => 0,
+                _ if more => 0,
+                start => now - start.min(now),
+            },
         };
         if by_file {
             use std::os::fd::AsFd;
@@ -282,6 +577,17 @@ impl WorkerEnd {
         fail_point("worker.record_written");
         self.results.publish(length);
         fail_point("worker.published");
+        if more {
+            self.announce();
+            return Ok(());
+        }
+        if running_is_item {
+            self.lap.items += 1;
+            self.running = None;
+            self.end_lap();
+            self.announce();
+            return Ok(());
+        }
         self.running = None;
         let queue = self.control.queue().state();
         let more = queue.waiting() > 0 && !queue.frozen;
@@ -315,6 +621,7 @@ impl WorkerEnd {
     /// after them.
     pub fn wait(&mut self) {
         self.last_end = None;
+        self.lap.start = 0;
         // Its parent, the busy workers and the spinner itself each want a core.
         if (self.page.runnable() as usize) < self.cores && self.spin_until_task() {
             return;

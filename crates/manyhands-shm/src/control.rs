@@ -167,6 +167,18 @@ impl ControlBlock {
         unsafe { std::slice::from_raw_parts(self.area(offset).as_ptr(), TASK_AREA) }
     }
 
+    /// The word at `position` of the task area, a multiple of 4.
+    ///
+    /// # Safety
+    /// It belongs to a record that its writer and its reader use as a shared word.
+    #[inline]
+    pub unsafe fn task_word(&self, position: u64) -> &AtomicU32 {
+        debug_assert!(position.is_multiple_of(4));
+        let offset = HEADER + (position as usize & (TASK_AREA - 1));
+        // SAFETY: inside the area, and aligned, as the area is to a page.
+        unsafe { self.area(offset).cast::<AtomicU32>().as_ref() }
+    }
+
     /// The worker's end of the result ring.
     ///
     /// # Safety

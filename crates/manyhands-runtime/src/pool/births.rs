@@ -1,6 +1,7 @@
 //! Births and deaths of workers, as the supervisor tells of them.
 
 use super::{Phase, Pool, Seat, State};
+use crate::block::{LONGEST_ITEM, Over};
 use crate::fail_point::fail_point;
 use crate::life_line::LifeLine;
 use crate::protocol::{TaskKind, WorkerKey};
@@ -102,6 +103,9 @@ impl Pool {
             unpublished: 0,
             files_sent: 0,
             files_taken: 0,
+            last_block: None,
+            last_stream: None,
+            paused: false,
             consumed: 0,
             finished: 0,
             busy_nanos: 0,
@@ -192,9 +196,7 @@ impl Pool {
         let started = QueueWord::distance(worker.oldest, queue.next) as usize;
         let loss = state.scheduler.died(slot, started, |entry| {
             worker.unlearn(entry);
-            if let Some(task) = &entry.task {
-                task.set_place(None);
-            }
+            entry.set_place(None);
         });
         let cause = if worker.violation {
             Cause::Protocol
@@ -206,29 +208,19 @@ impl Pool {
         let (mut blamed, mut initializing) = (false, false);
         let mut leaving = worker.leaving;
         for entry in loss.started {
-            match (entry.kind, entry.task) {
-                (TaskKind::Run, Some(task)) => {
+            match entry.kind {
+                TaskKind::Run | TaskKind::Block => {
                     blamed = true;
-                    let outcome = if killing {
-                        Outcome::Cancelled
-                    } else {
-                        Outcome::Died {
-                            pid,
-                            cause,
-                            tag: entry.tag,
-                            payload: entry.payload,
-                        }
-                    };
-                    self.complete(&mut state, &task, outcome);
+                    self.lost_with_worker(&mut state, entry, (pid, cause), killing);
                 }
-                (TaskKind::Exit, _) => leaving = true,
-                (TaskKind::Initialize, _) => initializing = true,
-                _ => {}
+                TaskKind::Exit => leaving = true,
+                TaskKind::Initialize => initializing = true,
+                TaskKind::Discard => {}
             }
         }
         // Start-up and exit messages that were never read go with the worker.
         let mut returned = state.scheduler.take_queue();
-        returned.retain(|entry| entry.kind == TaskKind::Run);
+        returned.retain(|entry| matches!(entry.kind, TaskKind::Run | TaskKind::Block));
         for entry in returned {
             state.scheduler.add(entry);
         }
@@ -278,6 +270,39 @@ impl Pool {
         self.quiet.notify_all();
     }
 
+    /// Ends the item that a worker had started when it died.
+    fn lost_with_worker(
+        &self,
+        state: &mut State,
+        entry: Entry,
+        (pid, cause): (i32, Cause),
+        killing: bool,
+    ) {
+        let died = |tag, payload| {
+            if killing {
+                return Outcome::Cancelled;
+            }
+            Outcome::Died {
+                pid,
+                cause,
+                tag,
+                payload,
+            }
+        };
+        if let Some(block) = &entry.block {
+            let of_stream = block.stream.tag;
+            // A long one is no use in a message.
+            let item = block.item(entry.index(), |tag, item| {
+                (item.len() <= LONGEST_ITEM).then(|| (tag | of_stream, Bytes::copy_of(item)))
+            });
+            let (tag, payload) = item.flatten().unwrap_or_default();
+            block.take_one(died(tag, payload), false);
+            self.count_ended(state, 1);
+        } else if let Some(task) = entry.task {
+            self.complete(state, &task, died(entry.tag, entry.payload));
+        }
+    }
+
     /// A worker could not be started. While others run they do its work; else the pool breaks,
     /// after a few attempts.
     pub(crate) fn not_born(&self, key: WorkerKey, why: &str) {
@@ -318,18 +343,7 @@ impl Pool {
             return;
         }
         state.phase = Phase::Broken(why.clone());
-        for index in 0..state.seats.len() {
-            let slot = Slot(index as u32);
-            if !state.is_leaving(slot) {
-                let held = state.scheduler.held_count(slot);
-                self.take_back(state, slot, held);
-            }
-        }
-        for entry in state.scheduler.take_queue() {
-            if let Some(task) = &entry.task {
-                self.complete(state, task, Outcome::Broken(why.clone()));
-            }
-        }
+        self.end_waiting(state, &Over::Broken(why));
         self.leave_if_closing(state);
     }
 

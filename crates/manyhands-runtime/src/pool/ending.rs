@@ -1,6 +1,7 @@
 //! Cancelling tasks, closing pools, and what there is to know of them.
 
 use super::{Phase, Pool, PoolStats, Seat, State, WorkerStats};
+use crate::block::{Block, Over};
 use crate::protocol::TaskKind;
 use crate::scheduler::Slot;
 use crate::supervisor::Command;
@@ -24,15 +25,7 @@ impl Pool {
             if task.is_done() {
                 continue;
             }
-            if let Some((slot, number)) = task.place()
-                && let Seat::Taken(worker) = &state.seats[slot as usize]
-            {
-                let slot = Slot(slot);
-                let behind = QueueWord::distance(number, worker.next) as usize;
-                if behind <= state.scheduler.held_count(slot) {
-                    self.take_back(&mut state, slot, behind);
-                }
-            }
+            self.take_back_from(&mut state, task.place());
             if task.place().is_none() {
                 self.complete(&mut state, task, Outcome::Cancelled);
             }
@@ -41,11 +34,55 @@ impl Pool {
         self.tell_all(&mut state);
     }
 
-    /// Whether workers could take more than what is queued.
-    pub fn wants_more(&self) -> bool {
+    /// Cancels the items of these blocks that have not started, and of what was cut off from them.
+    pub fn cancel_blocks(&self, blocks: impl IntoIterator<Item = Arc<Block>>) {
+        let mut state = self.lock();
+        for block in blocks {
+            let mut next = Some(block);
+            while let Some(block) = next {
+                if !block.is_over() {
+                    self.take_back_from(&mut state, block.place());
+                    if block.place().is_none() {
+                        let ended = block.end(Over::Cancelled);
+                        self.count_ended(&mut state, ended);
+                    }
+                }
+                next = block.rest();
+            }
+        }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
+    }
+
+    /// Takes back what was published at this place and behind it, as far as it has not started.
+    fn take_back_from(&self, state: &mut State, place: Option<(u32, u32)>) {
+        if let Some((slot, number)) = place
+            && let Seat::Taken(worker) = &state.seats[slot as usize]
+        {
+            let slot = Slot(slot);
+            let behind = QueueWord::distance(number, worker.next) as usize;
+            let held = state.scheduler.held_count(slot);
+            self.take_back(state, slot, behind.min(held));
+        }
+    }
+
+    /// How many more items should be queued, so that workers find enough until the consumer is back,
+    /// which stays away for so many nanoseconds; and the estimated duration of an item.
+    pub fn appetite(&self, away: u64) -> (usize, Option<u64>) {
         let state = self.lock();
-        let workers = state.seats.len();
-        state.scheduler.queued() < workers * state.scheduler.credit().max(2) * 2
+        let (workers, estimate) = (state.seats.len(), state.scheduler.estimate());
+        let ahead = workers * state.scheduler.credit().max(2) * 2;
+        let meanwhile = 2 * workers as u64 * away / estimate.unwrap_or(u64::MAX);
+        let wanted = ahead.max(meanwhile as usize);
+        (wanted.saturating_sub(state.scheduler.queued()), estimate)
+    }
+
+    /// For how long what is queued keeps the workers busy, about, halved; in nanoseconds.
+    pub fn supply(&self) -> u64 {
+        let state = self.lock();
+        let workers = state.seats.len().max(1) as u64;
+        let estimate = state.scheduler.estimate().unwrap_or(0);
+        state.scheduler.queued() as u64 * estimate / workers / 2
     }
 
     /// Whether the task has been started by a worker.
@@ -64,7 +101,8 @@ impl Pool {
         }
     }
 
-    pub(super) fn cancel_waiting(&self, state: &mut State) {
+    /// Ends all tasks and items that have not started.
+    pub(super) fn end_waiting(&self, state: &mut State, over: &Over) {
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
             if !state.is_leaving(slot) {
@@ -73,9 +111,22 @@ impl Pool {
             }
         }
         for entry in state.scheduler.take_queue() {
-            if let Some(task) = &entry.task {
-                self.complete(state, task, Outcome::Cancelled);
-            }
+            self.end_entry(state, &entry, over.clone());
+        }
+    }
+
+    /// Ends what has not started.
+    pub(super) fn end_entry(&self, state: &mut State, entry: &Entry, over: Over) {
+        if let Some(block) = &entry.block {
+            let ended = block.end(over);
+            self.count_ended(state, ended);
+        } else if let Some(task) = &entry.task {
+            let outcome = match over {
+                Over::Cancelled => Outcome::Cancelled,
+                Over::Broken(why) => Outcome::Broken(why),
+                Over::Failed(why) => Outcome::Failed(why),
+            };
+            self.complete(state, task, outcome);
         }
     }
 
@@ -88,7 +139,7 @@ impl Pool {
             state.phase = Phase::Closing(kill || was_killing);
         }
         if cancel || kill {
-            self.cancel_waiting(&mut state);
+            self.end_waiting(&mut state, &Over::Cancelled);
         }
         if kill {
             for seat in &mut state.seats {
@@ -134,10 +185,14 @@ impl Pool {
     /// Waits until all tasks have ended and, with `workers`, all workers are gone, or the time is
     /// up; whether that is so.
     pub fn wait_quiet(&self, workers: bool, time: Duration) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.waiting += 1;
         let busy = |state: &mut State| state.pending > 0 || (workers && state.has_workers());
         match self.quiet.wait_timeout_while(state, time, busy) {
-            Ok((_, waited)) => !waited.timed_out(),
+            Ok((mut state, waited)) => {
+                state.waiting -= 1;
+                !waited.timed_out()
+            }
             Err(_) => crate::bug("a thread panicked while it held a pool"),
         }
     }
@@ -158,9 +213,15 @@ impl Pool {
             let queue = worker.control.queue().state();
             let started = QueueWord::distance(worker.oldest, queue.next) as usize;
             let held = state.scheduler.held_count(slot);
-            let running = (started > 0)
-                .then(|| state.scheduler.held(slot).nth(started - 1))
-                .flatten();
+            let mut before = started.saturating_sub(1);
+            let running = state.scheduler.held(slot).find_map(|entry| {
+                let left = entry.left as usize;
+                if started == 0 || before >= left {
+                    before -= left.min(before);
+                    return None;
+                }
+                Some(entry.index() + before as u64)
+            });
             workers.push(WorkerStats {
                 slot: slot.0,
                 // A worker may run before the zygote has told of it.
@@ -169,9 +230,7 @@ impl Pool {
                 done: worker.finished,
                 busy_nanos: worker.busy_nanos,
                 task_age: running.map(|_| now.saturating_sub(worker.control.started_at())),
-                task_index: running
-                    .and_then(|entry| entry.task.as_ref())
-                    .map(|task| task.index),
+                task_index: running,
                 waiting: held.saturating_sub(started),
                 age: now.saturating_sub(worker.born_at),
             });

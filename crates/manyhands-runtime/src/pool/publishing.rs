@@ -1,13 +1,18 @@
 //! From the queue to the workers, and back.
 
 use super::{Pool, Seat, State};
+use crate::block::Over;
 use crate::fail_point::fail_point;
-use crate::protocol::{FLAG_FILE, FLAG_SECTIONS, HEAD, LONGEST_RECORD, TaskHead, TaskKind, padded};
-use crate::scheduler::Slot;
+use crate::protocol::{
+    BLOCK_PREFIX, FLAG_FILE, FLAG_SECTIONS, FLAG_STREAM, HEAD, LONGEST_RECORD, TaskHead, TaskKind,
+    padded,
+};
+use crate::scheduler::{Revoked, Slot};
 use crate::supervisor::Command;
-use crate::task::{Bytes, Entry, Outcome};
+use crate::task::{Bytes, Entry};
 use manyhands_shm::{QueueWord, TASK_AREA};
 use std::io;
+use std::sync::atomic::Ordering;
 
 impl Pool {
     /// Writes a task's record to a worker; gives the entry back if there is no room.
@@ -15,30 +20,34 @@ impl Pool {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             crate::bug("a task was given to an empty seat");
         };
-        if u32::try_from(entry.payload.len()).is_err() {
+        if u32::try_from(entry.bytes().len()).is_err() {
             self.lose(state, slot, entry, "its arguments are larger than 4 GiB");
             return None;
         }
         let sections = worker.sections(&mut entry);
-        let free_from = state
-            .scheduler
-            .oldest(slot)
-            .map_or(worker.write_position, |e| e.position);
-        let body_len = match &sections {
-            Some(sections) => 4 + sections.len() + entry.payload.len(),
-            None => entry.payload.len(),
-        };
-        let by_file = HEAD + body_len > LONGEST_RECORD || matches!(entry.payload, Bytes::File(_));
-        let length = padded(HEAD + if by_file { 8 } else { body_len });
+        let oldest = state.scheduler.oldest(slot).map(|e| e.position);
+        let free_from = worker.last_block.or(oldest);
+        let free_from = free_from.unwrap_or(worker.write_position);
+        let is_block = entry.kind == TaskKind::Block;
+        let prefix_len = if is_block { BLOCK_PREFIX } else { 0 };
+        let payload_len = entry.bytes().len();
+        let body_len = sections.as_ref().map_or(0, |sections| 4 + sections.len()) + payload_len;
+        let head_len = HEAD + prefix_len;
+        let by_file =
+            head_len + body_len > LONGEST_RECORD || matches!(entry.bytes(), Bytes::File(_));
+        let length = padded(head_len + if by_file { 8 } else { body_len });
         let room = TASK_AREA as u64 - (worker.write_position - free_from);
         if length as u64 > room {
             worker.unlearn(&mut entry);
             return Some(entry);
         }
         let mut flags = if sections.is_some() { FLAG_SECTIONS } else { 0 };
+        if entry.block.is_some() {
+            flags |= FLAG_STREAM;
+        }
         if by_file {
             flags |= FLAG_FILE;
-            match worker.send_body(sections.as_deref(), &entry.payload) {
+            match worker.send_body(sections.as_deref(), entry.bytes()) {
                 Ok(true) => entry.file = worker.files_sent,
                 // Its socket is full of files of tasks that run before, or were taken back.
                 Ok(false) => {
@@ -82,32 +91,33 @@ impl Pool {
                 .definition
                 .as_ref()
                 .map_or(0, |definition| definition.id()),
-            payload: entry.payload.len() as u32,
-            index: entry.task.as_ref().map_or(entry.file, |task| task.index),
+            payload: payload_len as u32,
+            index: entry.index(),
         };
         entry.position = worker.write_position;
         entry.length = length as u32;
-        let head = head.encode();
+        let mut prefix = [0; HEAD + BLOCK_PREFIX];
+        prefix[..HEAD].copy_from_slice(&head.encode());
+        prefix[HEAD..HEAD + 4].copy_from_slice(&entry.left.to_ne_bytes());
+        let prefix = &prefix[..head_len];
         let position = worker.write_position;
         // SAFETY: the bytes from `write_position` on are beyond the last record and, as `room`
-        // says, before the oldest one without a result.
+        // says, before the oldest one that the worker may still read.
         let written = unsafe {
+            let control = &worker.control;
             if by_file {
-                let number = entry.file.to_ne_bytes();
-                worker.control.write_task(position, &head, &number);
+                control.write_task(position, prefix, &entry.file.to_ne_bytes());
                 Ok(())
             } else if let Some(sections) = &sections {
-                worker
-                    .control
-                    .write_task(position, &head, &(sections.len() as u32).to_ne_bytes());
-                let after = position + HEAD as u64 + 4;
+                control.write_task(position, prefix, &(sections.len() as u32).to_ne_bytes());
+                let after = position + head_len as u64 + 4;
                 entry
-                    .payload
-                    .with(|payload| worker.control.write_task(after, sections, payload))
+                    .bytes()
+                    .with(|payload| control.write_task(after, sections, payload))
             } else {
                 entry
-                    .payload
-                    .with(|payload| worker.control.write_task(position, &head, payload))
+                    .bytes()
+                    .with(|payload| control.write_task(position, prefix, payload))
             }
         };
         if let Err(error) = written {
@@ -116,11 +126,9 @@ impl Pool {
         }
         fail_point("parent.record_written");
         worker.write_position += length as u64;
-        if let Some(task) = &entry.task {
-            task.set_place(Some((slot.0, worker.next)));
-        }
-        worker.next = QueueWord::advance(worker.next, 1);
-        worker.unpublished += 1;
+        entry.set_place(Some((slot.0, worker.next)));
+        worker.next = QueueWord::advance(worker.next, entry.left);
+        worker.unpublished += entry.left;
         state.scheduler.published(slot, entry);
         None
     }
@@ -150,9 +158,7 @@ impl Pool {
         if let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] {
             worker.unlearn(&mut entry);
         }
-        if let Some(task) = entry.task.take() {
-            self.complete(state, &task, Outcome::Failed(why.to_owned()));
-        }
+        self.end_entry(state, &entry, Over::Failed(why.to_owned()));
     }
 
     /// Lets the worker start what was written, and wakes it if it sleeps.
@@ -181,10 +187,16 @@ impl Pool {
             .count();
         // Each round hands out half of the rest, so that the last tasks come in small portions.
         let share = state.scheduler.queued().div_ceil(2 * open.max(1));
-        for _ in 0..state.scheduler.room(slot).min(share) {
-            let Some(entry) = state.next_entry() else {
-                break;
-            };
+        self.give(state, slot, share);
+    }
+
+    /// Gives a worker entries with about `count` items, as far as it may hold more and has room.
+    fn give(&self, state: &mut State, slot: Slot, count: usize) {
+        let mut wanted = state.scheduler.room(slot).min(count);
+        while wanted > 0
+            && let Some(entry) = state.next_entry()
+        {
+            wanted = wanted.saturating_sub(entry.left as usize);
             if let Some(entry) = self.write(state, slot, entry) {
                 state.scheduler.put_first(entry);
                 break;
@@ -220,19 +232,10 @@ impl Pool {
         if !state.scheduler.is_open(slot) {
             return;
         }
-        for _ in 0..count.min(state.scheduler.room(slot)) {
-            let Some(entry) = state.next_entry() else {
-                break;
-            };
-            if let Some(entry) = self.write(state, slot, entry) {
-                state.scheduler.put_first(entry);
-                break;
-            }
-        }
-        self.publish(state, slot);
+        self.give(state, slot, count);
     }
 
-    /// Takes back up to `count` of the last tasks of a worker that have not started; gives how many.
+    /// Takes back up to `count` of the last items of a worker that have not started; gives how many.
     pub(super) fn take_back(&self, state: &mut State, slot: Slot, count: usize) -> usize {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             return 0;
@@ -252,13 +255,23 @@ impl Pool {
         }
         worker.next = end;
         fail_point("parent.revoked");
-        state.scheduler.revoked(slot, taken as usize, |entry| {
-            worker.write_position = entry.position;
-            worker.unlearn(entry);
-            if let Some(task) = &entry.task {
-                task.set_place(None);
-            }
-        });
+        state
+            .scheduler
+            .revoked(slot, taken as usize, |revoked| match revoked {
+                Revoked::Whole(entry) => {
+                    worker.write_position = entry.position;
+                    worker.unlearn(entry);
+                    entry.set_place(None);
+                }
+                Revoked::Cut(entry) => {
+                    let count = entry.ended + entry.left;
+                    let at = entry.position + HEAD as u64;
+                    // SAFETY: the count of a record that was published and has no last result.
+                    // Relaxed: it is read behind a claim of what is published after this.
+                    unsafe { worker.control.task_word(at) }.store(count, Ordering::Relaxed);
+                    fail_point("parent.block_cut");
+                }
+            });
         taken as usize
     }
 }

@@ -2,10 +2,12 @@
 
 use super::{Pool, Seat, State};
 use crate::fail_point::fail_point;
-use crate::protocol::{FLAG_FILE, FLAG_UNREAD, Malformed, ResultHead, ResultKind, TaskKind};
+use crate::protocol::{
+    FLAG_FILE, FLAG_MORE, FLAG_UNREAD, Malformed, ResultHead, ResultKind, TaskKind,
+};
 use crate::scheduler::Slot;
 use crate::task::{Breakage, Bytes, Entry, Outcome, Task};
-use manyhands_shm::{QueueWord, RESULT_AREA};
+use manyhands_shm::QueueWord;
 use std::sync::Arc;
 
 impl Pool {
@@ -31,6 +33,7 @@ impl Pool {
 
     pub(super) fn drain_seat(&self, state: &mut State, index: usize) -> bool {
         let slot = Slot(index as u32);
+        let nobody_waits = state.waiting == 0 && state.observed == 0;
         let mut found = false;
         loop {
             let Seat::Taken(worker) = &mut state.seats[index] else {
@@ -44,50 +47,150 @@ impl Pool {
             if unread.is_some_and(<[u8]>::is_empty) {
                 return found;
             }
+            worker.paused = nobody_waits
+                && state
+                    .scheduler
+                    .oldest(slot)
+                    .and_then(|entry| entry.block.as_ref())
+                    .is_some_and(|block| block.stream.is_full());
+            if worker.paused {
+                return found;
+            }
             let unread = unread.unwrap_or_default();
-            let taken = ResultHead::decode(unread).and_then(|(head, payload)| {
-                if head.number != worker.oldest {
-                    return Err(Malformed);
-                }
-                let payload = if head.flags & FLAG_FILE == 0 {
-                    Ok(Bytes::copy_of(payload))
-                } else {
-                    worker.receive_file()?
-                };
-                Ok((head, payload))
-            });
-            let Ok((head, payload)) = taken else {
-                worker.violation = true;
-                if let Some(process) = &worker.process {
-                    process.kill();
+            let read = if unread.get(3).is_some_and(|&tag| tag != 0) {
+                self.take_items(state, slot)
+            } else {
+                self.take_record(state, slot)
+            };
+            if read.is_err() {
+                if let Seat::Taken(worker) = &mut state.seats[index] {
+                    worker.violation = true;
+                    if let Some(process) = &worker.process {
+                        process.kill();
+                    }
                 }
                 return found;
-            };
+            }
             found = true;
-            worker.reader.consume(head.length as usize);
-            worker.oldest = QueueWord::advance(worker.oldest, 1);
-            worker.finished += 1;
-            worker.busy_nanos += head.duration;
-            worker.consumed += head.length as usize;
-            if worker.consumed > RESULT_AREA / 4 {
-                // It may sleep because its ring was full.
-                worker.consumed = 0;
-                worker.wake();
-            }
-            fail_point("parent.result_taken");
-            let Some(entry) = state.scheduler.finished(slot, Some(head.duration)) else {
-                crate::bug("a result came for a task that nobody holds");
-            };
-            worker.files_taken = worker.files_taken.max(entry.file);
-            if head.flags & FLAG_UNREAD != 0 {
-                // It never saw the definitions that came with the arguments. All are sent anew.
-                worker.known.clear();
-                worker.known_last = 0;
-                worker.forget.clear();
-            }
-            (state.failed_births, state.killed_births) = (0, 0);
-            self.take_result(state, entry, head, payload);
         }
+    }
+
+    /// Takes the results of items that stand first in the ring, as far as they are of one block.
+    fn take_items(&self, state: &mut State, slot: Slot) -> Result<(), Malformed> {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return Err(Malformed);
+        };
+        let unread = worker.reader.unread().ok_or(Malformed)?;
+        let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
+        let block = entry.block.as_ref().ok_or(Malformed)?;
+        let started = QueueWord::distance(worker.oldest, worker.control.queue().state().next);
+        let left = entry.left.min(started) as usize;
+        if left == 0 {
+            return Err(Malformed); // a result of what was never started
+        }
+        let (len, ended) = block.take_items(unread, left)?;
+        let same = worker.last_stream.as_ref();
+        if !same.is_some_and(|stream| Arc::ptr_eq(stream, &block.stream)) {
+            worker.last_stream = Some(block.stream.clone());
+        }
+        worker.taken(len);
+        fail_point("parent.result_taken");
+        if ended > 0 {
+            self.ended(state, slot, ended)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the result record that stands first in the ring.
+    fn take_record(&self, state: &mut State, slot: Slot) -> Result<(), Malformed> {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return Err(Malformed);
+        };
+        let unread = worker.reader.unread().ok_or(Malformed)?;
+        let (head, payload) = ResultHead::decode(unread)?;
+        let length = head.length as usize;
+        if head.kind == ResultKind::Lap {
+            worker.taken(length);
+            worker.busy_nanos += head.duration;
+            if let Some(stream) = &worker.last_stream {
+                stream.add_busy(head.duration);
+            }
+            state.scheduler.observe(head.number as usize, head.duration);
+            return Ok(());
+        }
+        if head.number != worker.oldest {
+            return Err(Malformed);
+        }
+        let payload = if head.flags & FLAG_FILE == 0 {
+            Ok(Bytes::copy_of(payload))
+        } else {
+            worker.receive_file()?
+        };
+        worker.taken(length);
+        fail_point("parent.result_taken");
+        if head.flags & FLAG_UNREAD != 0 {
+            // It never saw the definitions that came with the arguments. All are sent anew.
+            worker.known.clear();
+            worker.known_last = 0;
+            worker.forget.clear();
+        }
+        let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
+        if let Some(block) = &entry.block {
+            let outcome = match (payload, head.kind) {
+                (Ok(payload), ResultKind::Value) => Outcome::Value(head.tag, payload),
+                (Ok(payload), _) => Outcome::Error(head.tag, payload),
+                (Err(why), _) => Outcome::Failed(why),
+            };
+            let more = head.flags & FLAG_MORE != 0;
+            block.take_one(outcome, more);
+            worker.last_stream = Some(block.stream.clone());
+            if head.duration > 0 {
+                block.stream.add_busy(head.duration);
+                worker.busy_nanos += head.duration;
+                state.scheduler.observe(1, head.duration);
+            }
+            if !more {
+                self.ended(state, slot, 1)?;
+            }
+        } else {
+            worker.busy_nanos += head.duration;
+            state.scheduler.observe(1, head.duration);
+            if let Some(entry) = self.ended(state, slot, 1)? {
+                self.take_result(state, entry, head, payload);
+            }
+        }
+        Ok(())
+    }
+
+    /// The oldest items of a worker have ended; gives its oldest entry if that has ended with them.
+    fn ended(
+        &self,
+        state: &mut State,
+        slot: Slot,
+        count: usize,
+    ) -> Result<Option<Entry>, Malformed> {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return Err(Malformed);
+        };
+        let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
+        if worker.last_block != Some(entry.position) {
+            worker.last_block = None;
+        }
+        if entry.kind == TaskKind::Block {
+            worker.last_block = Some(entry.position);
+        }
+        let of_block = entry.block.is_some();
+        worker.oldest = QueueWord::advance(worker.oldest, count as u32);
+        worker.finished += count as u64;
+        (state.failed_births, state.killed_births) = (0, 0);
+        let ended = state.scheduler.ended(slot, count);
+        if let Some(entry) = &ended {
+            worker.files_taken = worker.files_taken.max(entry.file);
+        }
+        if of_block {
+            self.count_ended(state, count);
+        }
+        Ok(ended)
     }
 
     pub(super) fn take_result(
@@ -107,7 +210,7 @@ impl Pool {
         let Some(task) = entry.task else { return };
         let outcome = match (payload, head.kind) {
             (Ok(payload), ResultKind::Value) => Outcome::Value(head.tag, payload),
-            (Ok(payload), ResultKind::Error) => Outcome::Error(head.tag, payload),
+            (Ok(payload), _) => Outcome::Error(head.tag, payload),
             (Err(why), _) => Outcome::Failed(why),
         };
         self.complete(state, &task, outcome);
@@ -119,10 +222,16 @@ impl Pool {
             return;
         }
         if let Some(token) = task.complete(outcome) {
+            state.observed -= 1;
             state.ended.push(token);
         }
-        state.pending -= 1;
-        state.done += 1;
+        self.count_ended(state, 1);
+    }
+
+    /// So many tasks or items have ended.
+    pub(super) fn count_ended(&self, state: &mut State, count: usize) {
+        state.pending -= count;
+        state.done += count as u64;
         if state.pending == 0 {
             self.quiet.notify_all();
             self.leave_if_closing(state);
@@ -135,7 +244,7 @@ impl Pool {
             self.supervisor.completions().push(&mut state.ended);
         }
         for follower in state.role.followers() {
-            if follower.task.is_done() {
+            if follower.awaited.is_ready() {
                 follower.tell();
             }
         }

@@ -1,6 +1,7 @@
 //! Waiting for a task; see `drain_role` for who drains meanwhile.
 
 use super::{Pool, State};
+use crate::block::{Block, Stream};
 use crate::drain_role::{Duty, HandOver};
 use crate::task::Task;
 use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
@@ -17,48 +18,85 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// How long a waiting thread lets results gather while they come in a stream.
 const NAP: Duration = Duration::from_micros(50);
 
+/// What a thread can wait for.
+pub trait Awaited: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether it has come. Changes under the pool's lock alone.
+    fn is_ready(&self) -> bool;
+}
+
+impl Awaited for Task {
+    fn is_ready(&self) -> bool {
+        self.is_done()
+    }
+}
+
+impl Awaited for Block {
+    fn is_ready(&self) -> bool {
+        Self::is_ready(self)
+    }
+}
+
+impl Awaited for Stream {
+    fn is_ready(&self) -> bool {
+        self.unread() > 0
+    }
+}
+
 /// A thread that follows the draining one.
 #[derive(Debug)]
 pub(super) struct Follower {
     word: AtomicU32,
-    pub(super) task: Arc<Task>,
+    pub(super) awaited: Arc<dyn Awaited>,
 }
 
 impl Pool {
-    /// Takes what has come, without waiting; whether the task has ended.
-    pub fn poll(&self, task: &Task) -> bool {
-        if task.is_done() {
+    /// Takes what has come, without waiting; whether that was awaited.
+    pub fn poll(&self, awaited: &Arc<impl Awaited>) -> bool {
+        if awaited.is_ready() {
             return true;
         }
         let mut state = self.lock();
         if !state.role.is_held() {
             self.drain(&mut state);
         }
-        task.is_done()
+        awaited.is_ready()
     }
 
-    /// Waits until the task has ended (true) or the time is up (false). `interrupted` runs after
+    /// Waits until the awaited has come (true) or the time is up (false). `interrupted` runs after
     /// a signal; its error ends the wait.
     pub fn wait<E>(
         &self,
-        task: &Arc<Task>,
+        awaited: &Arc<impl Awaited>,
         deadline: Option<u64>,
-        mut interrupted: impl FnMut() -> Result<(), E>,
+        interrupted: impl FnMut() -> Result<(), E>,
     ) -> Result<bool, E> {
         let mut state = self.lock();
+        state.waiting += 1;
+        let (mut state, answer) = self.wait_locked(state, awaited, deadline, interrupted);
+        state.waiting -= 1;
+        answer
+    }
+
+    fn wait_locked<'pool, E>(
+        &'pool self,
+        mut state: MutexGuard<'pool, State>,
+        awaited: &Arc<impl Awaited>,
+        deadline: Option<u64>,
+        mut interrupted: impl FnMut() -> Result<(), E>,
+    ) -> (MutexGuard<'pool, State>, Result<bool, E>) {
         loop {
-            if task.is_done() || is_past(deadline) {
+            if awaited.is_ready() || is_past(deadline) {
                 if !state.role.is_held() {
                     let next = state.role.leave(|_| false);
                     self.hand_over(&mut state, next);
                 }
-                return Ok(task.is_done());
+                return (state, Ok(awaited.is_ready()));
             }
             let mut follower = None;
             let duty = state.role.enter(|| {
                 let me = Arc::new(Follower {
                     word: AtomicU32::new(0),
-                    task: task.clone(),
+                    awaited: awaited.clone(),
                 });
                 follower.insert(me).clone()
             });
@@ -74,21 +112,24 @@ impl Pool {
                     if let Err(error) = answer {
                         let next = state.role.leave(|follower| Arc::ptr_eq(follower, &me));
                         self.hand_over(&mut state, next);
-                        return Err(error);
+                        return (state, Err(error));
                     }
                     state.role.look(|follower| Arc::ptr_eq(follower, &me));
                 }
                 _ => {
-                    state = self.drain_until(state, task, deadline);
+                    state = self.drain_until(state, &**awaited, deadline);
                     let next = state.role.give_up();
                     self.hand_over(&mut state, next);
-                    if task.is_done() || is_past(deadline) {
-                        return Ok(task.is_done());
+                    if awaited.is_ready() || is_past(deadline) {
+                        return (state, Ok(awaited.is_ready()));
                     }
                     // Without the role: this may wait for whoever holds the language's lock.
                     drop(state);
-                    interrupted()?;
+                    let answer = interrupted();
                     state = self.lock();
+                    if let Err(error) = answer {
+                        return (state, Err(error));
+                    }
                 }
             }
         }
@@ -116,24 +157,24 @@ impl Pool {
         self.event.signal();
     }
 
-    /// Drains until the task has ended, the time is up, or it is time to look for signals.
+    /// Drains until the awaited has come, the time is up, or it is time to look for signals.
     pub(super) fn drain_until<'pool>(
         &'pool self,
         mut state: MutexGuard<'pool, State>,
-        task: &Task,
+        awaited: &dyn Awaited,
         deadline: Option<u64>,
     ) -> MutexGuard<'pool, State> {
         self.page.parent().awake();
         let look_for_signals = monotonic_nanos() + LONGEST_SLEEP.as_nanos() as u64;
         loop {
             let found = self.drain(&mut state);
-            if task.is_done() || is_past(deadline) || is_past(Some(look_for_signals)) {
+            if awaited.is_ready() || is_past(deadline) || is_past(Some(look_for_signals)) {
                 return state;
             }
             let may_spin = state.scheduler.busy_count() < self.cores;
             drop(state);
             let mut waited = Waited::Woken;
-            if may_spin && self.spin_until(task) {
+            if may_spin && self.spin_until(awaited) {
                 // There is something: drain it.
             } else if found {
                 // Results come in a stream: they gather while this thread naps, and the workers,
@@ -142,7 +183,7 @@ impl Pool {
             } else {
                 self.page.parent().announce(Parked::Futex);
                 let state = self.lock();
-                let come = task.is_done() || state.has_unread();
+                let come = awaited.is_ready() || state.has_unread();
                 drop(state);
                 if !come {
                     waited = self.page.parent().sleep(Some(limit(deadline)));
@@ -160,7 +201,7 @@ impl Pool {
 
     /// Looks for results for a while; whether there are any. How long it looks follows how often
     /// that paid.
-    pub(super) fn spin_until(&self, task: &Task) -> bool {
+    pub(super) fn spin_until(&self, awaited: &dyn Awaited) -> bool {
         // Relaxed: a figure for tuning.
         let budget = self.spin.load(Ordering::Relaxed);
         let start = monotonic_nanos();
@@ -168,7 +209,7 @@ impl Pool {
             for _ in 0..16 {
                 std::hint::spin_loop();
             }
-            if task.is_done() || self.state.try_lock().is_ok_and(|state| state.has_unread()) {
+            if awaited.is_ready() || self.state.try_lock().is_ok_and(|state| state.has_unread()) {
                 let wanted = budget + budget / 4 + 1_000;
                 self.spin.store(wanted.min(SPIN_NANOS), Ordering::Relaxed);
                 return true;
@@ -184,10 +225,11 @@ impl Pool {
 
     /// Has the face told when the task has ended, under a token; false if it has ended already.
     pub fn observe(&self, task: &Task, token: u64) -> bool {
-        let _state = self.lock();
+        let mut state = self.lock();
         if task.is_done() {
             return false;
         }
+        state.observed += u64::from(!task.is_observed());
         task.set_observer(token);
         true
     }

@@ -136,9 +136,21 @@ fn serve(birth: Birth) -> ! {
     };
     let mut end = WorkerEnd::new(birth, manyhands_os::cpu_count()).unwrap();
     loop {
-        let Some(claimed) = end.claim() else {
-            end.wait();
-            continue;
+        let claimed = match end.claim() {
+            None => {
+                end.wait();
+                continue;
+            }
+            Some(Next::Item) => {
+                worker.serve_item(&mut end);
+                continue;
+            }
+            Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Block => {
+                end.open_block(claimed, |_| {}).unwrap();
+                worker.serve_item(&mut end);
+                continue;
+            }
+            Some(Next::Record(claimed)) => claimed,
         };
         let kind = claimed
             .as_ref()

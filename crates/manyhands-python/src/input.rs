@@ -1,0 +1,177 @@
+//! The input of a map: what the user's iterables give, item by item.
+
+use manyhands_os::monotonic_nanos;
+use pyo3::prelude::*;
+use pyo3::types::{PyIterator, PyList, PyTuple};
+use std::collections::VecDeque;
+
+/// Input that takes longer than so many nanoseconds makes its consumer wait.
+const SLOW: u64 = 500_000;
+
+/// The iterators of a map, and what they gave lately.
+pub(crate) struct Input {
+    iterators: Vec<Py<PyIterator>>,
+    star: bool,
+    /// An item is a list of up to so many of what the iterators give.
+    batch: Option<usize>,
+    /// Index of the next item.
+    pub(crate) index: u64,
+    /// Whether there is no more.
+    pub(crate) ended: bool,
+    /// What the input raised; it is raised when the results before it are out.
+    pub(crate) error: Option<PyErr>,
+    /// How long the input took when it was asked last, in nanoseconds.
+    pull_nanos: u64,
+    /// The items that nobody has taken a result of yet, from index `kept_from` on; none once nobody
+    /// will ask for them.
+    kept: Option<VecDeque<Option<Py<PyAny>>>>,
+    kept_from: u64,
+}
+
+impl Input {
+    pub(crate) fn new(
+        iterables: &Bound<'_, PyTuple>,
+        star: bool,
+        batch: Option<usize>,
+    ) -> PyResult<Self> {
+        let iterators = iterables
+            .iter()
+            .map(|iterable| Ok(iterable.try_iter()?.unbind()))
+            .collect::<PyResult<Vec<_>>>()?;
+        Ok(Self {
+            star: star || (iterators.len() > 1 && batch.is_none()),
+            iterators,
+            batch,
+            index: 0,
+            ended: false,
+            error: None,
+            pull_nanos: 0,
+            kept: Some(VecDeque::new()),
+            kept_from: 0,
+        })
+    }
+
+    /// Whether an item is a tuple of arguments, and not the one argument.
+    pub(crate) fn is_star(&self) -> bool {
+        self.star && self.batch.is_none()
+    }
+
+    /// Whether the input made this thread wait when it was asked last.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.pull_nanos > SLOW
+    }
+
+    /// How long the input took when it was asked last, in nanoseconds.
+    pub(crate) fn pull_nanos(&self) -> u64 {
+        self.pull_nanos
+    }
+
+    /// Takes no more.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+        self.iterators.clear();
+    }
+
+    /// The next item; none at the end. Its index is one less than `index` then.
+    #[inline]
+    pub(crate) fn next<'py>(&mut self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        if self.ended {
+            return None;
+        }
+        // Every 64th time is enough to notice, and the clock costs as much as a short item.
+        let timed = (self.index < 16 || self.index.is_multiple_of(64) || self.is_slow())
+            .then(monotonic_nanos);
+        let item = match self.batch {
+            None => self.one(py),
+            Some(size) => self.many(py, size),
+        };
+        if let Some(start) = timed {
+            self.pull_nanos = monotonic_nanos() - start;
+        }
+        match item {
+            Ok(Some(item)) => {
+                self.index += 1;
+                if let Some(kept) = &mut self.kept {
+                    kept.push_back(Some(item.clone().unbind()));
+                }
+                Some(item)
+            }
+            Ok(None) => {
+                self.end();
+                None
+            }
+            Err(error) => {
+                self.end();
+                self.error = Some(error);
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn one<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let [iterator] = &self.iterators[..] else {
+            return self.row(py);
+        };
+        let Some(item) = iterator.bind(py).clone().next() else {
+            return Ok(None);
+        };
+        let item = item?;
+        if self.star && !item.is_instance_of::<PyTuple>() {
+            let args = item.try_iter()?.collect::<PyResult<Vec<_>>>()?;
+            return Ok(Some(PyTuple::new(py, args)?.into_any()));
+        }
+        Ok(Some(item))
+    }
+
+    /// One of each iterator.
+    fn row<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut row = Vec::with_capacity(self.iterators.len());
+        for iterator in &self.iterators {
+            match iterator.bind(py).clone().next() {
+                Some(item) => row.push(item?),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(PyTuple::new(py, row)?.into_any()))
+    }
+
+    fn many<'py>(&self, py: Python<'py>, size: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut items = Vec::with_capacity(size.min(1024));
+        while items.len() < size
+            && let Some(item) = self.one(py)?
+        {
+            items.push(item);
+        }
+        if items.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(PyList::new(py, items)?.into_any()))
+    }
+
+    /// Keeps no items from now on.
+    pub(crate) fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// The item of that index, if it was kept; with `done` nobody will ask for it again.
+    pub(crate) fn kept<'py>(
+        &mut self,
+        py: Python<'py>,
+        index: u64,
+        done: bool,
+    ) -> Option<Bound<'py, PyAny>> {
+        let kept = self.kept.as_mut()?;
+        let at = usize::try_from(index.checked_sub(self.kept_from)?).ok()?;
+        let item = kept.get_mut(at)?;
+        let found = item.as_ref().map(|item| item.bind(py).clone());
+        if done {
+            *item = None;
+            while let Some(None) = kept.front() {
+                kept.pop_front();
+                self.kept_from += 1;
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,459 @@
+//! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
+
+use crate::{hooks, process};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The end of an item, or one result of several.
+pub(crate) struct Taken<'py> {
+    pub(crate) index: u64,
+    /// Whether more results of this item follow.
+    pub(crate) more: bool,
+    /// Whether it is a result; the end of a generator is none.
+    pub(crate) is_value: bool,
+    pub(crate) outcome: Result<Bound<'py, PyAny>, Failed>,
+}
+
+/// How an item failed.
+pub(crate) struct Failed {
+    pub(crate) error: PyErr,
+    /// The worker's process; 0 where there was none.
+    pub(crate) pid: i32,
+    pub(crate) attempts: u8,
+}
+
+/// What an engine gives: the ends of the items of one map.
+pub(crate) trait Source: Send {
+    /// The next end, in the order that was asked for; none when all are out. An error is no end of an
+    /// item: the wait was interrupted, its time was up, or the input raised.
+    fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Taken<'py>>>;
+
+    /// Whether an end is there without waiting.
+    fn is_ready(&self) -> bool;
+
+    /// The item whose end was taken last, as the function got it or as a copy of that.
+    fn input<'py>(&mut self, py: Python<'py>, taken: &Taken<'py>) -> Option<Bound<'py, PyAny>>;
+
+    /// Keeps no more items than it needs: nobody will ask for those that succeed.
+    fn forget_inputs(&mut self);
+
+    /// Takes no more input and cancels what has not started.
+    fn cancel(&mut self, py: Python<'_>);
+
+    /// Takes all input now, whatever that needs of memory.
+    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()>;
+}
+
+/// What is known of a map at any moment, and from any thread.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Items that were taken from the input.
+    pub(crate) pulled: AtomicU64,
+    /// Items whose end was handed over.
+    pub(crate) taken: AtomicU64,
+    /// Items that failed, of these.
+    pub(crate) failed: AtomicU64,
+    /// Items that have ended and were not handed over yet.
+    pub(crate) ready: AtomicU64,
+    /// Time that was spent in the function, in nanoseconds.
+    pub(crate) busy_nanos: AtomicU64,
+    /// Encoded bytes of items, and of results.
+    pub(crate) sent: AtomicU64,
+    pub(crate) received: AtomicU64,
+    /// Whether the input has ended, so that `pulled` is the total.
+    pub(crate) complete: AtomicBool,
+    /// Whether somebody wants it to stop.
+    pub(crate) closing: AtomicBool,
+}
+
+impl Counts {
+    pub(crate) fn add(counter: &AtomicU64, count: u64) {
+        // Relaxed: figures to show.
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// What becomes of items that fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnError {
+    Raise,
+    Return,
+    Skip,
+    Group,
+}
+
+impl OnError {
+    fn parse(text: &str) -> PyResult<Self> {
+        Ok(match text {
+            "raise" => Self::Raise,
+            "return" => Self::Return,
+            "skip" => Self::Skip,
+            "group" => Self::Group,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "on_error is \"raise\", \"return\", \"skip\" or \"group\", not {text:?}"
+                )));
+            }
+        })
+    }
+}
+
+struct Taking {
+    source: Box<dyn Source>,
+    on_error: OnError,
+    /// Whether the items come with their results.
+    with_input: bool,
+    /// Whether an item is a list of several, whose results are handed over one by one.
+    batched: bool,
+    /// Results of a batch that are not handed over yet.
+    flat: VecDeque<Py<PyAny>>,
+    /// Exceptions of a group.
+    group: Vec<Py<PyAny>>,
+    over: bool,
+}
+
+/// What `manyhands.Results` builds on.
+#[pyclass(name = "ResultsBase", module = "manyhands._core", subclass, frozen)]
+pub(crate) struct ResultsBase {
+    taking: Mutex<Taking>,
+    counts: Arc<Counts>,
+    generation: u32,
+    used: AtomicBool,
+    over: AtomicBool,
+}
+
+/// What the face makes a `ResultsBase` of.
+#[pyclass(name = "SourceHandle", module = "manyhands._core", frozen)]
+pub(crate) struct SourceHandle(Mutex<Option<(Box<dyn Source>, Arc<Counts>)>>);
+
+impl SourceHandle {
+    pub(crate) fn new(source: Box<dyn Source>, counts: Arc<Counts>) -> Self {
+        Self(Mutex::new(Some((source, counts))))
+    }
+}
+
+#[pymethods]
+impl ResultsBase {
+    #[new]
+    #[pyo3(signature = (source, on_error, batched))]
+    fn new(source: &SourceHandle, on_error: &str, batched: bool) -> PyResult<Self> {
+        let on_error = OnError::parse(on_error)?;
+        let taken = source
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let (source, counts) =
+            taken.ok_or_else(|| PyTypeError::new_err("this source has its results already"))?;
+        Ok(Self {
+            taking: Mutex::new(Taking {
+                source,
+                on_error,
+                with_input: false,
+                batched,
+                flat: VecDeque::new(),
+                group: Vec::new(),
+                over: false,
+            }),
+            counts,
+            generation: process::generation(),
+            used: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let this = slf.get();
+        let py = slf.py();
+        let mut taking = this.lock(py);
+        if let Some(value) = taking.flat.pop_front() {
+            return Ok(Some(value.into_bound(py)));
+        }
+        this.advance(slf, &mut taking)
+    }
+
+    /// Has items come with their results: (item, result).
+    fn _with_input(&self, py: Python<'_>) -> PyResult<()> {
+        if self.used.load(Ordering::Relaxed) {
+            return Err(PyTypeError::new_err(
+                "with_input() comes before the first result is taken",
+            ));
+        }
+        self.lock(py).with_input = true;
+        Ok(())
+    }
+
+    /// (items taken from the input, ends handed over, failures of these, ends that wait, whether the
+    /// first is the total, whether all is over). For any thread, at any time.
+    fn _counts(&self) -> (u64, u64, u64, u64, bool, bool) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (
+            get(&self.counts.pulled),
+            get(&self.counts.taken),
+            get(&self.counts.failed),
+            get(&self.counts.ready),
+            self.counts.complete.load(Ordering::Relaxed),
+            self.over.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Whether a result was asked for.
+    #[getter]
+    fn _used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes no more input and cancels what has not started.
+    fn _cancel(&self, py: Python<'_>) {
+        self.counts.closing.store(true, Ordering::Relaxed);
+        if self.generation != process::generation() {
+            return; // the tasks are the parent's
+        }
+        let mut taking = self.lock(py);
+        taking.end(py, &self.over);
+        taking.flat.clear();
+    }
+
+    /// All results that were not taken yet.
+    ///
+    /// >>> import manyhands as mh
+    /// >>> mh.map(abs, [-1, 2]).list()
+    /// [1, 2]
+    fn list<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyList>> {
+        let found = PyList::empty(slf.py());
+        while let Some(value) = Self::__next__(slf)? {
+            found.append(value)?;
+        }
+        Ok(found)
+    }
+
+    /// Runs to the end and drops the results; gives the summary.
+    ///
+    /// >>> import manyhands as mh
+    /// >>> mh.map(abs, range(10)).run().done
+    /// 10
+    fn run<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        while Self::__next__(slf)?.is_some() {}
+        hooks::summary(slf.py())?.call1((slf,))
+    }
+
+    /// The results that are there, at least one and at most so many; none at the end.
+    fn _some<'py>(slf: &Bound<'py, Self>, most: usize) -> PyResult<Bound<'py, PyList>> {
+        let found = PyList::empty(slf.py());
+        while found.len() < most
+            && (found.is_empty() || slf.get().has_more(slf.py()))
+            && let Some(value) = Self::__next__(slf)?
+        {
+            found.append(value)?;
+        }
+        Ok(found)
+    }
+
+    /// (seconds in the function, encoded bytes of items, encoded bytes of results).
+    fn _measures(&self) -> (f64, u64, u64) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        (
+            get(&counts.busy_nanos) as f64 / 1e9,
+            get(&counts.sent),
+            get(&counts.received),
+        )
+    }
+
+    /// Takes all input now, for the end of its pool.
+    fn _take_all_input(&self, py: Python<'_>) -> PyResult<()> {
+        let mut taking = self.lock(py);
+        if taking.over {
+            return Ok(());
+        }
+        taking.source.take_all_input(py)
+    }
+}
+
+impl ResultsBase {
+    /// The lock, which a thread that waits for a result holds.
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Taking> {
+        loop {
+            match self.taking.try_lock() {
+                Ok(taking) => return taking,
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(std::sync::TryLockError::WouldBlock) => py.detach(|| {
+                    drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
+                }),
+            }
+        }
+    }
+
+    /// Whether a result is there without waiting.
+    fn has_more(&self, py: Python<'_>) -> bool {
+        let taking = self.lock(py);
+        !taking.flat.is_empty() || (!taking.over && taking.source.is_ready())
+    }
+
+    #[inline]
+    fn advance<'py>(
+        &self,
+        slf: &Bound<'py, Self>,
+        taking: &mut Taking,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        if !self.used.load(Ordering::Relaxed) {
+            process::check(self.generation, "this map")?;
+            self.used.store(true, Ordering::Relaxed);
+            if !taking.with_input {
+                taking.source.forget_inputs();
+            }
+        }
+        loop {
+            if taking.over {
+                return Ok(None);
+            }
+            let taken = match taking.source.take(py) {
+                Ok(Some(taken)) => taken,
+                Ok(None) => {
+                    taking.over = true;
+                    self.over.store(true, Ordering::Relaxed);
+                    taking.source.cancel(py);
+                    if taking.group.is_empty() {
+                        return Ok(None);
+                    }
+                    let errors = std::mem::take(&mut taking.group);
+                    let group = hooks::group(py)?.call1((PyList::new(py, errors)?, slf))?;
+                    return Err(PyErr::from_value(group));
+                }
+                Err(error) => {
+                    process::check(self.generation, "this map")?;
+                    taking.end(py, &self.over);
+                    return Err(error);
+                }
+            };
+            if !taken.more {
+                Counts::add(&self.counts.taken, 1);
+            }
+            if taken.outcome.is_ok() {
+                if let Some(value) = taking.succeeded(py, taken)? {
+                    return Ok(Some(value));
+                }
+            } else {
+                Counts::add(&self.counts.failed, 1);
+                if let Some(value) = self.failed(slf, taking, taken)? {
+                    return Ok(Some(value));
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn failed<'py>(
+        &self,
+        slf: &Bound<'py, Self>,
+        taking: &mut Taking,
+        mut taken: Taken<'py>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        let input = taking.source.input(py, &taken);
+        let index = taken.index;
+        let replaced = Ok(py.None().into_bound(py));
+        let Err(failed) = std::mem::replace(&mut taken.outcome, replaced) else {
+            return Ok(None);
+        };
+        let Failed {
+            error,
+            pid,
+            attempts,
+        } = failed;
+        if taking.on_error == OnError::Raise {
+            taking.end(py, &self.over);
+            let error = hooks::raised(py)?.call1((error.into_value(py), slf, index))?;
+            return Err(PyErr::from_value(error));
+        }
+        let error = error.into_value(py);
+        let failure =
+            hooks::failure(py)?.call1((&error, index, input.clone(), attempts, pid, slf))?;
+        match taking.on_error {
+            OnError::Return if taking.with_input => {
+                let pair = PyTuple::new(
+                    py,
+                    [input.unwrap_or_else(|| py.None().into_bound(py)), failure],
+                )?;
+                Ok(Some(pair.into_any()))
+            }
+            OnError::Return => Ok(Some(failure)),
+            OnError::Group => {
+                taking.group.push(error.into_any());
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Taking {
+    fn end(&mut self, py: Python<'_>, over: &AtomicBool) {
+        self.over = true;
+        over.store(true, Ordering::Relaxed);
+        self.source.cancel(py);
+    }
+
+    #[inline]
+    fn succeeded<'py>(
+        &mut self,
+        py: Python<'py>,
+        taken: Taken<'py>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if !self.with_input && !self.batched {
+            return Ok(if taken.is_value {
+                taken.outcome.ok()
+            } else {
+                None
+            });
+        }
+        let input = self
+            .with_input
+            .then(|| self.source.input(py, &taken))
+            .flatten();
+        let (true, Ok(value)) = (taken.is_value, taken.outcome) else {
+            return Ok(None);
+        };
+        let pair = |input: Option<Bound<'py, PyAny>>, value| {
+            let input = input.unwrap_or_else(|| py.None().into_bound(py));
+            PyTuple::new(py, [input, value]).map(Bound::into_any)
+        };
+        if !self.batched {
+            return pair(input, value).map(Some);
+        }
+        let results = value.try_iter().map_err(|_| {
+            let kind = value.get_type().name().map_or_else(|_| String::new(), |n| n.to_string());
+            PyTypeError::new_err(format!(
+                "with batch= the function gets a list and returns a list of as many results, not {kind}"
+            ))
+        })?;
+        let results = results.collect::<PyResult<Vec<_>>>()?;
+        match input {
+            None => self.flat.extend(results.into_iter().map(Bound::unbind)),
+            Some(input) => {
+                let items = input.try_iter()?.collect::<PyResult<Vec<_>>>()?;
+                if items.len() != results.len() {
+                    return Err(PyValueError::new_err(format!(
+                        "with_input() needs a result for each item: the function returned {} for a \
+                         batch of {}",
+                        results.len(),
+                        items.len()
+                    )));
+                }
+                for (item, result) in items.into_iter().zip(results) {
+                    self.flat.push_back(pair(Some(item), result)?.unbind());
+                }
+            }
+        }
+        Ok(self.flat.pop_front().map(|value| value.into_bound(py)))
+    }
+}

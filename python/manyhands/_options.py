@@ -1,0 +1,121 @@
+"""The options of a map: which there are, and what is said of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from manyhands._describe import name_of
+
+_ON_ERROR = ("raise", "return", "skip", "group")
+
+# What other libraries call our options.
+_FOREIGN = {
+    "max_workers": "workers",
+    "processes": "workers",
+    "n_jobs": "workers",
+    "num_workers": "workers",
+    "chunk_size": "chunksize",
+    "batch_size": "batch",
+    "buffer_size": "buffersize",
+    "prefetch": "buffersize",
+    "return_exceptions": 'on_error="return"',
+    "progress_bar": "progress",
+    "order": "ordered",
+}
+
+
+class MapOptions:
+    """What a call of `map` asks for."""
+
+    __slots__ = ("batch", "buffersize", "on_error", "ordered", "progress", "total")
+
+    def __init__(
+        self,
+        *,
+        ordered: bool = True,
+        on_error: str = "raise",
+        buffersize: int | None = None,
+        total: int | None = None,
+        batch: int | None = None,
+        progress: Any = None,
+        chunksize: int | None = None,
+    ) -> None:
+        if on_error not in _ON_ERROR:
+            choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
+            raise ValueError(f"on_error is one of {choices}; not {on_error!r}")
+        for name, value in (("buffersize", buffersize), ("batch", batch), ("chunksize", chunksize)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.ordered = bool(ordered)
+        self.on_error = on_error
+        self.buffersize = buffersize
+        self.total = total
+        self.batch = batch
+        self.progress = progress
+
+
+_NAMES = ("ordered", "on_error", "buffersize", "total", "batch", "progress", "chunksize")
+_DEFAULT = MapOptions()
+
+
+def map_options(method: str, fn: Callable[..., Any], options: dict[str, Any]) -> MapOptions:
+    """The options of a call.
+
+    Raises:
+        TypeError: there is no such option; the message says which was meant, or how to give the
+            function a keyword.
+    """
+    if not options:
+        return _DEFAULT
+    for name, value in options.items():
+        if name not in _NAMES:
+            raise TypeError(_no_such_option(method, fn, name, value))
+    return MapOptions(**options)
+
+
+def _no_such_option(method: str, fn: Callable[..., Any], name: str, value: Any) -> str:
+    if name in _FOREIGN:
+        meant = _FOREIGN[name]
+        if meant == "workers":
+            return (
+                f"{method}() has no {name}=; workers belong to a pool: mh.Pool({value!r}), or "
+                f"mh.map(..., workers={value!r})"
+            )
+        return f"{method}() has no {name}=; write {meant}{'' if '=' in meant else '='}"
+    if name == "timeout":
+        return f"{method}() has no timeout=: it exists on Pool.map alone"
+    if _takes(fn, name):
+        return (
+            f"{name}= is an argument of {name_of(fn)}, and {method}() takes its own options alone: "
+            f"write functools.partial({name_of(fn)}, {name}={value!r})"
+        )
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, _NAMES, 1)
+    hint = f"; did you mean {close[0]}=?" if close else f"; its options are {', '.join(_NAMES)}"
+    return f"{method}() got an unexpected keyword argument {name!r}{hint}"
+
+
+def _takes(fn: Callable[..., Any], name: str) -> bool:
+    import inspect
+
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return False  # a builtin without a signature
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return name in parameters and parameters[name].kind in kinds
+
+
+def shortest(iterables: Iterable[Any]) -> int | None:
+    """How many items there are, if one of the iterables can tell."""
+    lengths = []
+    for iterable in iterables:
+        try:
+            lengths.append(len(iterable))
+        except TypeError:
+            pass  # a generator, or the like
+    return min(lengths, default=None)

@@ -1,0 +1,382 @@
+"""What a map gives: `Results`, and `Failure` for items that failed."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from manyhands import _core
+from manyhands._errors import NotPicklable, WorkerDied
+from manyhands._snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+# Failures that are kept; the others are counted.
+_MOST_FAILURES = 10_000
+
+# What an event loop is given at a time.
+_AT_ONCE = 1000
+
+
+class Failure(Snapshot):
+    """An item that failed. It does not change.
+
+    >>> import manyhands as mh
+    >>> failure, = mh.map(int, ["x"], on_error="return")
+    >>> failure.exception
+    ValueError("invalid literal for int() with base 10: 'x'")
+    >>> failure.index, failure.input, failure.cause
+    (0, 'x', 'exception')
+    """
+
+    __slots__ = {  # noqa: RUF023 - in the order in which people read them
+        "exception": "what it failed with",
+        "index": "its place in the input, from 0",
+        "input": "the item; a copy of it on an engine that copies, None where it cannot be had",
+        "attempts": "how often it was tried; 0 if it never ran",
+        "pid": "the worker's process id, 0 where there was none",
+        "cause": (
+            "'exception': the function raised; 'not_picklable': the item or its result cannot be "
+            "sent; 'cancelled': it never ran; else why its worker died, as `WorkerDied.cause`"
+        ),
+    }
+
+    exception: BaseException
+    index: int
+    input: Any
+    attempts: int
+    pid: int
+    cause: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON: the exception becomes its type, its message and its traceback.
+
+        >>> import manyhands as mh
+        >>> failure, = mh.map(int, ["x"], on_error="return")
+        >>> failure.to_dict()["type"], failure.to_dict()["index"]
+        ('ValueError', 0)
+        """
+        import traceback
+
+        kind = type(self.exception)
+        name = kind.__qualname__
+        if kind.__module__ not in ("builtins", "__main__"):
+            name = f"{kind.__module__}.{name}"
+        text = "".join(traceback.format_exception(self.exception))
+        return {
+            "index": self.index,
+            "type": name,
+            "message": str(self.exception),
+            "traceback": text,
+            "attempts": self.attempts,
+            "pid": self.pid,
+            "cause": self.cause,
+        }
+
+
+class Summary(Snapshot):
+    """What a map has done so far. It does not change.
+
+    >>> import manyhands as mh
+    >>> mh.map(abs, range(100)).run().done
+    100
+    """
+
+    __slots__ = {  # noqa: RUF023 - in the order in which people read them
+        "total": "items of the input; None while it has not come to its end",
+        "done": "items whose end was handed over, failures among them",
+        "failed": "how many of these failed",
+        "wall": "seconds since the map was made, until its last result",
+        "busy": "seconds that workers spent in the function, all together",
+        "sent": "encoded bytes of items",
+        "received": "encoded bytes of results",
+        "workers": "the most workers that could run it",
+        "engine": "'process', 'thread' or 'inline'",
+    }
+
+    total: int | None
+    done: int
+    failed: int
+    wall: float
+    busy: float
+    sent: int
+    received: int
+    workers: int
+    engine: str
+
+
+class Results(_core.ResultsBase, Generic[R]):
+    """The results of a map, as they come: an iterator.
+
+    The first items are started in the call of `map`, and more as results are taken: endless input
+    works in constant memory. Take the results once: by iterating, also with `async for`; by `list`;
+    or by `run`, which drops them.
+
+    >>> import manyhands as mh
+    >>> results = mh.map(pow, [1, 2, 3], [2, 2, 2])
+    >>> next(results)
+    1
+    >>> list(results)
+    [4, 9]
+    """
+
+    _name: str
+    _total: int | None
+    _engine: str
+    _workers: int
+    _started: float
+    _ended: float | None
+    _failures: list[Failure]
+    _on_error: str
+    _site: tuple[str, int] | None
+    _progress: Any
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        raise TypeError("Results are made by map() and starmap()")
+
+    @classmethod
+    def _make(
+        cls,
+        source: _core.SourceHandle,
+        *,
+        name: str,
+        total: int | None,
+        engine: str,
+        workers: int,
+        on_error: str,
+        batched: bool,
+        site: tuple[str, int] | None,
+    ) -> Self:
+        """Results of a source; with `site`, whoever drops them unused is told where they were made."""
+        results = cls.__new__(cls, source, on_error, batched)
+        results._name = name
+        results._total = total
+        results._engine = engine
+        results._workers = workers
+        results._on_error = on_error
+        results._started = time.monotonic()
+        results._ended = None
+        results._failures = []
+        results._site = site
+        results._progress = None
+        return results
+
+    if TYPE_CHECKING:
+        # The native part has them, and knows no types.
+        def __iter__(self) -> Iterator[R]: ...
+        def __next__(self) -> R: ...
+        def list(self) -> list[R]: ...
+        def run(self) -> Summary: ...
+
+    def with_input(self) -> Iterator[tuple[Any, R]]:
+        """Iterates over pairs: the item, and its result.
+
+        With several iterables the item is the tuple of arguments. Call it before the first result is
+        taken.
+
+        >>> import manyhands as mh
+        >>> dict(mh.map(len, ["a", "bb"], ordered=False).with_input())["bb"]
+        2
+        """
+        self._with_input()
+        return self  # type: ignore[return-value]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The items that have failed so far, in the order in which they were taken; at most 10,000.
+
+        There are none with `on_error="raise"`, which raises the first.
+        """
+        return self._failures
+
+    @property
+    def summary(self) -> Summary:
+        """What was done so far."""
+        pulled, taken, failed, _, complete, over = self._counts()
+        if over and self._ended is None:
+            self._ended = time.monotonic()
+        until = self._ended if self._ended is not None else time.monotonic()
+        busy, sent, received = self._measures()
+        return Summary(
+            total=pulled if complete else self._total,
+            done=taken,
+            failed=failed,
+            wall=until - self._started,
+            busy=busy,
+            sent=sent,
+            received=received,
+            workers=self._workers,
+            engine=self._engine,
+        )
+
+    def close(self) -> None:
+        """Takes no more input and cancels what has not started; what was not taken is dropped."""
+        self._cancel()
+        self._finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        pulled, taken, failed, _, complete, over = self._counts()
+        total = pulled if complete else self._total
+        of = f"{taken:,}" if total is None else f"{taken:,} of {total:,}"
+        state = f"{of} taken"
+        if failed:
+            state += f", {failed:,} failed"
+        if over:
+            hint = "nothing more comes"
+        elif self._used:
+            hint = "go on iterating, or call .run() to finish"
+        else:
+            hint = "iterate it, or call .list() or .run()"
+        return f"<manyhands.Results of {self._name}: {state}; {hint}>"
+
+    def __await__(self) -> Generator[Any, None, list[R]]:
+        return self._gather().__await__()
+
+    async def _gather(self) -> list[R]:
+        found: list[R] = []
+        async for some in self._portions():
+            found += some
+        return found
+
+    async def __aiter__(self) -> AsyncIterator[R]:
+        async for some in self._portions():
+            for result in some:
+                yield result
+
+    async def _portions(self) -> AsyncIterator[list[R]]:
+        """What is there, again and again; a thread of its own waits for it."""
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, "manyhands-results") as thread:
+            try:
+                while some := await loop.run_in_executor(thread, self._some, _AT_ONCE):
+                    yield some
+            except BaseException:
+                # Whoever waited was cancelled, or an item failed: the thread waits for nothing more.
+                self._cancel()
+                raise
+
+    def _finish(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.finish()
+
+    def _warn_if_lost(self) -> None:
+        """Says what did not run, if nobody ever asked for a result."""
+        site = self._site
+        if site is None or self._used:
+            return
+        pulled, _, _, _, complete, over = self._counts()
+        if over:
+            return
+        self._site = None
+        if complete:
+            what = f"the results of its {pulled:,} items are lost, and some may not have run"
+        elif self._total is not None:
+            what = f"{self._total - pulled:,} of its {self._total:,} items did not run"
+        else:
+            what = f"what its input has after {pulled:,} items did not run"
+        warnings.warn_explicit(
+            f"a map of {self._name} was never iterated: {what}. Iterate it, or call .run()",
+            RuntimeWarning,
+            *site,
+        )
+
+    def __del__(self) -> None:
+        try:
+            lost, progress = self._site, self._progress
+        except AttributeError:
+            return  # it was never made
+        if lost is not None:
+            self._warn_if_lost()
+        if progress is not None:
+            self._finish()
+
+
+def caller() -> tuple[str, int]:
+    """File and line of the first frame outside of this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _is_ours(name: Any) -> bool:
+    return isinstance(name, str) and name.partition(".")[0] == "manyhands"
+
+
+def _cause(error: BaseException) -> str:
+    from concurrent.futures import CancelledError
+
+    if isinstance(error, WorkerDied):
+        return error.cause
+    if isinstance(error, NotPicklable):
+        return "not_picklable"
+    if isinstance(error, CancelledError):
+        return "cancelled"
+    return "exception"
+
+
+def failure(
+    error: BaseException, index: int, item: Any, attempts: int, pid: int, results: Results[Any]
+) -> Failure:
+    """The failure of an item, which `results` keeps."""
+    found = Failure(
+        exception=error,
+        index=index,
+        input=item,
+        attempts=attempts,
+        pid=pid,
+        cause=_cause(error),
+    )
+    if len(results._failures) < _MOST_FAILURES:
+        results._failures.append(found)
+    return found
+
+
+def raised(error: BaseException, results: Results[Any], index: int) -> BaseException:
+    """The exception of an item, as the map raises it: its note says how far the map was."""
+    pulled, taken, _, _, complete, _ = results._counts()
+    total = pulled if complete else results._total
+    done = f"{taken - 1:,}" if total is None else f"{taken - 1:,} of {total:,}"
+    more = f'{done} items were done; on_error="return" goes on and gives failures in their place'
+    notes = getattr(error, "__notes__", None)
+    if notes and notes[-1].startswith("manyhands: "):
+        notes[-1] = f"{notes[-1].replace('manyhands: task', 'manyhands: item', 1)}; {more}"
+    else:
+        error.add_note(f"manyhands: item {index}; {more}")
+    return error
+
+
+def group(errors: list[BaseException], results: Results[Any]) -> BaseException:
+    """All failures of a map as one exception."""
+    _, taken, failed, _, _, _ = results._counts()
+    message = f"{failed:,} of {taken:,} items of {results._name} failed"
+    return BaseExceptionGroup(message, errors)
+
+
+def summary(results: Results[Any]) -> Summary:
+    """For the native `run`."""
+    results._finish()
+    return results.summary
