@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core
 from manyhands._future import Future
 from manyhands._pool import Pool
+from manyhands._results import Results
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -30,6 +31,7 @@ def _default() -> Pool:
     with _lock:
         if _pool is None or _generation != generation:
             _pool = Pool(name="default")
+            _pool._is_default = True
             _generation = generation
         return _pool
 
@@ -45,11 +47,34 @@ def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R
 
 
 @overload
-def map(fn: Callable[[A], R], iterable: Iterable[A], /) -> Iterator[R]: ...
+def map(
+    fn: Callable[[A], R],
+    iterable: Iterable[A],
+    /,
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
 @overload
 def map(
-    fn: Callable[[A, B], R], iterable: Iterable[A], iterable2: Iterable[B], /
-) -> Iterator[R]: ...
+    fn: Callable[[A, B], R],
+    iterable: Iterable[A],
+    iterable2: Iterable[B],
+    /,
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
 @overload
 def map(
     fn: Callable[[A, B, C], R],
@@ -57,7 +82,15 @@ def map(
     iterable2: Iterable[B],
     iterable3: Iterable[C],
     /,
-) -> Iterator[R]: ...
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
 @overload
 def map(
     fn: Callable[..., R],
@@ -67,30 +100,90 @@ def map(
     iterable4: Iterable[Any],
     /,
     *iterables: Iterable[Any],
-) -> Iterator[R]: ...
-def map(fn: Callable[..., R], /, *iterables: Iterable[Any]) -> Iterator[R]:
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
+def map(fn: Callable[..., R], /, *iterables: Iterable[Any], **options: Any) -> Results[R]:
     """`Pool.map` on the shared default pool.
 
     >>> import manyhands as mh
     >>> list(mh.map(len, ["a", "bb"]))
     [1, 2]
     """
-    return _default().map(fn, *iterables)
+    pool = _default()
+    if not iterables:
+        raise TypeError("map() needs at least one iterable besides the function")
+    return pool._results(fn, iterables, False, None, "map", options)
 
 
 @overload
-def starmap(fn: Callable[[A], R], iterable: Iterable[tuple[A]], /) -> Iterator[R]: ...
+def starmap(
+    fn: Callable[[A], R],
+    iterable: Iterable[tuple[A]],
+    /,
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
 @overload
-def starmap(fn: Callable[[A, B], R], iterable: Iterable[tuple[A, B]], /) -> Iterator[R]: ...
+def starmap(
+    fn: Callable[[A, B], R],
+    iterable: Iterable[tuple[A, B]],
+    /,
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
 @overload
-def starmap(fn: Callable[[A, B, C], R], iterable: Iterable[tuple[A, B, C]], /) -> Iterator[R]: ...
+def starmap(
+    fn: Callable[[A, B, C], R],
+    iterable: Iterable[tuple[A, B, C]],
+    /,
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
 @overload
-def starmap(fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]: ...
-def starmap(fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /) -> Iterator[R]:
+def starmap(
+    fn: Callable[..., R],
+    iterable: Iterable[Iterable[Any]],
+    /,
+    *,
+    ordered: bool = True,
+    on_error: str = "raise",
+    buffersize: int | None = None,
+    total: int | None = None,
+    batch: int | None = None,
+    progress: Any = None,
+    chunksize: int | None = None,
+) -> Results[R]: ...
+def starmap(
+    fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
+) -> Results[R]:
     """`Pool.starmap` on the shared default pool.
 
     >>> import manyhands as mh
     >>> list(mh.starmap(max, [(1, 2), (4, 3)]))
     [2, 4]
     """
-    return _default().starmap(fn, iterable)
+    return _default()._results(fn, (iterable,), True, None, "starmap", options)

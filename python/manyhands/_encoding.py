@@ -48,6 +48,14 @@ def define(function: Any) -> tuple[_core.Definition, list[Check]]:
         return _definer.function(function)
 
 
+def capture(function: Any) -> _core.Definition:
+    """The definition of a callable of any kind, with what it has captured as that is now."""
+    global _label
+    with _lock:
+        _label = name_of(function)
+        return _definer.function(function)[0]
+
+
 def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:
     """Pickles a call by value where it must be, or raises `NotPicklable` with the path."""
     global _label

@@ -45,16 +45,21 @@ class MapOptions:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
             raise ValueError(f"on_error is one of {choices}; not {on_error!r}")
         for name, value in (("buffersize", buffersize), ("batch", batch), ("chunksize", chunksize)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            if value is not None:
+                _check_count(name, value)
         self.ordered = bool(ordered)
         self.on_error = on_error
         self.buffersize = buffersize
         self.total = total
         self.batch = batch
         self.progress = progress
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 _NAMES = ("ordered", "on_error", "buffersize", "total", "batch", "progress", "chunksize")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import time
 import warnings
@@ -134,7 +135,7 @@ class Results(_core.ResultsBase, Generic[R]):
     _workers: int
     _started: float
     _ended: float | None
-    _failures: list[Failure]
+    _failures: builtins.list[Failure]
     _on_error: str
     _site: tuple[str, int] | None
     _progress: Any
@@ -155,7 +156,7 @@ class Results(_core.ResultsBase, Generic[R]):
         batched: bool,
         site: tuple[str, int] | None,
     ) -> Self:
-        """Results of a source; with `site`, whoever drops them unused is told where they were made."""
+        """Results of a source; who drops them unused is told the `site` where they were made."""
         results = cls.__new__(cls, source, on_error, batched)
         results._name = name
         results._total = total
@@ -171,16 +172,15 @@ class Results(_core.ResultsBase, Generic[R]):
 
     if TYPE_CHECKING:
         # The native part has them, and knows no types.
-        def __iter__(self) -> Iterator[R]: ...
         def __next__(self) -> R: ...
-        def list(self) -> list[R]: ...
+        def list(self) -> builtins.list[R]: ...
         def run(self) -> Summary: ...
 
     def with_input(self) -> Iterator[tuple[Any, R]]:
         """Iterates over pairs: the item, and its result.
 
-        With several iterables the item is the tuple of arguments. Call it before the first result is
-        taken.
+        With several iterables the item is the tuple of arguments. Call it before the first result
+        is taken.
 
         >>> import manyhands as mh
         >>> dict(mh.map(len, ["a", "bb"], ordered=False).with_input())["bb"]
@@ -190,7 +190,7 @@ class Results(_core.ResultsBase, Generic[R]):
         return self  # type: ignore[return-value]
 
     @property
-    def failures(self) -> list[Failure]:
+    def failures(self) -> builtins.list[Failure]:
         """The items that have failed so far, in the order in which they were taken; at most 10,000.
 
         There are none with `on_error="raise"`, which raises the first.
@@ -248,11 +248,11 @@ class Results(_core.ResultsBase, Generic[R]):
             hint = "iterate it, or call .list() or .run()"
         return f"<manyhands.Results of {self._name}: {state}; {hint}>"
 
-    def __await__(self) -> Generator[Any, None, list[R]]:
+    def __await__(self) -> Generator[Any, None, builtins.list[R]]:
         return self._gather().__await__()
 
-    async def _gather(self) -> list[R]:
-        found: list[R] = []
+    async def _gather(self) -> builtins.list[R]:
+        found: builtins.list[R] = []
         async for some in self._portions():
             found += some
         return found
@@ -262,7 +262,7 @@ class Results(_core.ResultsBase, Generic[R]):
             for result in some:
                 yield result
 
-    async def _portions(self) -> AsyncIterator[list[R]]:
+    async def _portions(self) -> AsyncIterator[builtins.list[R]]:
         """What is there, again and again; a thread of its own waits for it."""
         import asyncio
         from concurrent.futures import ThreadPoolExecutor
@@ -273,7 +273,7 @@ class Results(_core.ResultsBase, Generic[R]):
                 while some := await loop.run_in_executor(thread, self._some, _AT_ONCE):
                     yield some
             except BaseException:
-                # Whoever waited was cancelled, or an item failed: the thread waits for nothing more.
+                # Cancelled, or an item failed: the thread waits for nothing more.
                 self._cancel()
                 raise
 

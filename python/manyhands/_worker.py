@@ -179,9 +179,7 @@ def encode_error(
         note = f"manyhands: task {index}: {name_of(function)}, {where}"
     else:
         note = f"manyhands: task {index}: {call_text(name_of(function), *call)}, {where}"
-    return dumps(
-        (_pickled(error), name, message, _traceback(error), note, os.getpid(), attempt), 5
-    )
+    return dumps((_pickled(error), name, message, _traceback(error), note, os.getpid(), attempt), 5)
 
 
 def _pickled(error: BaseException) -> bytes | None:

@@ -85,7 +85,7 @@ def test_the_index_in_a_map_is_the_items(pool: mh.Pool) -> None:
     pool.submit(same, 1).result()
     with pytest.raises(ZeroDivisionError) as caught:
         list(pool.map(inner, [2, 1, 0]))
-    assert caught.value.__notes__[0].startswith("manyhands: task 2: inner(0), in worker ")
+    assert caught.value.__notes__[0].startswith("manyhands: item 2: inner(0), in worker ")
 
 
 def test_long_arguments_are_shortened(pool: mh.Pool) -> None:

@@ -452,7 +452,7 @@ def test_an_uncaught_error_shows_the_line_in_the_worker(tmp_path: Path) -> None:
     assert ended.code == 1
     assert "return 1 / n  # the culprit" in ended.err
     assert "ZeroDivisionError: division by zero" in ended.err
-    assert "manyhands: task 2: work(0), in worker " in ended.err
+    assert "manyhands: item 2: work(0), in worker " in ended.err
 
 
 def test_an_error_cancels_what_waits(tmp_path: Path) -> None:

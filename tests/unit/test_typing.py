@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 GOOD = """
 import asyncio
 import concurrent.futures
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, as_completed, wait
 from functools import partial
 from typing import Any, assert_type
@@ -87,29 +87,29 @@ with mh.Pool(2) as pool:
     assert_type(pool.submit(one, 1).exception(), BaseException | None)
     assert_type(pool.submit(one, 1).cancel(), bool)
 
-    assert_type(pool.map(one, numbers), Iterator[str])
+    assert_type(pool.map(one, numbers), mh.Results[str])
     assert_type(list(pool.map(one, numbers)), list[str])
-    assert_type(pool.map(two, numbers, texts), Iterator[bytes])
-    assert_type(pool.map(three, numbers, texts, floats), Iterator[list[int]])
-    assert_type(pool.map(several, numbers, numbers, numbers, numbers), Iterator[set[int]])
-    assert_type(pool.map(several, *[numbers] * 9), Iterator[set[int]])
-    assert_type(pool.map(with_default, numbers), Iterator[float])
-    assert_type(pool.map(with_default, numbers, texts), Iterator[float])
-    assert_type(pool.map(one, numbers, timeout=5, chunksize=3), Iterator[str])
-    assert_type(pool.map(lambda number: number + 1, numbers), Iterator[int])
-    assert_type(pool.map(lambda a, b: f"{a}{b}", numbers, texts), Iterator[str])
-    assert_type(pool.map(Adder, numbers), Iterator[Adder])
-    assert_type(pool.map(len, texts), Iterator[int])
-    assert_type(pool.map(str.upper, texts), Iterator[str])
-    assert_type(pool.map(one, (number for number in range(3))), Iterator[str])
+    assert_type(pool.map(two, numbers, texts), mh.Results[bytes])
+    assert_type(pool.map(three, numbers, texts, floats), mh.Results[list[int]])
+    assert_type(pool.map(several, numbers, numbers, numbers, numbers), mh.Results[set[int]])
+    assert_type(pool.map(several, *[numbers] * 9), mh.Results[set[int]])
+    assert_type(pool.map(with_default, numbers), mh.Results[float])
+    assert_type(pool.map(with_default, numbers, texts), mh.Results[float])
+    assert_type(pool.map(one, numbers, timeout=5, chunksize=3), mh.Results[str])
+    assert_type(pool.map(lambda number: number + 1, numbers), mh.Results[int])
+    assert_type(pool.map(lambda a, b: f"{a}{b}", numbers, texts), mh.Results[str])
+    assert_type(pool.map(Adder, numbers), mh.Results[Adder])
+    assert_type(pool.map(len, texts), mh.Results[int])
+    assert_type(pool.map(str.upper, texts), mh.Results[str])
+    assert_type(pool.map(one, (number for number in range(3))), mh.Results[str])
 
     pairs = [(1, "a")]
-    assert_type(pool.starmap(two, pairs), Iterator[bytes])
-    assert_type(pool.starmap(two, zip(numbers, texts)), Iterator[bytes])
-    assert_type(pool.starmap(one, [(1,)]), Iterator[str])
-    assert_type(pool.starmap(three, [(1, "a", 1.0)]), Iterator[list[int]])
-    assert_type(pool.starmap(several, [[1, 2], [3]]), Iterator[set[int]])
-    assert_type(pool.starmap(lambda a, b: f"{a}{b}", pairs), Iterator[str])
+    assert_type(pool.starmap(two, pairs), mh.Results[bytes])
+    assert_type(pool.starmap(two, zip(numbers, texts)), mh.Results[bytes])
+    assert_type(pool.starmap(one, [(1,)]), mh.Results[str])
+    assert_type(pool.starmap(three, [(1, "a", 1.0)]), mh.Results[list[int]])
+    assert_type(pool.starmap(several, [[1, 2], [3]]), mh.Results[set[int]])
+    assert_type(pool.starmap(lambda a, b: f"{a}{b}", pairs), mh.Results[str])
 
     assert_type(pool.stats(), mh.PoolStats)
     assert_type(pool.stats().workers, tuple[mh.WorkerStats, ...])
@@ -126,11 +126,11 @@ with mh.Pool(2) as pool:
         assert_type(future, concurrent.futures.Future[str])
 
 assert_type(mh.submit(one, 1), mh.Future[str])
-assert_type(mh.map(one, numbers), Iterator[str])
-assert_type(mh.map(two, numbers, texts), Iterator[bytes])
-assert_type(mh.map(three, numbers, texts, floats), Iterator[list[int]])
-assert_type(mh.map(several, *[numbers] * 9), Iterator[set[int]])
-assert_type(mh.starmap(two, pairs), Iterator[bytes])
+assert_type(mh.map(one, numbers), mh.Results[str])
+assert_type(mh.map(two, numbers, texts), mh.Results[bytes])
+assert_type(mh.map(three, numbers, texts, floats), mh.Results[list[int]])
+assert_type(mh.map(several, *[numbers] * 9), mh.Results[set[int]])
+assert_type(mh.starmap(two, pairs), mh.Results[bytes])
 assert_type(mh.cpu_count(), int)
 
 
@@ -169,7 +169,7 @@ mh.submit(one, 1).add_done_callback(callback)
 
 function: Callable[..., Any] = one
 assert_type(mh.submit(function, 1), mh.Future[Any])
-assert_type(mh.map(function, numbers), Iterator[Any])
+assert_type(mh.map(function, numbers), mh.Results[Any])
 
 
 def death(error: mh.WorkerDied) -> tuple[int, str, int | None]:

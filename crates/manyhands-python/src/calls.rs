@@ -120,11 +120,8 @@ pub(crate) fn define_for_map(function: &Bound<'_, PyAny>) -> PyResult<Arc<Defini
     if let Some(definition) = functions::definition(function)? {
         return Ok(definition);
     }
-    let answer = hooks::define(function.py())?
-        .call1((function,))?
-        .cast_into::<PyTuple>()?;
-    let definition = answer.get_item(0)?.cast_into::<PyDefinition>()?;
-    Ok(definition.get().0.clone())
+    let definition = hooks::capture(function.py())?.call1((function,))?;
+    Ok(definition.cast_into::<PyDefinition>()?.get().0.clone())
 }
 
 /// Encodes items of a map, one after another.

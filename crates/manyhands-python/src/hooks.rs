@@ -18,6 +18,8 @@ macro_rules! hook {
 
 hook!(/// `(callable) -> (Definition, checks)`.
     define, "manyhands._encoding", "define");
+hook!(/// `(callable) -> Definition`, for callables that are sent with their arguments elsewhere.
+    capture, "manyhands._encoding", "capture");
 hook!(/// `(object) -> (pickle, needs)`; the slow way.
     dumps, "manyhands._encoding", "dumps");
 hook!(/// `(names) -> needs`.

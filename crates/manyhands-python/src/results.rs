@@ -1,12 +1,13 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::{hooks, process};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// The end of an item, or one result of several.
 pub(crate) struct Taken<'py> {
@@ -121,6 +122,8 @@ struct Taking {
 pub(crate) struct ResultsBase {
     taking: Mutex<Taking>,
     counts: Arc<Counts>,
+    /// The thread that holds `taking`, so that it is told when it comes again.
+    holder: AtomicUsize,
     generation: u32,
     used: AtomicBool,
     over: AtomicBool,
@@ -160,6 +163,7 @@ impl ResultsBase {
                 over: false,
             }),
             counts,
+            holder: AtomicUsize::new(0),
             generation: process::generation(),
             used: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -173,7 +177,7 @@ impl ResultsBase {
     fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let this = slf.get();
         let py = slf.py();
-        let mut taking = this.lock(py);
+        let mut taking = this.lock(py)?;
         if let Some(value) = taking.flat.pop_front() {
             return Ok(Some(value.into_bound(py)));
         }
@@ -187,7 +191,7 @@ impl ResultsBase {
                 "with_input() comes before the first result is taken",
             ));
         }
-        self.lock(py).with_input = true;
+        self.lock(py)?.with_input = true;
         Ok(())
     }
 
@@ -212,14 +216,15 @@ impl ResultsBase {
     }
 
     /// Takes no more input and cancels what has not started.
-    fn _cancel(&self, py: Python<'_>) {
+    fn _cancel(&self, py: Python<'_>) -> PyResult<()> {
         self.counts.closing.store(true, Ordering::Relaxed);
         if self.generation != process::generation() {
-            return; // the tasks are the parent's
+            return Ok(()); // the tasks are the parent's
         }
-        let mut taking = self.lock(py);
+        let mut taking = self.lock(py)?;
         taking.end(py, &self.over);
         taking.flat.clear();
+        Ok(())
     }
 
     /// All results that were not taken yet.
@@ -249,7 +254,7 @@ impl ResultsBase {
     fn _some<'py>(slf: &Bound<'py, Self>, most: usize) -> PyResult<Bound<'py, PyList>> {
         let found = PyList::empty(slf.py());
         while found.len() < most
-            && (found.is_empty() || slf.get().has_more(slf.py()))
+            && (found.is_empty() || slf.get().has_more(slf.py())?)
             && let Some(value) = Self::__next__(slf)?
         {
             found.append(value)?;
@@ -270,7 +275,7 @@ impl ResultsBase {
 
     /// Takes all input now, for the end of its pool.
     fn _take_all_input(&self, py: Python<'_>) -> PyResult<()> {
-        let mut taking = self.lock(py);
+        let mut taking = self.lock(py)?;
         if taking.over {
             return Ok(());
         }
@@ -278,24 +283,74 @@ impl ResultsBase {
     }
 }
 
+/// The lock, while a thread has it.
+struct Holding<'results> {
+    taking: MutexGuard<'results, Taking>,
+    holder: &'results AtomicUsize,
+}
+
+impl Deref for Holding<'_> {
+    type Target = Taking;
+
+    fn deref(&self) -> &Taking {
+        &self.taking
+    }
+}
+
+impl DerefMut for Holding<'_> {
+    fn deref_mut(&mut self) -> &mut Taking {
+        &mut self.taking
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.holder.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A number that no other living thread has; not 0.
+fn this_thread() -> usize {
+    thread_local! {
+        static PLACE: u8 = const { 0 };
+    }
+    PLACE.with(|place| std::ptr::from_ref(place).addr())
+}
+
 impl ResultsBase {
     /// The lock, which a thread that waits for a result holds.
-    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Taking> {
+    #[inline]
+    fn lock(&self, py: Python<'_>) -> PyResult<Holding<'_>> {
+        let me = this_thread();
         loop {
-            match self.taking.try_lock() {
-                Ok(taking) => return taking,
-                Err(std::sync::TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-                Err(std::sync::TryLockError::WouldBlock) => py.detach(|| {
-                    drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
-                }),
-            }
+            let taking = match self.taking.try_lock() {
+                Ok(taking) => taking,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    // Relaxed: only what this very thread has written is equal.
+                    if self.holder.load(Ordering::Relaxed) == me {
+                        return Err(PyRuntimeError::new_err(
+                            "the input of a map cannot take from the map itself",
+                        ));
+                    }
+                    py.detach(|| {
+                        drop(self.taking.lock().unwrap_or_else(PoisonError::into_inner));
+                    });
+                    continue;
+                }
+            };
+            self.holder.store(me, Ordering::Relaxed);
+            return Ok(Holding {
+                taking,
+                holder: &self.holder,
+            });
         }
     }
 
     /// Whether a result is there without waiting.
-    fn has_more(&self, py: Python<'_>) -> bool {
-        let taking = self.lock(py);
-        !taking.flat.is_empty() || (!taking.over && taking.source.is_ready())
+    fn has_more(&self, py: Python<'_>) -> PyResult<bool> {
+        let taking = self.lock(py)?;
+        Ok(!taking.flat.is_empty() || (!taking.over && taking.source.is_ready()))
     }
 
     #[inline]
