@@ -418,6 +418,10 @@ impl Feed {
         } else {
             wait_for(py, &self.runtime, &self.stream, Some(until))?
         };
+        if !come {
+            // A wait that ends with its time looks for no signal.
+            py.check_signals()?;
+        }
         if !come
             && self
                 .deadline
@@ -545,6 +549,23 @@ impl Source for Feed {
             set(&counts.busy_nanos, self.stream.busy_nanos());
             set(&counts.received, self.taken_bytes);
         }
+    }
+
+    #[inline]
+    fn take_value<'py>(&mut self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let mut rest = self.items.get(self.items_at..)?;
+        let (tag, item) = next_item(&mut rest)?;
+        if tag != calls::PLAIN {
+            return None;
+        }
+        // What cannot be decoded is met again the long way.
+        let value = calls::decode_result(py, &mut self.decoder, tag, item).ok()?;
+        self.taken_bytes += item.len() as u64;
+        self.items_at = self.items.len() - rest.len();
+        self.index += 1;
+        self.in_flight -= 1;
+        self.taken += 1;
+        Some(value)
     }
 
     fn is_ready(&self) -> bool {

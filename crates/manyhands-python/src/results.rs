@@ -33,6 +33,9 @@ pub(crate) trait Source: Send {
     /// item: the wait was interrupted, its time was up, or the input raised.
     fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Taken<'py>>>;
 
+    /// The next value, if it is there and nothing about it is special: the short way of `take`.
+    fn take_value<'py>(&mut self, py: Python<'py>) -> Option<Bound<'py, PyAny>>;
+
     /// Whether an end is there without waiting.
     fn is_ready(&self) -> bool;
 
@@ -115,6 +118,8 @@ struct Taking {
     /// Exceptions of a group.
     group: Vec<Py<PyAny>>,
     over: bool,
+    /// A value is handed over as it is, and nothing else has to be done.
+    is_simple: bool,
 }
 
 /// What `manyhands.Results` builds on.
@@ -161,6 +166,7 @@ impl ResultsBase {
                 flat: VecDeque::new(),
                 group: Vec::new(),
                 over: false,
+                is_simple: false,
             }),
             counts,
             holder: AtomicUsize::new(0),
@@ -177,6 +183,20 @@ impl ResultsBase {
     fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let this = slf.get();
         let py = slf.py();
+        // The short way, for one more value of many.
+        if let Ok(mut taking) = this.taking.try_lock()
+            && taking.is_simple
+        {
+            this.holder.store(this_thread(), Ordering::Relaxed);
+            let value = taking.source.take_value(py);
+            this.holder.store(0, Ordering::Relaxed);
+            if value.is_some() {
+                // Relaxed, and no addition: a figure that only who holds the lock changes.
+                let taken = &this.counts.taken;
+                taken.store(taken.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                return Ok(value);
+            }
+        }
         let mut taking = this.lock(py)?;
         if let Some(value) = taking.flat.pop_front() {
             return Ok(Some(value.into_bound(py)));
@@ -365,6 +385,7 @@ impl ResultsBase {
             self.used.store(true, Ordering::Relaxed);
             if !taking.with_input {
                 taking.source.forget_inputs();
+                taking.is_simple = !taking.batched;
             }
         }
         loop {
@@ -454,6 +475,7 @@ impl ResultsBase {
 impl Taking {
     fn end(&mut self, py: Python<'_>, over: &AtomicBool) {
         self.over = true;
+        self.is_simple = false;
         over.store(true, Ordering::Relaxed);
         self.source.cancel(py);
     }
