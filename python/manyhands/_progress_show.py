@@ -165,13 +165,13 @@ class TerminalLine:
     # ------------------------------------------------------------------ around the program's prints
 
     def _wrap(self) -> None:
+        _wrapping.append(self)  # first: another thread may fork at any moment
         for stream in {id(stream): stream for stream in (sys.stdout, sys.stderr)}.values():
             # What is no plain stream does with its text what it likes.
             if type(stream) is io.TextIOWrapper and not stream.closed and stream.isatty():
                 wrapped = self._around(stream.write)
-                stream.write = wrapped  # type: ignore[method-assign]
                 self._wrapped.append((stream, wrapped))
-        _wrapping.append(self)
+                stream.write = wrapped  # type: ignore[method-assign]
 
     def _unwrap(self) -> None:
         for stream, wrapped in self._wrapped:
