@@ -10,6 +10,7 @@
 #   VENV         the environment, .venv
 #   ARGS         arguments for `demo` and `bench`
 #   PYTEST_ARGS  arguments for pytest, for instance PYTEST_ARGS='-k kill -x'
+#   MANYLINUX    the platform of the wheel, manylinux_2_17
 #   CI           when set, Cargo.lock must be up to date
 
 .DEFAULT_GOAL := help
@@ -19,6 +20,8 @@
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 WHEEL_VENV ?= .venv-wheel
+# The oldest glibc, by its name in wheels, that the wheel runs with.
+MANYLINUX ?= manylinux_2_17
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 MANYHANDS_STRESS_SECONDS ?= 60
 LOOM_MAX_PREEMPTIONS ?= 3
@@ -50,7 +53,7 @@ demo: $(VENV)/.extension ## see it work: python -m manyhands.demo
 	$(VENV)/bin/python -m manyhands.demo $(ARGS)
 
 .PHONY: test
-test: test-rust test-loom test-crash test-python ## all tests but the long ones
+test: test-rust test-loom test-crash test-python test-install ## all tests but the long ones
 
 .PHONY: stress
 stress: stress-rust stress-python ## the long tests, MANYHANDS_STRESS_SECONDS (60) each
@@ -69,7 +72,15 @@ format: $(VENV)/.requirements ## format all sources in place
 	$(VENV)/bin/ruff format .
 
 .PHONY: wheel
-wheel: dist/.wheel ## build the wheel into dist/
+wheel: dist/.wheel ## build the source distribution and the wheel into dist/
+
+.PHONY: licences
+licences: $(VENV)/.requirements ## write THIRD_PARTY_LICENSES anew
+	$(VENV)/bin/python scripts/third_party_licences.py
+
+.PHONY: wheel-size
+wheel-size: dist/.wheel ## write the size of the wheel into the README
+	$(VENV)/bin/python scripts/wheel_size.py
 
 .PHONY: clean
 clean: ## remove all that was built, and the environments
@@ -100,13 +111,18 @@ test-crash: $(VENV)/.requirements
 
 .PHONY: test-python
 test-python: $(VENV)/.extension
-	$(VENV)/bin/pytest -m 'not stress' $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m 'not stress and not wheel' $(PYTEST_ARGS)
+
+# The wheel as users get it: in an empty environment, without cargo, with what the README shows.
+.PHONY: test-install
+test-install: $(VENV)/.extension dist/.wheel
+	$(VENV)/bin/pytest -m wheel tests/wheel
 
 # The same tests against the wheel, as users get it, on any CPython it is for:
 # make test-wheel WHEEL_VENV=.venv-3.13 WHEEL_PYTHON=python3.13
 .PHONY: test-wheel
 test-wheel: $(WHEEL_VENV)/.wheel
-	$(WHEEL_VENV)/bin/pytest -m 'not stress' $(PYTEST_ARGS)
+	$(WHEEL_VENV)/bin/pytest -m 'not stress and not wheel' $(PYTEST_ARGS)
 
 .PHONY: stress-rust
 stress-rust: $(VENV)/.requirements
@@ -126,6 +142,7 @@ CLIPPY := PYO3_PYTHON=$(VENV_PYTHON) cargo clippy $(LOCKED) --all-targets
 lint-rust: $(VENV)/.requirements
 	cargo fmt --all --check
 	$(VENV)/bin/python scripts/check_crate_layers.py
+	$(VENV)/bin/python scripts/third_party_licences.py --check
 	$(CLIPPY) --workspace -- -D warnings
 	$(CLIPPY) -p manyhands-runtime --features fail-points -- -D warnings
 	RUSTFLAGS="$$RUSTFLAGS --cfg manyhands_loom" \
@@ -194,9 +211,24 @@ $(VENV)/.extension: $(VENV)/.requirements pyproject.toml $(RUST_SOURCES) \
 .PHONY: build-extension
 build-extension:
 
-dist/.wheel: $(VENV)/.requirements pyproject.toml README.md $(RUST_SOURCES) $(PYTHON_SOURCES)
+$(VENV)/.wheel-requirements: requirements-wheel.txt $(VENV)/.requirements
+	$(VENV)/bin/python $(PIP_INSTALL) -r requirements-wheel.txt
+	@touch $@
+
+# The wheel is built from the source distribution, which so is known to be complete, in a target folder
+# of its own: all files of a source distribution are equally old, so cargo would take what it finds in a
+# folder that it knows for up to date. zig links against the glibc that is asked for, and maturin refuses
+# a wheel that needs a newer one. No path of this machine stays in it.
+CARGO_REGISTRY := $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/
+
+dist/.wheel: $(VENV)/.wheel-requirements pyproject.toml README.md LICENSE-MIT LICENSE-APACHE \
+		THIRD_PARTY_LICENSES $(RUST_SOURCES) $(PYTHON_SOURCES)
 	rm -rf dist
-	$(VENV)/bin/maturin build --release $(LOCKED) --interpreter $(VENV_PYTHON) --out dist
+	unset CARGO_TARGET_DIR CONDA_PREFIX; \
+		RUSTFLAGS="$$RUSTFLAGS --remap-path-prefix=$(CARGO_REGISTRY)=" \
+		VIRTUAL_ENV='$(abspath $(VENV))' PATH='$(abspath $(VENV))/bin':"$$PATH" \
+		maturin build --release $(LOCKED) --sdist --zig --compatibility $(MANYLINUX) \
+			--interpreter $(VENV_PYTHON) --out dist
 	@touch $@
 
 $(WHEEL_VENV)/bin/python:
