@@ -17,7 +17,7 @@ from manyhands._describe import name_of
 from manyhands._future import forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
 from manyhands._options import map_options, shortest
-from manyhands._results import Results, caller
+from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, WorkerStats
 
 if TYPE_CHECKING:
@@ -325,18 +325,27 @@ class Pool(_core.PoolBase, Executor):
         total = chosen.total
         if total is None:
             total = shortest(iterables)
-        source = self._map(
-            fn, iterables, star, chosen.ordered, chosen.batch, timeout, chosen.buffersize
-        )
+        if total is not None and chosen.batch is not None:
+            total = -(-total // chosen.batch)
+        name = name_of(fn)
+        watch = Watch(name, total, self._workers, chosen.progress)
+        try:
+            source = self._map(
+                fn, iterables, star, chosen.ordered, chosen.batch, timeout, chosen.buffersize
+            )
+        except BaseException:
+            watch.stop()
+            raise
         results: Results[R] = Results._make(
             source,
-            name=name_of(fn),
-            total=total if chosen.batch is None or total is None else -(-total // chosen.batch),
+            name=name,
+            total=total,
             engine="process",
             workers=self._workers,
             on_error=chosen.on_error,
             batched=chosen.batch is not None,
             site=caller() if self._is_default else None,
+            watch=watch,
         )
         self._maps.add(results)
         return results

@@ -25,7 +25,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from manyhands._stats import _Snapshot
+from manyhands._snapshot import Snapshot
 from manyhands._ticker import add, remove
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _log = logging.getLogger("manyhands")
 Reading: TypeAlias = tuple[int, int, int, int, int]
 
 
-class Counts(_Snapshot):
+class Counts(Snapshot):
     """How far a map is, at one moment: what a function given as `progress=` is called with."""
 
     __slots__ = {  # noqa: RUF023 - in the order in which people read them

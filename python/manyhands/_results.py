@@ -6,8 +6,9 @@ import builtins
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import ref
 
 from manyhands import _core
 from manyhands._errors import NotPicklable, WorkerDied
@@ -155,6 +156,7 @@ class Results(_core.ResultsBase, Generic[R]):
         on_error: str,
         batched: bool,
         site: tuple[str, int] | None,
+        watch: Watch,
     ) -> Self:
         """Results of a source; who drops them unused is told the `site` where they were made."""
         results = cls.__new__(cls, source, on_error, batched)
@@ -167,7 +169,9 @@ class Results(_core.ResultsBase, Generic[R]):
         results._ended = None
         results._failures = []
         results._site = site
-        results._progress = None
+        results._progress = watch.progress
+        watch.results = ref(results)
+        watch.made = True
         return results
 
     if TYPE_CHECKING:
@@ -200,9 +204,7 @@ class Results(_core.ResultsBase, Generic[R]):
     @property
     def summary(self) -> Summary:
         """What was done so far."""
-        pulled, taken, failed, _, complete, over = self._counts()
-        if over and self._ended is None:
-            self._ended = time.monotonic()
+        pulled, taken, failed, _, complete, _ = self._counts()
         until = self._ended if self._ended is not None else time.monotonic()
         busy, sent, received = self._measures()
         return Summary(
@@ -278,6 +280,9 @@ class Results(_core.ResultsBase, Generic[R]):
                 raise
 
     def _finish(self) -> None:
+        """The map has ended: nothing is shown of it any more. Called by the native part, too."""
+        if self._ended is None:
+            self._ended = time.monotonic()
         progress, self._progress = self._progress, None
         if progress is not None:
             progress.finish()
@@ -312,6 +317,37 @@ class Results(_core.ResultsBase, Generic[R]):
             self._warn_if_lost()
         if progress is not None:
             self._finish()
+
+
+class Watch:
+    """How the display of a map's progress sees it, which must not keep it alive."""
+
+    __slots__ = ("made", "progress", "results", "workers")
+
+    def __init__(self, label: str, total: int | None, workers: int, target: Any) -> None:
+        from manyhands import _progress
+
+        self.results: Callable[[], Results[Any] | None] = lambda: None
+        self.made = False
+        self.workers = workers
+        self.progress: _progress.Progress | None = None
+        # Whoever asks for what is not there is told before any work is sent.
+        self.progress = _progress.start(self.read, total=total, label=label, target=target)
+
+    def stop(self) -> None:
+        """There will be no map."""
+        if self.progress is not None:
+            self.progress.finish()
+
+    def read(self) -> tuple[int, int, int, int, int] | None:
+        results = self.results()
+        if results is None:
+            return None if self.made else (0, 0, 0, self.workers, 0)
+        pulled, taken, failed, ready, complete, _ = results._counts()
+        done = min(taken + ready, pulled)
+        if complete and self.progress is not None:
+            self.progress.total = pulled
+        return done, failed, taken, self.workers, min(self.workers, pulled - done)
 
 
 def caller() -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 use crate::{hooks, process};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::collections::VecDeque;
@@ -395,9 +396,8 @@ impl ResultsBase {
             let taken = match taking.source.take(py) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
-                    taking.over = true;
-                    self.over.store(true, Ordering::Relaxed);
-                    taking.source.cancel(py);
+                    taking.end(py, &self.over);
+                    slf.call_method0(intern!(py, "_finish"))?;
                     if taking.group.is_empty() {
                         return Ok(None);
                     }
@@ -408,6 +408,7 @@ impl ResultsBase {
                 Err(error) => {
                     process::check(self.generation, "this map")?;
                     taking.end(py, &self.over);
+                    slf.call_method0(intern!(py, "_finish"))?;
                     return Err(error);
                 }
             };
@@ -448,6 +449,7 @@ impl ResultsBase {
         } = failed;
         if taking.on_error == OnError::Raise {
             taking.end(py, &self.over);
+            slf.call_method0(intern!(py, "_finish"))?;
             let error = hooks::raised(py)?.call1((error.into_value(py), slf, index))?;
             return Err(PyErr::from_value(error));
         }
