@@ -2,8 +2,8 @@
 """Check that the crates depend on each other one way only.
 
 A crate may use the crates below it, never one beside or above it, not even for its tests. Only the
-lowest makes system calls and only the highest knows Python, so only they may depend on the crates
-for that. (Tests may: a dev-dependency is not part of what we ship.)
+lowest makes system calls, only the highest knows Python and only one knows the command line, so
+only they may depend on the crates for that. (Tests may: a dev-dependency is not part of what we ship.)
 """
 
 import json
@@ -17,9 +17,11 @@ LAYERS = [  # from the bottom up
     "manyhands-shm",
     "manyhands-sync",
     "manyhands-runtime",
+    "manyhands-cli",
     "manyhands-python",
 ]
 ONLY_IN = {
+    "manyhands-cli": {"clap", "clap_complete"},
     "manyhands-os": {"libc", "linux-raw-sys", "nix", "rustix"},
     "manyhands-python": {"numpy", "pyo3", "pyo3-build-config", "pyo3-ffi"},
 }

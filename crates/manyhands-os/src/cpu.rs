@@ -9,20 +9,7 @@
 //!   limits, systemd's `CPUQuota=`). The kernel enforces the quota of *every* ancestor group, so
 //!   each level counts, from the process's own group up to the root of the mount.
 //!
-//! Where the quota files are takes two tables. `/proc/self/cgroup` says which group the process is
-//! in, one line for each hierarchy; `/proc/self/mountinfo` says where a hierarchy is mounted and
-//! which group is the root of that mount. Both are written relative to the reader's cgroup
-//! namespace, so the mount's root is a prefix of the group's path whenever the group can be seen
-//! through that mount:
-//!
-//! | mount root     | group            | directory below the mount point                                       |
-//! |----------------|------------------|-----------------------------------------------------------------------|
-//! | `/`            | `/a/b`           | `a/b`: a host, or a container that sees the host's groups             |
-//! | `/`            | `/`              | the mount point: a container with its own cgroup namespace            |
-//! | `/docker/<id>` | `/docker/<id>/x` | `x`: a container without one (Docker on v1)                           |
-//! | `/..`          | `/../x`          | `x`: outside of the namespace, below the mount                        |
-//! | `/..`          | `/x`             | name unknown, but the mount's root is an ancestor: read just that one |
-//! | `/`            | `/../x`          | none: nothing that is mounted is an ancestor, so no quota in it binds |
+//! Where the groups' files are is told in `cgroup.rs`.
 //!
 //! Whatever is missing or makes no sense is skipped, and the remaining limits decide. Nothing is
 //! cached: affinity and quotas may change while the process runs.
@@ -94,11 +81,11 @@ mod platform {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod platform {
-    use std::fs;
     use std::io;
     use std::path::{Path, PathBuf};
 
     use super::{CpuLimits, standard_library_count};
+    use crate::cgroup::{Hierarchy, group_directories, read_text};
 
     pub(super) fn cpu_limits() -> CpuLimits {
         let machine = machine_count();
@@ -115,13 +102,6 @@ mod platform {
             quota,
             quota_source,
         }
-    }
-
-    /// The text of a file, or None if it can't be read. Names in it that are not UTF-8 lead
-    /// nowhere, the rest works.
-    fn read_text(path: &Path) -> Option<String> {
-        let bytes = fs::read(path).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     // ---- machine ----
@@ -202,23 +182,6 @@ mod platform {
 
     // ---- quota ----
 
-    /// The two formats that quotas come in.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Hierarchy {
-        /// Control groups v1: one hierarchy for each set of controllers.
-        Version1,
-        /// Control groups v2: a single hierarchy.
-        Version2,
-    }
-
-    /// Where a hierarchy with a CPU controller is mounted.
-    struct Mount {
-        hierarchy: Hierarchy,
-        /// The group that is the root of this mount.
-        root: String,
-        mount_point: String,
-    }
-
     /// The smallest quota that binds a process, in CPUs, and the file it was read from.
     ///
     /// `self_cgroup` and `mountinfo` are the contents of the files of that name below `/proc/self`;
@@ -228,146 +191,17 @@ mod platform {
         self_cgroup: &str,
         mountinfo: &str,
     ) -> Option<(f64, String)> {
-        let groups: Vec<(Hierarchy, &str)> = self_cgroup.lines().filter_map(parse_group).collect();
         let mut smallest: Option<(f64, PathBuf)> = None;
-        for mount in parse_mounts(mountinfo) {
-            let mount_directory = root.join(mount.mount_point.trim_start_matches('/'));
-            // A hybrid host has a group in each hierarchy, and either may have the CPU controller.
-            for &(_, group) in groups
-                .iter()
-                .filter(|(hierarchy, _)| *hierarchy == mount.hierarchy)
-            {
-                let Some(below) = names_below_mount(&mount.root, group) else {
-                    continue;
-                };
-                // From the process's own group up: of equal quotas the innermost is the one to
-                // name.
-                for depth in (0..=below.len()).rev() {
-                    let mut directory = mount_directory.clone();
-                    directory.extend(&below[..depth]);
-                    let Some((quota, source)) = quota_of_group(mount.hierarchy, &directory) else {
-                        continue;
-                    };
-                    if smallest.as_ref().is_none_or(|(least, _)| quota < *least) {
-                        smallest = Some((quota, source));
-                    }
-                }
+        // From the process's own group up: of equal quotas the innermost is the one to name.
+        for (hierarchy, directory) in group_directories(root, self_cgroup, mountinfo, "cpu") {
+            let Some((quota, source)) = quota_of_group(hierarchy, &directory) else {
+                continue;
+            };
+            if smallest.as_ref().is_none_or(|(least, _)| quota < *least) {
+                smallest = Some((quota, source));
             }
         }
         smallest.map(|(quota, source)| (quota, source.to_string_lossy().into_owned()))
-    }
-
-    /// Parses a line of `/proc/self/cgroup`, `id:controllers:path`, if that hierarchy can have a
-    /// CPU controller.
-    fn parse_group(line: &str) -> Option<(Hierarchy, &str)> {
-        // The path is the rest of the line, colons included.
-        let mut fields = line.splitn(3, ':');
-        let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        if id == "0" && controllers.is_empty() {
-            Some((Hierarchy::Version2, path))
-        } else if controllers.split(',').any(|controller| controller == "cpu") {
-            Some((Hierarchy::Version1, path))
-        } else {
-            None
-        }
-    }
-
-    /// The mounts in `mountinfo` through which quotas can be seen.
-    fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
-        let lines: Vec<Vec<&str>> = mountinfo
-            .lines()
-            .map(|line| line.split(' ').collect())
-            .filter(|fields: &Vec<_>| fields.len() > 6)
-            .collect();
-        lines
-            .iter()
-            .filter_map(|fields| {
-                // Few lines are mounts of ours, so only they are compared with all the others.
-                let mount = parse_mount(fields)?;
-                (!is_covered(fields, &lines)).then_some(mount)
-            })
-            .collect()
-    }
-
-    /// Whether another mount lies on top of this one, so that its mount point leads to that other
-    /// one.
-    fn is_covered(fields: &[&str], lines: &[Vec<&str>]) -> bool {
-        let (id, mount_point) = (fields[0], fields[4]);
-        lines
-            .iter()
-            .any(|other| other[0] != id && other[1] == id && other[4] == mount_point)
-    }
-
-    /// Parses the fields of a line of `mountinfo`:
-    /// `id parent device root mount-point options [tags…] - type source super-options`.
-    fn parse_mount(fields: &[&str]) -> Option<Mount> {
-        let separator = fields.iter().skip(6).position(|&field| field == "-")? + 6;
-        let hierarchy = match *fields.get(separator + 1)? {
-            "cgroup2" => Hierarchy::Version2,
-            "cgroup" if fields.last()?.split(',').any(|option| option == "cpu") => {
-                Hierarchy::Version1
-            }
-            _ => return None,
-        };
-        Some(Mount {
-            hierarchy,
-            root: unescape(fields[3]),
-            mount_point: unescape(fields[4]),
-        })
-    }
-
-    /// Undoes the kernel's escapes: a space is `\040`, a backslash (frequent in systemd's names) is
-    /// `\134`.
-    fn unescape(escaped: &str) -> String {
-        let mut bytes = Vec::with_capacity(escaped.len());
-        let mut rest = escaped.as_bytes();
-        while let Some((&byte, after)) = rest.split_first() {
-            match rest {
-                [
-                    b'\\',
-                    high @ b'0'..=b'3',
-                    middle @ b'0'..=b'7',
-                    low @ b'0'..=b'7',
-                    after @ ..,
-                ] => {
-                    bytes.push((high - b'0') << 6 | (middle - b'0') << 3 | (low - b'0'));
-                    rest = after;
-                }
-                _ => {
-                    bytes.push(byte);
-                    rest = after;
-                }
-            }
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The names that lead from a mount's root to `group`, or None if the root is no ancestor of
-    /// it: the table at the top of this file. If the root is an ancestor but the names are not
-    /// known, they are left out.
-    fn names_below_mount<'group>(mount_root: &str, group: &'group str) -> Option<Vec<&'group str>> {
-        let mount_root = path_names(mount_root);
-        let group = path_names(group);
-        // `..` can only stand in front; it leads out of the namespace.
-        let levels_outside =
-            |names: &[&str]| names.iter().take_while(|&&name| name == "..").count();
-        let below = if group.starts_with(&mount_root) {
-            group[mount_root.len()..].to_vec()
-        } else if levels_outside(&mount_root) == mount_root.len()
-            && levels_outside(&group) < mount_root.len()
-            && !group[levels_outside(&group)..].contains(&"..")
-        {
-            Vec::new()
-        } else {
-            return None;
-        };
-        (!below.contains(&"..")).then_some(below)
-    }
-
-    fn path_names(path: &str) -> Vec<&str> {
-        path.split('/')
-            .filter(|name| !name.is_empty() && *name != ".")
-            .collect()
     }
 
     /// The quota of the one group at `directory`, in CPUs, and the file it is in. None if there is

@@ -4,11 +4,14 @@
 //! memory, descriptors, processes. Linux today; another system adds its own file beside each of
 //! these.
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod cgroup;
 mod clock;
 mod cpu;
 mod event;
 mod file;
 mod futex;
+mod machine;
 mod memory;
 mod process;
 mod signal;
@@ -21,6 +24,7 @@ pub use file::{
     MessageFile, enter_directory, open_current_directory, replace_standard_streams, standard_stream,
 };
 pub use futex::{Waited, futex_wait, futex_wait_private, futex_wake, futex_wake_private};
+pub use machine::{MachineFacts, machine_facts};
 pub use memory::{MemoryFile, Segment, View};
 pub use process::{
     ExitStatus, Process, arm_life_line, become_group_leader, close_after_fork, is_main_thread,

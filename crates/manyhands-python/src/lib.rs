@@ -3,11 +3,13 @@
 mod calls;
 mod classes;
 mod codec;
+mod command_line;
 mod feed;
 mod functions;
 mod future;
 mod hooks;
 mod input;
+mod machine;
 mod outcome;
 mod pickle;
 mod pool;
@@ -18,9 +20,13 @@ mod worker;
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
+    use super::command_line::parse_command_line;
+    #[pymodule_export]
     use super::functions::{PyDefinition, forget_functions};
     #[pymodule_export]
     use super::future::TaskFuture;
+    #[pymodule_export]
+    use super::machine::machine_facts;
     #[pymodule_export]
     use super::pool::PoolBase;
     #[pymodule_export]
