@@ -49,8 +49,8 @@ help: ## list the targets
 build: $(VENV)/.extension ## set up .venv and build the extension into it
 
 .PHONY: demo
-demo: $(VENV)/.extension ## see it work: python -m manyhands.demo
-	$(VENV)/bin/python -m manyhands.demo $(ARGS)
+demo: $(VENV)/.extension ## see it work: manyhands demo
+	$(VENV)/bin/python -m manyhands demo $(ARGS)
 
 .PHONY: test
 test: test-rust test-loom test-crash test-python test-install ## all tests but the long ones

@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
     from typing import Any
 
 _LONGEST = 60
@@ -41,3 +42,12 @@ def call_text(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     if len(parts) > 5:
         parts = [*parts[:4], f"... {len(parts) - 4} more"]
     return f"{name}({', '.join(parts)})"
+
+
+def users_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of manyhands that it begins with."""
+    while trace is not None:
+        if not trace.tb_frame.f_globals.get("__name__", "").startswith("manyhands._"):
+            return trace
+        trace = trace.tb_next
+    return None

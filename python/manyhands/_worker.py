@@ -13,7 +13,7 @@ import types
 from _pickle import dumps
 
 from manyhands import _core, _resolve
-from manyhands._describe import call_text, name_of
+from manyhands._describe import call_text, name_of, users_part
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
@@ -196,6 +196,7 @@ def _traceback(error: BaseException) -> str:
     import traceback
 
     try:
-        return "".join(traceback.format_exception(error))
+        trace = users_part(error.__traceback__)
+        return "".join(traceback.format_exception(type(error), error, trace))
     except BaseException as problem:  # the user's __str__, once more
         return f"<the traceback cannot be shown: {type(problem).__name__}>"

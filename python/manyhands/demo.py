@@ -1,4 +1,4 @@
-"""`python -m manyhands.demo`: one real job, three ways, and a worker that dies half-way.
+"""`manyhands demo`: one real job, three ways, and a worker that dies half-way.
 
 The job: every `.py` file of the running Python's standard library is parsed with `ast` and
 measured: its functions, the longest one, and the cyclomatic complexity of each. It is done in one
@@ -44,11 +44,12 @@ __all__ = [
     "main",
     "measure",
     "measure_source",
+    "run_demo",
     "standard_library",
 ]
 
 ROUNDS = 3
-DEFAULT_SECONDS = 18.0
+DEFAULT_SECONDS = 10.0
 CALIBRATION_FILES = 24
 FEWEST_FILES = 12
 # Tried for this job: map with its default chunks and with smaller ones, imap_unordered with chunks
@@ -179,15 +180,28 @@ def standard_library() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 when all answers agree, 1 when not."""
+    """`python -m manyhands.demo`, with the options of `manyhands demo`."""
+    options = _parser().parse_args(argv)
+    return run_demo(seconds=options.seconds, limit=options.limit, workers=options.workers)
+
+
+def run_demo(
+    *, seconds: float = DEFAULT_SECONDS, limit: int | None = None, workers: int | None = None
+) -> int:
+    """Run the demo; 0 when all answers agree, 1 when not.
+
+    Args:
+        seconds: about how long it may take.
+        limit: how many files to use, however long that takes.
+        workers: how many; by default the CPUs that may be used.
+    """
     import manyhands as mh
 
-    options = _parser().parse_args(argv)
-    workers = options.workers or mh.cpu_count()
+    workers = workers or mh.cpu_count()
     started = time.perf_counter()
 
     every_path = standard_library()
-    paths = _choose(every_path, workers, options.seconds, options.limit)
+    paths = _choose(every_path, workers, seconds, limit)
     version = ".".join(map(str, sys.version_info[:3]))
     _say(
         f"The job: measure {len(paths)} files of Python {version}'s standard library",
@@ -196,8 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(paths) < len(every_path):
         _say(
             f"That is {len(paths)} of {len(every_path)} files, spread evenly, "
-            + ("as --limit asks." if options.limit else "so that the demo ends in time;"),
-            *([] if options.limit else ["a larger --seconds gives it time for more."]),
+            + ("as --limit asks." if limit else "so that the demo ends in time;"),
+            *([] if limit else ["a larger --seconds gives it time for more."]),
         )
 
     ways: dict[str, Callable[[], Run]] = {

@@ -155,7 +155,7 @@ pub(crate) struct MapArguments {
     )]
     pub(crate) engine: Option<EngineTyped>,
 
-    /// The function gets lists of up to N inputs, and returns as many results
+    /// The function gets lists of up to N inputs and returns as many results
     #[arg(
         long, value_name = "N", value_parser = value_parser!(u32).range(1..),
         help_heading = "Running"
