@@ -3,7 +3,8 @@
 
 A crate may use the crates below it, never one beside or above it, not even for its tests. Only the
 lowest makes system calls, only the highest knows Python and only one knows the command line, so
-only they may depend on the crates for that. (Tests may: a dev-dependency is not part of what we ship.)
+only they may depend on the crates for that. (Tests may: a dev-dependency is not part of what we
+ship.)
 """
 
 import json

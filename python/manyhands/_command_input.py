@@ -97,7 +97,10 @@ class RecordInput:
         self._form = form
         self._name = "<stdin>" if file == "-" else file
         try:
-            self._file: BinaryIO = open(0 if file == "-" else file, "rb", closefd=file != "-")
+            # Open for as long as items are taken.
+            self._file: BinaryIO = open(  # noqa: SIM115
+                0 if file == "-" else file, "rb", closefd=file != "-"
+            )
             regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
         except OSError as error:
             raise UsageError(f"{self._name} cannot be read: {error.strerror}.") from None

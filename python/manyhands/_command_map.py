@@ -142,9 +142,7 @@ class _Run:
             pickle=arguments.pickle,
         )
         self._streams = inspect.isgeneratorfunction(inspect.unwrap(function))
-        self._task = make_task(
-            function, work, batches=self._flow.batch > 1, streams=self._streams
-        )
+        self._task = make_task(function, work, batches=self._flow.batch > 1, streams=self._streams)
 
     def run(self) -> None:
         """Runs the function over all inputs, and writes what comes."""
@@ -193,9 +191,7 @@ class _Run:
             if item is not None:
                 self._fail(item[0], item[1], failure.exception, more)
 
-    def _fail(
-        self, index: int, reference: str, error: BaseException, more: dict[str, Any]
-    ) -> None:
+    def _fail(self, index: int, reference: str, error: BaseException, more: dict[str, Any]) -> None:
         self._failed += 1
         if self._failed <= _TOLD or self._arguments.on_error == "raise":
             what = _message(error)

@@ -1,4 +1,4 @@
-"""Where the results of `manyhands map` go: standard output, or a file that is named when complete."""
+"""Where the results of `manyhands map` go: standard output, or a file, named when it is complete."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class Output:
             self._descriptor = self._open(file)
         if binary and os.isatty(self._descriptor):
             raise UsageError(
-                "Pickles are not written to a terminal.", "write to a file with -o FILE, or to a pipe"
+                "Pickles are not written to a terminal.",
+                "write to a file with -o FILE, or to a pipe",
             )
         self._lock = threading.Lock()
         self._waiting: list[bytes] = []

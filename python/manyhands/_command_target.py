@@ -46,11 +46,12 @@ def find_function(module: str | None, file: str | None, name: str) -> Callable[.
     loaded = _import_by_stem(path)
     if loaded is not None:
         return _member(loaded, file, name)
-    sys.path.append(str(path.resolve().parent))
-    apart = f"{re.sub(r'[^0-9A-Za-z]', '_', path.stem)}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
-    loaded = _loaded(file, lambda: load_file(str(path.resolve()), apart))
-    found = _member(loaded, file, name)
-    return FileFunction(str(path.resolve()), apart, name, found)
+    path = path.resolve()
+    # Behind all others: what it is called must not stand for a module that others import.
+    sys.path.append(str(path.parent))
+    apart = f"{re.sub('[^0-9A-Za-z]', '_', path.stem)}_{zlib.crc32(os.fsencode(path)):08x}"
+    loaded = _loaded(file, lambda: load_file(str(path), apart))
+    return FileFunction(str(path), apart, name, _member(loaded, file, name))
 
 
 def _require_file(path: Path) -> None:
@@ -62,7 +63,7 @@ def _require_file(path: Path) -> None:
         beside = [entry.name for entry in path.parent.iterdir() if entry.suffix == ".py"]
     except OSError:
         beside = []
-    near = [str(path.parent / entry) for entry in get_close_matches(path.name, beside)]
+    near = [str(path.parent / entry) for entry in _near(path.name, beside)]
     raise UsageError(f"There is no file {path}.", _did_you_mean(near))
 
 
@@ -83,6 +84,8 @@ def _import_by_stem(path: Path) -> types.ModuleType | None:
 
 
 def _import_module(name: str) -> types.ModuleType:
+    if not all(name.split(".")):
+        raise UsageError(f"{name} is no name of a module.")
     try:
         missing = importlib.util.find_spec(name) is None
     except (ModuleNotFoundError, ValueError, AttributeError) as error:
@@ -113,7 +116,7 @@ def _modules_like(name: str) -> list[str]:
     names = [entry.name for entry in pkgutil.iter_modules(path)]
     if not parent:
         names += sys.stdlib_module_names
-    return [f"{parent}.{near}" if parent else near for near in get_close_matches(last, names)]
+    return [f"{parent}.{near}" if parent else near for near in _near(last, names)]
 
 
 def _loaded(place: str, load: Callable[[], types.ModuleType]) -> types.ModuleType:
@@ -158,17 +161,17 @@ def _member(module: types.ModuleType, place: str, name: str) -> Callable[..., An
             names = [own for own in vars(found) if callable(getattr(found, own, None))]
             parent = name.rpartition(".")[0]
             near = [f"{place}:{parent + '.' if parent else ''}{own}" for own in _near(part, names)]
-            raise UsageError(
-                f"{walked} has no function {part}.", _did_you_mean(near)
-            ) from None
+            raise UsageError(f"{walked} has no function {part}.", _did_you_mean(near)) from None
         walked = f"{place}:{part}" if walked == place else f"{walked}.{part}"
     if not callable(found):
         raise UsageError(f"{walked} is of type {type(found).__name__}, which cannot be called.")
     return found  # type: ignore[no-any-return]
 
 
-def _near(part: str, names: Iterable[str]) -> list[str]:
-    return get_close_matches(part, [name for name in names if not name.startswith("__")])
+def _near(typed: str, names: Iterable[str]) -> list[str]:
+    """At most three of the names, the most similar first."""
+    own = [name for name in names if not name.startswith("__")]
+    return get_close_matches(typed, own, cutoff=0.7)
 
 
 def _did_you_mean(near: list[str]) -> str:

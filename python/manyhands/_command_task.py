@@ -2,7 +2,7 @@
 
 Reading and encoding are done here and not in the program, so that they run in parallel too. An item
 is `(index, reference, record, problem)`: a path is the reference itself, and `problem` tells of a
-record that could not be read. None is a pause: an item without work, whose result shows that nothing is on its way.
+record that could not be read. None is a pause: an item without work, see `_command_input`.
 
 Imports as little as it can, since each worker imports it.
 """

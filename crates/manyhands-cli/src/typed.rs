@@ -50,8 +50,7 @@ Examples:
     version,
     after_help = EXAMPLES,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
-    max_term_width = 100
+    disable_help_subcommand = true
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
