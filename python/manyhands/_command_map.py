@@ -9,6 +9,8 @@ import signal
 import sys
 import traceback
 import types
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -141,8 +143,9 @@ class _Run:
             keywords=arguments.keywords,
             pickle=arguments.pickle,
         )
-        self._streams = inspect.isgeneratorfunction(inspect.unwrap(function))
-        self._task = make_task(function, work, batches=self._flow.batch > 1, streams=self._streams)
+        batches = arguments.batch is not None
+        self._streams = not batches and inspect.isgeneratorfunction(inspect.unwrap(function))
+        self._task = make_task(function, work, batches=batches, streams=self._streams)
 
     def run(self) -> None:
         """Runs the function over all inputs, and writes what comes."""
@@ -158,29 +161,33 @@ class _Run:
                 ordered=not arguments.unordered,
                 on_error="return",
                 total=self._total,
-                batch=arguments.batch if self._flow.batch > 1 else None,
+                batch=arguments.batch,
                 progress=arguments.progress,
             )
         except (TypeError, ValueError) as error:
             self._output.discard()
             raise UsageError(f"{error}.") from None
-        failure = manyhands.Failure
+        with closing(results):
+            self._write(results, manyhands.Failure)
+        self._output.complete()
+
+    def _write(self, results: Iterable[Any], failure: type) -> None:
+        assert self._output is not None
         write = self._output.write
         for end in results:
             if isinstance(end, bytes):
                 write(end)
-                if not self._streams:
-                    self._done += 1
-                    self._flow.returned += 1
+                if self._streams and end:
+                    continue  # its item has not ended
+                self._flow.returned += 1
+                self._done += 1
             elif end is None:
                 self._flow.returned += 1
-                self._done += self._streams
             elif isinstance(end, failure):
                 self._take_failure(end)
             else:
                 self._flow.returned += 1
                 self._fail(end.index, end.reference, end.error, {})
-        self._output.complete()
 
     def _take_failure(self, failure: Any) -> None:
         # Of a batch that failed, each item did.

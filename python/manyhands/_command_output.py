@@ -1,4 +1,4 @@
-"""Where the results of `manyhands map` go: standard output, or a file, named when it is complete."""
+"""Where the results of `manyhands map` go: standard output, or a file, named when complete."""
 
 from __future__ import annotations
 

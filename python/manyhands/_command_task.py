@@ -186,8 +186,8 @@ def make_task(
         function: the user's.
         work: what is done around it.
         batches: whether a task gets a list of items.
-        streams: whether the user's is a generator function, each of whose values is a result. None
-            follows them.
+        streams: whether the user's is a generator function, each of whose values is a result; empty
+            bytes follow them.
     """
     if batches:
 
@@ -196,11 +196,13 @@ def make_task(
     elif streams:
 
         def task(item: Item | None) -> Any:  # type: ignore[misc]
-            if item is not None:
-                index, reference, record, problem = item
-                for result in work.call(function, work.read(reference, record, problem)):
-                    yield work.encode(index, reference, result)
-            yield None
+            if item is None:
+                yield None
+                return
+            index, reference, record, problem = item
+            for result in work.call(function, work.read(reference, record, problem)):
+                yield work.encode(index, reference, result)
+            yield b""
     else:
 
         def task(item: Item | None) -> Any:  # type: ignore[misc]

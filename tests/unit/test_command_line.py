@@ -403,6 +403,8 @@ def test_batches(work: Path) -> None:
     ended = manyhands(work, "map", "work.py:lengths", "--jsonl", "-", "--batch", "2", stdin=text)
     assert results_or_types(ended) == [1, 2, "MalformedRecord", 3, 4]
     assert [entry["index"] for entry in lines(ended.out)] == list(range(5))
+    ended = manyhands(work, "map", "work.py:lengths", "a", "bb", "--batch", "1")
+    assert results(ended) == [1, 2]
     ended = manyhands(work, "map", "work.py:short", "a", "b", "c", "--batch", "2")
     assert results_or_types(ended) == ["ValueError"] * 3
     assert "short returned 1 results for a batch of 2 inputs" in told(ended)[0]
@@ -753,6 +755,19 @@ def on_terminal(folder: Path, *arguments: str, keys: bytes, when: Path | None) -
         if pid:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def test_ctrl_c_while_input_is_awaited(work: Path) -> None:
+    with start(work, "map", "work.py:same", "--lines", "-") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WATCHDOG_SECONDS) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().decode().splitlines()[-1] == "stopped after 1 item"
 
 
 @pytest.mark.parametrize("engine", ["process", "thread", "inline"])

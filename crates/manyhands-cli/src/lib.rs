@@ -1,7 +1,7 @@
 //! The command line of manyhands.
 //!
 //! One definition per option drives parser, help and completions (`typed.rs`). What was typed and
-//! what it means are two types: [`parse`] turns the first into the second, a [`Command`] of plain
+//! what it means are two types: [`parse()`] turns the first into the second, a [`Command`] of plain
 //! values. Nothing here runs a command, reads a file or knows Python.
 
 mod command;
