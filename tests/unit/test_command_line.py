@@ -770,6 +770,16 @@ def test_ctrl_c_while_input_is_awaited(work: Path) -> None:
         assert process.stderr.read().decode().splitlines()[-1] == "stopped after 1 item"
 
 
+def test_ctrl_c_while_input_is_awaited_and_an_item_runs(work: Path) -> None:
+    with start(work, "map", "work.py:wait", "--lines", "-") as process:
+        assert process.stdin is not None
+        process.stdin.write(b"wait\n")
+        process.stdin.flush()
+        until((work / "waiting").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WATCHDOG_SECONDS / 2) == 130  # the item takes a minute
+
+
 @pytest.mark.parametrize("engine", ["process", "thread", "inline"])
 def test_ctrl_c(work: Path, engine: str) -> None:
     paths = ["a", "b", "c", "wait", *map(str, range(2000))]

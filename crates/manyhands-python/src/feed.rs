@@ -328,6 +328,9 @@ impl Feed {
             if !found || !self.input.is_slow() {
                 self.fill(py);
             }
+            if let Some(interruption) = self.input.take_interruption(py) {
+                return Err(interruption);
+            }
             if found {
                 self.left_at = monotonic_nanos();
                 return Ok(true);

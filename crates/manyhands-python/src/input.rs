@@ -1,6 +1,7 @@
 //! The input of a map: what the user's iterables give, item by item.
 
 use manyhands_os::monotonic_nanos;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 use std::collections::VecDeque;
@@ -106,6 +107,13 @@ impl Input {
                 None
             }
         }
+    }
+
+    /// A Ctrl-C that came while input was taken, or another exception that is no error: it is not
+    /// kept until what is on its way has come.
+    pub(crate) fn take_interruption(&mut self, py: Python<'_>) -> Option<PyErr> {
+        self.error
+            .take_if(|error| !error.is_instance_of::<PyException>(py))
     }
 
     #[inline]
