@@ -72,7 +72,7 @@ class PathInput:
         self._paths = paths
         self.total: int | None = len(paths)
 
-    def items(self, flow: Flow) -> Iterator[Item | None]:
+    def items(self, flow: Flow) -> Iterator[Item]:
         """The items, in their order."""
         for index, path in enumerate(self._paths):
             flow.given += 1
@@ -111,7 +111,7 @@ class RecordInput:
         if self._rows is not None:
             self.header = self._read_header(self._rows)
 
-    def items(self, flow: Flow) -> Iterator[Item | None]:
+    def items(self, flow: Flow) -> Iterator[Item]:
         """The items, in their order, and pauses while nothing comes."""
         if self._arrivals is not None:
             self._arrivals.flow = flow
@@ -120,7 +120,7 @@ class RecordInput:
         for found in records:
             flow.given += 1
             if found is None:
-                yield None
+                yield ()
                 continue
             line, record, problem = found
             yield index, f"{self._name}:{line}", record, problem

@@ -195,7 +195,9 @@ class _Run:
         self._flow.returned += len(items)
         more = {"attempts": failure.attempts, "pid": failure.pid}
         for item in items:
-            if item is not None:
+            if item is None:
+                self._fail(failure.index, "an input that is not known", failure.exception, more)
+            elif item:  # a pause that failed costs nothing
                 self._fail(item[0], item[1], failure.exception, more)
 
     def _fail(self, index: int, reference: str, error: BaseException, more: dict[str, Any]) -> None:

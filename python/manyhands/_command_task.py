@@ -2,7 +2,8 @@
 
 Reading and encoding are done here and not in the program, so that they run in parallel too. An item
 is `(index, reference, record, problem)`: a path is the reference itself, and `problem` tells of a
-record that could not be read. None is a pause: an item without work, see `_command_input`.
+record that could not be read. The empty tuple is a pause: an item without work, whose result is
+None; see `_command_input`.
 
 Imports as little as it can, since each worker imports it.
 """
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Item = tuple[int, str, Any, str | None]
+    Record = tuple[int, str, Any, str | None]
+    Item = Record | tuple[()]
 
 __all__ = [
     "BadResult",
@@ -191,12 +193,12 @@ def make_task(
     """
     if batches:
 
-        def task(items: list[Item | None]) -> Any:
+        def task(items: list[Item]) -> Any:
             return _run_batch(function, work, items)
     elif streams:
 
-        def task(item: Item | None) -> Any:  # type: ignore[misc]
-            if item is None:
+        def task(item: Item) -> Any:  # type: ignore[misc]
+            if not item:
                 yield None
                 return
             index, reference, record, problem = item
@@ -205,8 +207,8 @@ def make_task(
             yield b""
     else:
 
-        def task(item: Item | None) -> Any:  # type: ignore[misc]
-            if item is None:
+        def task(item: Item) -> Any:  # type: ignore[misc]
+            if not item:
                 return None
             index, reference, record, problem = item
             result = work.call(function, work.read(reference, record, problem))
@@ -217,14 +219,14 @@ def make_task(
 
 
 def _run_batch(
-    function: Callable[..., Any], work: Work, items: list[Item | None]
+    function: Callable[..., Any], work: Work, items: list[Item]
 ) -> list[bytes | Problem | None]:
     """Those that cannot be read or written fail alone."""
     ends: list[bytes | Problem | None] = [None] * len(items)
-    given: list[tuple[int, Item]] = []
+    given: list[tuple[int, Record]] = []
     arguments: list[Any] = []
     for place, item in enumerate(items):
-        if item is None:
+        if not item:
             continue
         try:
             arguments.append(work.read(*item[1:]))
