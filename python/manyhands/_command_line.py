@@ -77,12 +77,11 @@ def _run(command: str, values: dict[str, Any]) -> int:
 
 
 def tell(line: str) -> None:
-    """Writes a line for people to standard error; on a terminal, over a progress bar."""
+    """Writes a line for people to standard error, which shows it above a progress bar."""
     if sys.stderr is None:
         return
-    erase = "\r\x1b[K" if sys.stderr.isatty() else ""
     try:
         # What cannot be encoded is a name that is no text: it is shown with escapes.
-        sys.stderr.write(f"{erase}{line}\n")
+        sys.stderr.write(f"{line}\n")
     except OSError:
         return  # nobody reads it, and there is no other place for it

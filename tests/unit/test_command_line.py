@@ -748,7 +748,7 @@ def on_terminal(folder: Path, *arguments: str, keys: bytes, when: Path | None) -
                 shown += data
         except OSError:
             pass
-        text = shown.decode().replace("\r\n", "\n").replace("\r\x1b[K", "")
+        text = shown.decode().replace("\r\n", "\n")
         return os.waitstatus_to_exitcode(status), text
     finally:
         os.close(master)
