@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import dataclass
 
 
 def identity(value: int) -> int:
@@ -14,6 +15,21 @@ def nap(seconds: float) -> float:
     """Keep a worker busy for so long that the next task starts another worker."""
     time.sleep(seconds)
     return seconds
+
+
+@dataclass
+class Point:
+    x: int
+    name: str
+    weight: float
+
+
+def count_up(steps: int) -> int:
+    """Keep a processor busy for so many steps."""
+    count = 0
+    for _ in range(steps):
+        count += 1
+    return count
 
 
 def hits_in_circle(job: tuple[int, int]) -> int:

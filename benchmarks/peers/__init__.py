@@ -11,6 +11,7 @@ from benchmarks.peers import (
     multiprocessing_pool,
     process_pool_executor,
     ray,
+    thread_pool_executor,
 )
 from benchmarks.peers.base import Peer
 
@@ -22,6 +23,7 @@ ALL: tuple[Peer, ...] = (
     joblib.PEER,
     mpire.PEER,
     ray.PEER,
+    thread_pool_executor.PEER,
     bare.PEER,
 )
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -52,6 +52,14 @@ class Session(AbstractContextManager["Session"], ABC):
         """The library's map, with the chunks it is best used with."""
         raise NotOffered
 
+    def map_unordered(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        """The library's map, with results as they come."""
+        raise NotOffered
+
+    def stream(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        """The results of the library's map, one by one."""
+        raise NotOffered
+
     def __enter__(self) -> Self:
         return self
 
@@ -80,6 +88,10 @@ class Peer(ABC):
     @abstractmethod
     def open(self, workers: int, preload: tuple[str, ...] = ()) -> Session:
         """Start a pool; `preload` are modules its tasks will need, used where there is a way."""
+
+    def open_threads(self, workers: int) -> Session:
+        """As `open`, with threads of this process for workers."""
+        raise NotOffered
 
     def is_installed(self) -> bool:
         return self.module is None or importlib.util.find_spec(self.module) is not None

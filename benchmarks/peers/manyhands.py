@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.model import OURS
@@ -13,6 +13,13 @@ class ManyhandsSession(ExecutorSession):
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return list(self._executor.map(function, items))
 
+    def map_unordered(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return list(self._executor.map(function, items, ordered=False))
+
+    def stream(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        results: Iterator[Any] = self._executor.map(function, items)
+        return results
+
 
 class Manyhands(Peer):
     def open(self, workers: int, preload: tuple[str, ...] = ()) -> Session:
@@ -20,6 +27,11 @@ class Manyhands(Peer):
 
         pool = mh.Pool(workers, preload=list(preload)) if preload else mh.Pool(workers)
         return ManyhandsSession(pool, workers)
+
+    def open_threads(self, workers: int) -> Session:
+        import manyhands as mh
+
+        return ManyhandsSession(mh.Pool(workers, engine="thread"), workers)
 
 
 PEER = Manyhands(

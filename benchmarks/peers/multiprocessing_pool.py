@@ -31,6 +31,9 @@ class PoolSession(Session):
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return self._pool.map(function, items)
 
+    def map_unordered(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        return list(self._pool.imap_unordered(function, items))
+
 
 @dataclass(frozen=True)
 class MultiprocessingPool(Peer):

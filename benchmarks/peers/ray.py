@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.peers.base import Function, Peer, Program, Session
@@ -16,6 +16,7 @@ class RaySession(Session):
         import ray
 
         self._ray = ray
+        self._workers = workers
         ray.init(
             num_cpus=workers,
             include_dashboard=False,
@@ -34,6 +35,12 @@ class RaySession(Session):
     def submit_all(self, function: Function, items: Iterable[Any]) -> list[Any]:
         remote = self._ray.remote(function).remote
         return list(self._ray.get([remote(item) for item in items]))
+
+    def map_unordered(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        from ray.util.multiprocessing import Pool
+
+        with Pool(self._workers) as pool:
+            return list(pool.imap_unordered(function, items))
 
 
 class Ray(Peer):

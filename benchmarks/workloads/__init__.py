@@ -8,13 +8,18 @@ from benchmarks.workloads import (
     cpu_bound,
     first_result,
     import_time,
-    map100k,
+    map_dataclasses,
+    map_items,
+    mixed_lengths,
     one_at_a_time,
     one_with_idle,
     pandas_ready,
     second_pool,
+    skew,
+    streams,
     submit20k,
     taskset1,
+    threads,
 )
 
 ALL: tuple[Workload, ...] = (
@@ -28,7 +33,12 @@ ALL: tuple[Workload, ...] = (
     import_time.WORKLOAD,
     pandas_ready.WORKLOAD,
     *taskset1.WORKLOADS,
-    map100k.WORKLOAD,
+    *map_items.WORKLOADS,
+    *map_dataclasses.WORKLOADS,
+    skew.WORKLOAD,
+    mixed_lengths.WORKLOAD,
+    *streams.WORKLOADS,
+    *threads.WORKLOADS,
 )
 
 
