@@ -42,6 +42,6 @@ WORKLOAD = Workload(
         ),
     ),
     run=run,
-    note="Four workers, results in the order in which they come: `imap_unordered` of mp.Pool and of "
-    "`ray.util.multiprocessing`. The items sleep; a second of the report is 50 ms here.",
+    note="Four workers, results in the order in which they come: `imap_unordered` of mp.Pool and "
+    "of `ray.util.multiprocessing`. The items sleep; a second of the report is 50 ms here.",
 )

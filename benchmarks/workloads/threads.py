@@ -114,6 +114,6 @@ WORKLOADS = (
             ),
         ),
         run=inline,
-        note="`mh.map(f, items, engine='inline', copy=False)` beside `[f(item) for item in items]`.",
+        note="`mh.map(f, items, engine='inline', copy=False)` beside a list comprehension.",
     ),
 )
