@@ -13,9 +13,15 @@ use pyo3::types::{PyDict, PyString, PyType};
 /// What is known of the classes that were met.
 #[derive(Default)]
 pub(crate) struct Classes {
-    met: Vec<(Py<PyType>, Option<Box<[u8]>>)>,
+    met: Vec<Met>,
     /// Names of those of `__main__` that nobody asked for yet.
     main: Vec<String>,
+}
+
+/// A class that was met, and its name if it is plain.
+struct Met {
+    class: Py<PyType>,
+    name: Option<Box<[u8]>>,
 }
 
 /// What plain classes have in common with `object`.
@@ -78,7 +84,7 @@ fn ideal(py: Python<'_>) -> PyResult<&'static Ideal> {
 impl Classes {
     /// `module:name` of a plain class.
     pub(crate) fn name_of(&mut self, class: &Bound<'_, PyType>) -> Option<&[u8]> {
-        let at = self.met.iter().position(|(met, _)| met.is(class));
+        let at = self.met.iter().position(|met| met.class.is(class));
         let at = at.unwrap_or_else(|| {
             // An attribute that raises is a reason to leave the class to pickle, which shows it.
             let name = plain_name(class).unwrap_or_default();
@@ -88,10 +94,13 @@ impl Classes {
                 self.main.push(main.to_owned());
             }
             let name = name.map(|name| name.into_bytes().into_boxed_slice());
-            self.met.push((class.clone().unbind(), name));
+            self.met.push(Met {
+                class: class.clone().unbind(),
+                name,
+            });
             self.met.len() - 1
         });
-        self.met[at].1.as_deref()
+        self.met[at].name.as_deref()
     }
 
     pub(crate) fn take_main(&mut self) -> Vec<String> {

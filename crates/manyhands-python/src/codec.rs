@@ -270,10 +270,16 @@ fn take_len<'bytes>(rest: &mut &'bytes [u8]) -> PyResult<&'bytes [u8]> {
     Ok(content)
 }
 
+/// A key that was met.
+struct Key {
+    text: Box<[u8]>,
+    object: Py<PyAny>,
+}
+
 /// Decodes values. It remembers keys, of which most values have the same, and classes.
 #[derive(Default)]
 pub(crate) struct Decoder {
-    keys: Vec<Option<(Box<[u8]>, Py<PyAny>)>>,
+    keys: Vec<Option<Key>>,
     named: Named,
 }
 
@@ -410,14 +416,17 @@ impl Decoder {
             hash = (hash ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
         let entry = &mut self.keys[(hash >> 56) as usize % KEYS];
-        if let Some((known, key)) = entry
-            && **known == *text
+        if let Some(key) = entry
+            && *key.text == *text
         {
-            return Ok(key.bind(py).clone());
+            return Ok(key.object.bind(py).clone());
         }
         // SAFETY: a new reference, or an exception.
         let key = unsafe { Bound::from_owned_ptr_or_err(py, new_str(text)) }?;
-        *entry = Some((text.into(), key.clone().unbind()));
+        *entry = Some(Key {
+            text: text.into(),
+            object: key.clone().unbind(),
+        });
         Ok(key)
     }
 

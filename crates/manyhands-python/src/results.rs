@@ -137,11 +137,17 @@ pub(crate) struct ResultsBase {
 
 /// What the face makes a `ResultsBase` of.
 #[pyclass(name = "SourceHandle", module = "manyhands._core", frozen)]
-pub(crate) struct SourceHandle(Mutex<Option<(Box<dyn Source>, Arc<Counts>)>>);
+pub(crate) struct SourceHandle(Mutex<Option<Counted>>);
+
+/// A source, and what is known of it.
+struct Counted {
+    source: Box<dyn Source>,
+    counts: Arc<Counts>,
+}
 
 impl SourceHandle {
     pub(crate) fn new(source: Box<dyn Source>, counts: Arc<Counts>) -> Self {
-        Self(Mutex::new(Some((source, counts))))
+        Self(Mutex::new(Some(Counted { source, counts })))
     }
 }
 
@@ -156,7 +162,7 @@ impl ResultsBase {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let (source, counts) =
+        let Counted { source, counts } =
             taken.ok_or_else(|| PyTypeError::new_err("this source has its results already"))?;
         Ok(Self {
             taking: Mutex::new(Taking {
