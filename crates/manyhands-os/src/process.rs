@@ -7,11 +7,11 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open,
     pidfd_send_signal, waitid,
 };
-use std::ffi::OsString;
+use std::ffi::{CString, NulError, OsString};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::os::unix::ffi::OsStrExt;
 
 /// Linux's `F_SETSIG`, the same on all its architectures; the libc crate does not name it.
 const F_SETSIG: i32 = 10;
@@ -175,42 +175,146 @@ pub fn arm_life_line(line: &OwnedFd, group: bool) -> io::Result<()> {
 
 /// Starts a program that finds its end of `socket` and of a life line at the two descriptors whose
 /// numbers are appended to its arguments.
+///
+/// By `posix_spawn`, which waits for nothing but the exec. What the standard library does where it is
+/// given more to do in the child, to wait until the last copy of a pipe is closed, does not end when
+/// the program forks in that moment, and the child lives.
 pub fn spawn_program(
     argv: &[OsString],
     environment: Option<&[(OsString, OsString)]>,
     socket: &Socket,
     life_line: &OwnedFd,
 ) -> io::Result<Process> {
-    let Some((program, arguments)) = argv.split_first() else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
     let inherited: [RawFd; 2] = [socket.as_fd().as_raw_fd(), life_line.as_raw_fd()];
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .args(inherited.iter().map(ToString::to_string));
-    command.stdin(Stdio::null()).process_group(0);
-    if let Some(environment) = environment {
-        command
-            .env_clear()
-            .envs(environment.iter().map(|(name, value)| (name, value)));
+    // Other numbers than here: a descriptor that is duplicated to its own stays closed over an exec
+    // with older C libraries.
+    let mut free = (3..).filter(|number| !inherited.contains(number));
+    let inherited = inherited.map(|descriptor| (descriptor, free.next().unwrap_or(descriptor)));
+    let numbers = inherited.map(|(_, number)| OsString::from(number.to_string()));
+    let argv = argv
+        .iter()
+        .chain(&numbers)
+        .map(|argument| CString::new(argument.as_bytes()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let environment: Vec<CString> = match environment {
+        Some(environment) => environment
+            .iter()
+            .map(assignment)
+            .collect::<Result<_, _>>()?,
+        None => std::env::vars_os()
+            .map(|pair| assignment(&pair))
+            .collect::<Result<_, _>>()?,
+    };
+    let pid = Spawning::new()?.run(&inherited, &argv, &environment)?;
+    Process::open(pid)
+}
+
+fn assignment((name, value): &(OsString, OsString)) -> Result<CString, NulError> {
+    CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+}
+
+/// What `posix_spawn` is told.
+struct Spawning {
+    actions: libc::posix_spawn_file_actions_t,
+    attributes: libc::posix_spawnattr_t,
+}
+
+impl Spawning {
+    fn new() -> io::Result<Self> {
+        let mut actions = MaybeUninit::uninit();
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: both are initialized before they are assumed to be.
+        unsafe {
+            answer(libc::posix_spawn_file_actions_init(actions.as_mut_ptr()))?;
+            answer(libc::posix_spawnattr_init(attributes.as_mut_ptr()))?;
+            Ok(Self {
+                actions: actions.assume_init(),
+                attributes: attributes.assume_init(),
+            })
+        }
     }
-    // SAFETY: between fork and exec the closure makes async-signal-safe system calls alone.
-    unsafe {
-        command.pre_exec(move || {
-            for descriptor in inherited {
-                if libc::fcntl(descriptor, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
+
+    fn run(
+        mut self,
+        inherited: &[(RawFd, RawFd)],
+        argv: &[CString],
+        environment: &[CString],
+    ) -> io::Result<i32> {
+        let ended = |strings: &[CString]| -> Vec<*mut libc::c_char> {
+            let pointers = strings.iter().map(|string| string.as_ptr().cast_mut());
+            pointers.chain([std::ptr::null_mut()]).collect()
+        };
+        let (argv, environment) = (ended(argv), ended(environment));
+        let Some(&program) = argv.first().filter(|program| !program.is_null()) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let flags = libc::POSIX_SPAWN_SETPGROUP
+            | libc::POSIX_SPAWN_SETSIGMASK
+            | libc::POSIX_SPAWN_SETSIGDEF;
+        let mut pid = 0;
+        // SAFETY: initialized structures, and strings that live until the call returns.
+        unsafe {
+            let actions = &raw mut self.actions;
+            let attributes = &raw mut self.attributes;
+            let null = c"/dev/null".as_ptr();
+            answer(libc::posix_spawn_file_actions_addopen(
+                actions,
+                0,
+                null,
+                libc::O_RDONLY,
+                0,
+            ))?;
+            for &(descriptor, number) in inherited {
+                answer(libc::posix_spawn_file_actions_adddup2(
+                    actions, descriptor, number,
+                ))?;
             }
-            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
-            Ok(())
-        });
+            let mut signals = MaybeUninit::uninit();
+            libc::sigemptyset(signals.as_mut_ptr());
+            answer(libc::posix_spawnattr_setsigmask(
+                attributes,
+                signals.as_ptr(),
+            ))?;
+            // Python ignores it, and an ignored signal stays so over an exec.
+            libc::sigaddset(signals.as_mut_ptr(), libc::SIGPIPE);
+            answer(libc::posix_spawnattr_setsigdefault(
+                attributes,
+                signals.as_ptr(),
+            ))?;
+            answer(libc::posix_spawnattr_setpgroup(attributes, 0))?;
+            answer(libc::posix_spawnattr_setflags(
+                attributes,
+                flags as libc::c_short,
+            ))?;
+            answer(libc::posix_spawnp(
+                &raw mut pid,
+                program,
+                actions,
+                attributes,
+                argv.as_ptr(),
+                environment.as_ptr(),
+            ))?;
+        }
+        Ok(pid)
     }
-    let child = command.spawn()?;
-    Process::open(child.id().cast_signed())
+}
+
+impl Drop for Spawning {
+    fn drop(&mut self) {
+        // SAFETY: both were initialized, and are not used again.
+        unsafe {
+            libc::posix_spawn_file_actions_destroy(&raw mut self.actions);
+            libc::posix_spawnattr_destroy(&raw mut self.attributes);
+        }
+    }
+}
+
+/// These functions give the error instead of setting it.
+fn answer(error: i32) -> io::Result<()> {
+    match error {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// Closes a descriptor by number in a child of fork, where its owner will never run again.
@@ -255,4 +359,57 @@ pub fn pipe_has_reader(end: &OwnedFd) -> bool {
     };
     // A pipe without readers is in error; if even that cannot be asked, nothing is known of any.
     poll(&mut ends, Some(&at_once)).is_ok() && !ends[0].revents().contains(PollFlags::ERR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    /// A child that the program forks at the wrong moment holds a copy of everything that is open then,
+    /// for as long as it likes. Whoever starts a program may not wait for that.
+    #[test]
+    fn a_program_starts_while_another_thread_forks() {
+        let over = AtomicBool::new(false);
+        let longest = std::thread::scope(|scope| {
+            let starter = scope.spawn(|| {
+                let (socket, _other) = Socket::pair().unwrap();
+                let (_writing, reading) = life_line().unwrap();
+                let mut longest = Duration::ZERO;
+                for _ in 0..200 {
+                    let start = Instant::now();
+                    let argv = [OsString::from("/bin/true")];
+                    spawn_program(&argv, None, &socket, &reading).unwrap();
+                    longest = longest.max(start.elapsed());
+                }
+                over.store(true, Ordering::Relaxed);
+                longest
+            });
+            let mut children = Vec::new();
+            while !over.load(Ordering::Relaxed) && children.len() < 2_000 {
+                // SAFETY: the child sleeps and exits, which is async-signal-safe.
+                let child = unsafe { libc::fork() };
+                if child == 0 {
+                    // SAFETY: as above.
+                    unsafe {
+                        libc::sleep(20);
+                        libc::_exit(0);
+                    }
+                }
+                children.push(child);
+                std::thread::yield_now();
+            }
+            let longest = starter.join().unwrap();
+            for child in children {
+                // SAFETY: a child of this process that nobody has waited for.
+                unsafe {
+                    libc::kill(child, libc::SIGKILL);
+                    libc::waitpid(child, std::ptr::null_mut(), 0);
+                }
+            }
+            longest
+        });
+        assert!(longest < Duration::from_secs(10), "{longest:?}");
+    }
 }
