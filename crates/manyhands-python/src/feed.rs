@@ -203,7 +203,7 @@ impl Feed {
                 self.open_count += 1;
             }
             Ok(Ok(tag)) => {
-                let bytes = Bytes::copy_of(&self.open[body..]);
+                let bytes = calls::to_bytes(&self.open[body..]);
                 self.open.truncate(start);
                 self.send_alone(py, tag, bytes);
             }
@@ -249,23 +249,20 @@ impl Feed {
 
     /// Sends what is open when the last item that was taken is not part of it.
     fn flush_before(&mut self, py: Python<'_>) {
-        self.input.index -= 1;
-        // What the last item needs is kept for it.
-        let needs = self.encoder.take_needs(py);
-        let count = std::mem::take(&mut self.open_count);
-        if count > 0 {
-            let bytes = Bytes::copy_of(&self.open);
-            self.open.clear();
-            let first = self.input.index - u64::from(count);
-            if let Ok(needs) = &needs {
-                self.encoder.put_back(needs);
+        // What the last item needs is known by now, and goes with both.
+        let needs = match self.encoder.take_needs(py) {
+            Ok(needs) => needs,
+            Err(error) => {
+                let count = std::mem::take(&mut self.open_count);
+                self.open.clear();
+                return self.stop(error, count);
             }
-            self.send(py, first, count, Form::Items, bytes);
-        }
-        if let Ok(needs) = &needs {
-            self.encoder.put_back(needs);
-        }
+        };
+        self.encoder.put_back(&needs);
+        self.input.index -= 1;
+        self.flush(py);
         self.input.index += 1;
+        self.encoder.put_back(&needs);
     }
 
     fn send(&mut self, py: Python<'_>, first: u64, count: u32, form: Form, bytes: Bytes) {
