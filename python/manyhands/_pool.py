@@ -445,6 +445,8 @@ def _end(pool: Pool) -> None:
 def _end_all() -> None:
     pools = list(_pools)
     for pool in pools:
+        for results in list(pool._maps):
+            results._site = None  # who is told of the exception knows that not all ran
         pool._close(True, False)
     for pool in pools:
         _end(pool)
