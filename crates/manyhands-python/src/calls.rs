@@ -156,9 +156,12 @@ impl ItemEncoder {
     ) -> PyResult<Result<u8, Pickled>> {
         let start = out.len();
         if self.encoder.encode(item, out) {
+            self.need_main_classes(item.py())?;
             return Ok(Ok(if star { ARGS_PLAIN } else { ONE_PLAIN }));
         }
         out.truncate(start);
+        // If a class that it met cannot be sent, pickle will say so, of this item.
+        let _said_by_pickle = self.need_main_classes(item.py());
         self.pickle(item, star).map(Err)
     }
 
@@ -192,17 +195,29 @@ impl ItemEncoder {
         }
     }
 
-    /// What has to be known for the items since it was asked last. What it found of classes is
-    /// forgotten with that: it holds for one block.
-    pub(crate) fn take_needs(&mut self, py: Python<'_>) -> PyResult<Vec<Arc<Definition>>> {
+    /// Sees to it that the classes of `__main__` that the last item is the first to have are known. If
+    /// one cannot be sent, it is that item which fails, and each later one that has it.
+    #[inline]
+    fn need_main_classes(&mut self, py: Python<'_>) -> PyResult<()> {
+        if !self.encoder.has_main_classes() {
+            return Ok(());
+        }
         let names = self.encoder.take_main_classes();
-        if !names.is_empty() {
-            for need in bindings(py, &names)? {
-                self.need(need);
+        match bindings(py, &names) {
+            Ok(found) => found.into_iter().for_each(|need| self.need(need)),
+            Err(error) => {
+                self.encoder = Encoder::default();
+                return Err(error);
             }
         }
+        Ok(())
+    }
+
+    /// What has to be known for the items since it was asked last. What it found of classes is
+    /// forgotten with that: it holds for one block.
+    pub(crate) fn take_needs(&mut self) -> Vec<Arc<Definition>> {
         self.encoder = Encoder::default();
-        Ok(std::mem::take(&mut self.needs))
+        std::mem::take(&mut self.needs)
     }
 }
 

@@ -103,6 +103,11 @@ impl Classes {
         self.met[at].name.as_deref()
     }
 
+    #[inline]
+    pub(crate) fn has_main(&self) -> bool {
+        !self.main.is_empty()
+    }
+
     pub(crate) fn take_main(&mut self) -> Vec<String> {
         std::mem::take(&mut self.main)
     }
@@ -126,13 +131,18 @@ fn plain_name(class: &Bound<'_, PyType>) -> PyResult<Option<String>> {
     if size != ideal.basic_size || item_size != 0 {
         return Ok(None);
     }
-    // A descriptor of its own would decide what `__dict__` is.
+    // A descriptor of its own would decide what `__dict__` is. A slot does not always show in the size: it
+    // may stand where others have their weak references.
     let mro = class.getattr("__mro__")?;
     for base in mro.try_iter()? {
-        let base = base?;
-        let own = base.getattr("__dict__")?.get_item("__dict__");
-        if let Ok(own) = own
+        let own = base?.getattr("__dict__")?;
+        if let Ok(own) = own.get_item("__dict__")
             && own.get_type().name()? != "getset_descriptor"
+        {
+            return Ok(None);
+        }
+        if let Ok(slots) = own.get_item("__slots__")
+            && !slots.is_empty()?
         {
             return Ok(None);
         }

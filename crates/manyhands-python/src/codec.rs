@@ -54,6 +54,12 @@ impl Encoder {
         self.encode_at(value, out, 0)
     }
 
+    /// Whether classes of `__main__` were met since it was asked for them.
+    #[inline]
+    pub(crate) fn has_main_classes(&self) -> bool {
+        self.classes.has_main()
+    }
+
     /// The classes of `__main__` that were met since it was asked last.
     pub(crate) fn take_main_classes(&mut self) -> Vec<String> {
         self.classes.take_main()

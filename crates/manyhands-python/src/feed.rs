@@ -250,14 +250,7 @@ impl Feed {
     /// Sends what is open when the last item that was taken is not part of it.
     fn flush_before(&mut self, py: Python<'_>) {
         // What the last item needs is known by now, and goes with both.
-        let needs = match self.encoder.take_needs(py) {
-            Ok(needs) => needs,
-            Err(error) => {
-                let count = std::mem::take(&mut self.open_count);
-                self.open.clear();
-                return self.stop(error, count);
-            }
-        };
+        let needs = self.encoder.take_needs();
         self.encoder.put_back(&needs);
         self.input.index -= 1;
         self.flush(py);
@@ -266,10 +259,7 @@ impl Feed {
     }
 
     fn send(&mut self, py: Python<'_>, first: u64, count: u32, form: Form, bytes: Bytes) {
-        let needs = match self.encoder.take_needs(py) {
-            Ok(needs) => needs,
-            Err(error) => return self.stop(error, count),
-        };
+        let needs = self.encoder.take_needs();
         let block = Block::new(self.stream.clone(), first, count, form, needs, bytes);
         if let Err(error) = self.pool.get().send_block(py, block.clone()) {
             return self.stop(error, count);
