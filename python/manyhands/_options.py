@@ -47,6 +47,8 @@ class MapOptions:
         for name, value in (("buffersize", buffersize), ("batch", batch), ("chunksize", chunksize)):
             if value is not None:
                 _check_count(name, value)
+        if total is not None:
+            _check_count("total", total, least=0)
         self.ordered = bool(ordered)
         self.on_error = on_error
         self.buffersize = buffersize
@@ -55,11 +57,11 @@ class MapOptions:
         self.progress = progress
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 _NAMES = ("ordered", "on_error", "buffersize", "total", "batch", "progress", "chunksize")
@@ -121,6 +123,6 @@ def shortest(iterables: Iterable[Any]) -> int | None:
     for iterable in iterables:
         try:
             lengths.append(len(iterable))
-        except TypeError:
-            pass  # a generator, or the like
+        except Exception:
+            pass  # a generator, or a range longer than `len` can say, or what its own code raises
     return min(lengths, default=None)

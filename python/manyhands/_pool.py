@@ -226,7 +226,7 @@ class Pool(_core.PoolBase, Executor):
                 by default.
             total: how many items there are, where the iterables cannot tell, for progress.
             batch: the function gets a list of up to so many items, and returns a list of as many
-                results; these come one by one.
+                results, or yields any number of them; these come one by one.
             progress: True and False show it or not; by default it is shown on a terminal and in a
                 notebook after two seconds. A callable, or a bar of tqdm or rich, is told instead.
             chunksize: accepted as a hint and not needed: portions follow the measured durations.

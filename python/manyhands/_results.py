@@ -6,15 +6,16 @@ import builtins
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from manyhands import _core
-from manyhands._errors import NotPicklable, WorkerDied
+from manyhands._errors import NotPicklable, RemoteTraceback, WorkerDied
 from manyhands._snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
     from types import TracebackType
     from typing import Self
 
@@ -72,11 +73,15 @@ class Failure(Snapshot):
         name = kind.__qualname__
         if kind.__module__ not in ("builtins", "__main__"):
             name = f"{kind.__module__}.{name}"
+        try:
+            message = str(self.exception)
+        except Exception as problem:  # the user's __str__
+            message = f"<its str() raised {type(problem).__name__}>"
         text = "".join(traceback.format_exception(self.exception))
         return {
             "index": self.index,
             "type": name,
-            "message": str(self.exception),
+            "message": message,
             "traceback": text,
             "attempts": self.attempts,
             "pid": self.pid,
@@ -140,6 +145,8 @@ class Results(_core.ResultsBase, Generic[R]):
     _on_error: str
     _site: tuple[str, int] | None
     _progress: Any
+    # Waits for results on behalf of an event loop.
+    _thread: ThreadPoolExecutor | None
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
         raise TypeError("Results are made by map() and starmap()")
@@ -165,10 +172,11 @@ class Results(_core.ResultsBase, Generic[R]):
         results._engine = engine
         results._workers = workers
         results._on_error = on_error
-        results._started = time.monotonic()
+        results._started = watch.started
         results._ended = None
         results._failures = []
         results._site = site
+        results._thread = None
         results._progress = watch.progress
         watch.results = ref(results)
         watch.made = True
@@ -255,29 +263,43 @@ class Results(_core.ResultsBase, Generic[R]):
 
     async def _gather(self) -> builtins.list[R]:
         found: builtins.list[R] = []
-        async for some in self._portions():
-            found += some
+        while await self._wait_in_thread():
+            found += self._fetched(_AT_ONCE)
         return found
 
-    async def __aiter__(self) -> AsyncIterator[R]:
-        async for some in self._portions():
-            for result in some:
-                yield result
+    def __aiter__(self) -> Self:
+        return self
 
-    async def _portions(self) -> AsyncIterator[builtins.list[R]]:
-        """What is there, again and again; a thread of its own waits for it."""
+    async def __anext__(self) -> R:
+        # Results are fetched by the hundred, and kept here: a loop that is left loses none.
+        while not (found := self._fetched(1)):
+            if not await self._wait_in_thread():
+                raise StopAsyncIteration
+        result: R = found[0]
+        return result
+
+    async def _wait_in_thread(self) -> bool:
+        """Fetches results in a thread of its own; false at the end."""
         import asyncio
         from concurrent.futures import ThreadPoolExecutor
 
+        thread = self._thread
+        if thread is None:
+            thread = self._thread = ThreadPoolExecutor(1, "manyhands-results")
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "manyhands-results") as thread:
-            try:
-                while some := await loop.run_in_executor(thread, self._some, _AT_ONCE):
-                    yield some
-            except BaseException:
-                # Cancelled, or an item failed: the thread waits for nothing more.
-                self._cancel()
-                raise
+        is_there = False
+        try:
+            is_there = await loop.run_in_executor(thread, self._fetch, _AT_ONCE)
+        except BaseException:
+            # Cancelled, or an item failed: the thread waits for nothing more.
+            self._cancel()
+            raise
+        finally:
+            if not is_there:
+                thread.shutdown(wait=False)
+                if self._thread is thread:
+                    self._thread = None
+        return is_there
 
     def _finish(self) -> None:
         """The map has ended: nothing is shown of it any more. Called by the native part, too."""
@@ -293,15 +315,16 @@ class Results(_core.ResultsBase, Generic[R]):
         if site is None or self._used:
             return
         pulled, _, _, _, complete, over = self._counts()
-        if over:
+        total = pulled if complete else self._total
+        if over or total == 0:
             return
         self._site = None
-        if complete:
-            what = f"the results of its {pulled:,} items are lost, and some may not have run"
-        elif self._total is not None:
-            what = f"{self._total - pulled:,} of its {self._total:,} items did not run"
-        else:
+        if total is None:
             what = f"what its input has after {pulled:,} items did not run"
+        elif total > pulled:
+            what = f"at least {total - pulled:,} of its {total:,} items did not run"
+        else:
+            what = f"the results of its {pulled:,} items are lost, and some may not have run"
         warnings.warn_explicit(
             f"a map of {self._name} was never iterated: {what}. Iterate it, or call .run()",
             RuntimeWarning,
@@ -313,22 +336,25 @@ class Results(_core.ResultsBase, Generic[R]):
             lost, progress = self._site, self._progress
         except AttributeError:
             return  # it was never made
-        if lost is not None:
-            self._warn_if_lost()
-        if progress is not None:
-            self._finish()
+        try:
+            if lost is not None:
+                self._warn_if_lost()
+        finally:
+            if progress is not None:
+                self._finish()
 
 
 class Watch:
     """How the display of a map's progress sees it, which must not keep it alive."""
 
-    __slots__ = ("made", "progress", "results", "workers")
+    __slots__ = ("made", "progress", "results", "started", "workers")
 
     def __init__(self, label: str, total: int | None, workers: int, target: Any) -> None:
         from manyhands import _progress
 
         self.results: Callable[[], Results[Any] | None] = lambda: None
         self.made = False
+        self.started = time.monotonic()
         self.workers = workers
         self.progress: _progress.Progress | None = None
         # Whoever asks for what is not there is told before any work is sent.
@@ -365,10 +391,12 @@ def _is_ours(name: Any) -> bool:
 def _cause(error: BaseException) -> str:
     from concurrent.futures import CancelledError
 
-    if isinstance(error, WorkerDied):
-        return error.cause
     if isinstance(error, NotPicklable):
         return "not_picklable"
+    if isinstance(error.__cause__, RemoteTraceback):
+        return "exception"  # whatever it is, the function raised it: it may use pools of its own
+    if isinstance(error, WorkerDied):
+        return error.cause
     if isinstance(error, CancelledError):
         return "cancelled"
     return "exception"

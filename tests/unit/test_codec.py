@@ -272,7 +272,7 @@ class Point(NamedTuple):
 
 class Colour(enum.Enum):
     RED = "red"
-    BLUE = [1, 2]
+    BLUE = (1, 2)
 
 
 class Level(enum.IntFlag):

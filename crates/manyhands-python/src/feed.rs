@@ -1,11 +1,11 @@
 //! The process engine's source: items go to workers in blocks, and what came of them is taken.
 
-use crate::calls::{self, ItemEncoder};
+use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, ONE_PLAIN};
 use crate::codec::Decoder;
 use crate::input::Input;
 use crate::outcome;
 use crate::pool::{PoolBase, wait_for};
-use crate::results::{Counts, Failed, Source, Taken};
+use crate::results::{Counts, Failed, Source, Taken, is_interruption};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
     Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Outcome, Over, Piece, Pool, Stream,
@@ -62,7 +62,9 @@ pub(crate) struct Feed {
     taken: u64,
     taken_bytes: u64,
     /// Items that could not be encoded, with why.
-    bad: HashMap<u64, PyErr>,
+    bad: HashMap<u64, (PyErr, Py<PyAny>)>,
+    /// The one of them whose end was taken last.
+    last_bad: Option<Py<PyAny>>,
     /// The block whose pieces are being handed over.
     block: Option<Arc<Block>>,
     pieces: VecDeque<Piece>,
@@ -91,7 +93,7 @@ impl Feed {
         input: Input,
         options: FeedOptions,
         counts: Arc<Counts>,
-    ) -> Self {
+    ) -> PyResult<Self> {
         let py = pool.py();
         let runtime = pool.get().pool.clone();
         let FeedOptions {
@@ -121,6 +123,7 @@ impl Feed {
             taken: 0,
             taken_bytes: 0,
             bad: HashMap::new(),
+            last_bad: None,
             block: None,
             pieces: VecDeque::new(),
             items: Vec::new(),
@@ -134,7 +137,10 @@ impl Feed {
             let (_, per_block) = feed.appetite();
             feed.pull(py, 8, per_block);
         }
-        feed
+        match feed.input.take_interruption(py) {
+            Some(interruption) => Err(interruption),
+            None => Ok(feed),
+        }
     }
 
     /// Whether nothing more may be on its way, or is to come.
@@ -221,9 +227,16 @@ impl Feed {
                     self.send_alone(py, pickled.tag, bytes);
                 }
             }
+            Err(error) if is_interruption(py, &error) => {
+                self.open.truncate(start);
+                self.flush_before(py);
+                self.in_flight -= 1;
+                self.input.end();
+                self.input.error = Some(error);
+            }
             Err(error) => {
                 self.open.truncate(start);
-                self.fail(py, error);
+                self.fail(item, error);
             }
         }
     }
@@ -285,10 +298,10 @@ impl Feed {
     }
 
     /// The last item cannot be sent: it fails, in its place, and no other does.
-    fn fail(&mut self, py: Python<'_>, error: PyErr) {
-        self.flush_before(py);
+    fn fail(&mut self, item: &Bound<'_, PyAny>, error: PyErr) {
+        self.flush_before(item.py());
         let index = self.input.index - 1;
-        self.bad.insert(index, error);
+        self.bad.insert(index, (error, item.clone().unbind()));
         let block = Block::new(
             self.stream.clone(),
             index,
@@ -303,6 +316,7 @@ impl Feed {
 
     /// Sees to it that there is a piece to hand over; false when all are out.
     fn refill(&mut self, py: Python<'_>) -> PyResult<bool> {
+        self.pool.get().check_process()?;
         let now = monotonic_nanos();
         if self.left_at > 0 {
             let away = now.saturating_sub(self.left_at);
@@ -437,8 +451,12 @@ impl Feed {
                 let value = calls::decode_result(py, &mut self.decoder, tag, item);
                 let len = item.len();
                 self.items_at = self.items.len() - rest.len();
-                let outcome = value.map_err(|error| self.bad_result(py, error));
                 self.taken_bytes += len as u64;
+                let outcome = match value {
+                    Ok(value) => Ok(value),
+                    Err(error) if is_interruption(py, &error) => return Err(error),
+                    Err(error) => Err(self.bad_result(py, error)),
+                };
                 return Ok(Some(self.end(more, tag != calls::NOTHING, outcome)));
             }
             match self.pieces.pop_front() {
@@ -454,6 +472,11 @@ impl Feed {
                     }
                     let label = self.label();
                     let value = outcome::of_item(py, &outcome, &label, self.index);
+                    if let (Outcome::Value(..), Err(failed)) = (&outcome, &value)
+                        && is_interruption(py, &failed.error)
+                    {
+                        return Err(failed.error.clone_ref(py));
+                    }
                     return Ok(Some(self.end(more, is_value, value)));
                 }
                 Some(Piece::Over(count, over)) => {
@@ -461,13 +484,17 @@ impl Feed {
                         self.pieces.push_front(Piece::Over(count - 1, over.clone()));
                     }
                     let error = match self.bad.remove(&self.index) {
-                        Some(error) => error,
+                        Some((error, item)) => {
+                            self.last_bad = Some(item);
+                            error
+                        }
                         None => outcome::of_over(py, over, &self.label(), self.index),
                     };
                     let failed = Failed {
                         error,
                         pid: 0,
                         attempts: 0,
+                        died: false,
                     };
                     return Ok(Some(self.end(false, true, Err(failed))));
                 }
@@ -507,6 +534,7 @@ impl Feed {
             error: outcome::bad_result(py, error, &self.label(), self.index),
             pid: 0,
             attempts: 1,
+            died: false,
         }
     }
 }
@@ -530,14 +558,15 @@ impl Source for Feed {
             if let Some(taken) = self.next_end(py)? {
                 return Ok(Some(taken));
             }
-            if !self.refill(py)? {
-                return Ok(None);
-            }
+            let found = self.refill(py)?;
             let counts = &self.counts;
             let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
             set(&counts.ready, self.stream.unread() as u64);
             set(&counts.busy_nanos, self.stream.busy_nanos());
             set(&counts.received, self.taken_bytes);
+            if !found {
+                return Ok(None);
+            }
         }
     }
 
@@ -571,17 +600,25 @@ impl Source for Feed {
         if let Some(item) = self.input.kept(py, taken.index, !taken.more) {
             return Some(item);
         }
+        if let Some(item) = self.last_bad.take() {
+            return Some(item.into_bound(py));
+        }
         let block = self.block.as_ref()?;
-        // What was pickled stays so: unpickling may run the code that has just failed, and is not
-        // asked for.
+        // What was pickled stays so where a worker died: it may have died of unpickling it.
+        let died = matches!(&taken.outcome, Err(failed) if failed.died);
         let args = block.item(taken.index, |tag, bytes| {
-            calls::decode_call(py, tag, bytes).map(|(_, args, _)| args)
-        })?;
+            let is_plain = matches!(tag & !HIDE_ARGS, ARGS_PLAIN | ONE_PLAIN);
+            (is_plain || !died).then(|| calls::decode_call(py, tag, bytes).map(|(_, args, _)| args))
+        })??;
         let args = args.ok()?;
         if self.input.is_star() {
             return Some(args.into_any());
         }
         args.get_item(0).ok()
+    }
+
+    fn batch_len(&self, index: u64) -> Option<usize> {
+        self.input.batch_len(index)
     }
 
     fn forget_inputs(&mut self) {
@@ -613,6 +650,9 @@ impl Source for Feed {
             self.bytes = 0;
             self.pull(py, per_block.max(16), per_block);
             py.check_signals()?;
+            if let Some(interruption) = self.input.take_interruption(py) {
+                return Err(interruption);
+            }
         }
         self.most_items = most;
         Ok(())

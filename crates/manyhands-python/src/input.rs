@@ -1,7 +1,7 @@
 //! The input of a map: what the user's iterables give, item by item.
 
+use crate::results::is_interruption;
 use manyhands_os::monotonic_nanos;
-use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 use std::collections::VecDeque;
@@ -23,6 +23,8 @@ pub(crate) struct Input {
     pub(crate) error: Option<PyErr>,
     /// How long the input took when it was asked last, in nanoseconds.
     pull_nanos: u64,
+    /// How many items the last batch has.
+    last_len: usize,
     /// The items that nobody has taken a result of yet, from index `kept_from` on; none once nobody
     /// will ask for them.
     kept: Option<VecDeque<Option<Py<PyAny>>>>,
@@ -47,6 +49,7 @@ impl Input {
             ended: false,
             error: None,
             pull_nanos: 0,
+            last_len: 0,
             kept: Some(VecDeque::new()),
             kept_from: 0,
         })
@@ -65,6 +68,15 @@ impl Input {
     /// How long the input took when it was asked last, in nanoseconds.
     pub(crate) fn pull_nanos(&self) -> u64 {
         self.pull_nanos
+    }
+
+    /// How many items the batch of that index has: all have as many but for the last.
+    pub(crate) fn batch_len(&self, index: u64) -> Option<usize> {
+        if index + 1 == self.index {
+            Some(self.last_len)
+        } else {
+            self.batch
+        }
     }
 
     /// Takes no more.
@@ -112,8 +124,7 @@ impl Input {
     /// A Ctrl-C that came while input was taken, or another exception that is no error: it is not
     /// kept until what is on its way has come.
     pub(crate) fn take_interruption(&mut self, py: Python<'_>) -> Option<PyErr> {
-        self.error
-            .take_if(|error| !error.is_instance_of::<PyException>(py))
+        self.error.take_if(|error| is_interruption(py, error))
     }
 
     #[inline]
@@ -144,7 +155,7 @@ impl Input {
         Ok(Some(PyTuple::new(py, row)?.into_any()))
     }
 
-    fn many<'py>(&self, py: Python<'py>, size: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn many<'py>(&mut self, py: Python<'py>, size: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
         let mut items = Vec::with_capacity(size.min(1024));
         while items.len() < size
             && let Some(item) = self.one(py)?
@@ -154,6 +165,7 @@ impl Input {
         if items.is_empty() {
             return Ok(None);
         }
+        self.last_len = items.len();
         Ok(Some(PyList::new(py, items)?.into_any()))
     }
 

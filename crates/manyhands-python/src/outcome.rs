@@ -2,13 +2,16 @@
 
 use crate::calls::{self, ARGS_PLAIN, ONE_PLAIN};
 use crate::hooks;
-use crate::results::Failed;
+use crate::results::{Failed, is_interruption};
 use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Over, Task};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-/// What a result that cannot be decoded is raised as.
+/// What a result that cannot be decoded is raised as; a Ctrl-C that comes meanwhile is itself.
 pub(crate) fn bad_result(py: Python<'_>, error: PyErr, label: &str, index: u64) -> PyErr {
+    if is_interruption(py, &error) {
+        return error;
+    }
     raise(hooks::bad_result(py).and_then(|hook| hook.call1((error.into_value(py), label, index))))
 }
 
@@ -59,6 +62,7 @@ pub(crate) fn of_item<'py>(
         error,
         pid,
         attempts,
+        died: false,
     };
     match outcome {
         Outcome::Value(tag, bytes) => {
@@ -97,7 +101,10 @@ pub(crate) fn of_item<'py>(
                 raise(args.and_then(|args| {
                     hooks::death(py)?.call1((label, index, *pid, cause, code, args))
                 }));
-            Err(failed(error, *pid, 1))
+            Err(Failed {
+                died: true,
+                ..failed(error, *pid, 1)
+            })
         }
         Outcome::Cancelled => Err(failed(cancelled(py), 0, 0)),
         Outcome::Broken(why) => Err(failed(breakage(py, why), 0, 0)),

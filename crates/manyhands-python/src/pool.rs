@@ -247,7 +247,7 @@ impl PoolBase {
             buffer,
         };
         let counts = Arc::new(Counts::default());
-        let feed = Feed::new(slf.clone(), input, options, counts.clone());
+        let feed = Feed::new(slf.clone(), input, options, counts.clone())?;
         Ok(SourceHandle::new(Box::new(feed), counts))
     }
 

@@ -1,7 +1,7 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::{hooks, process};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -26,6 +26,14 @@ pub(crate) struct Failed {
     /// The worker's process; 0 where there was none.
     pub(crate) pid: i32,
     pub(crate) attempts: u8,
+    /// Whether its worker died of it: what was sent is not unpickled here, too.
+    pub(crate) died: bool,
+}
+
+/// Whether what was raised here is to be raised at once, whatever becomes of items that fail: a Ctrl-C, and
+/// others that are no errors.
+pub(crate) fn is_interruption(py: Python<'_>, error: &PyErr) -> bool {
+    !error.is_instance_of::<PyException>(py)
 }
 
 /// What an engine gives: the ends of the items of one map.
@@ -42,6 +50,9 @@ pub(crate) trait Source: Send {
 
     /// The item whose end was taken last, as the function got it or as a copy of that.
     fn input<'py>(&mut self, py: Python<'py>, taken: &Taken<'py>) -> Option<Bound<'py, PyAny>>;
+
+    /// How many of the input's items a batch has, where items are batches.
+    fn batch_len(&self, index: u64) -> Option<usize>;
 
     /// Keeps no more items than it needs: nobody will ask for those that succeed.
     fn forget_inputs(&mut self);
@@ -114,8 +125,10 @@ struct Taking {
     with_input: bool,
     /// Whether an item is a list of several, whose results are handed over one by one.
     batched: bool,
-    /// Results of a batch that are not handed over yet.
+    /// Results that were taken and are not handed over yet: of a batch, or for an event loop.
     flat: VecDeque<Py<PyAny>>,
+    /// What is raised behind these.
+    late: Option<PyErr>,
     /// Exceptions of a group.
     group: Vec<Py<PyAny>>,
     over: bool,
@@ -171,6 +184,7 @@ impl ResultsBase {
                 with_input: false,
                 batched,
                 flat: VecDeque::new(),
+                late: None,
                 group: Vec::new(),
                 over: false,
                 is_simple: false,
@@ -207,6 +221,9 @@ impl ResultsBase {
         let mut taking = this.lock(py)?;
         if let Some(value) = taking.flat.pop_front() {
             return Ok(Some(value.into_bound(py)));
+        }
+        if let Some(error) = taking.late.take() {
+            return Err(error);
         }
         this.advance(slf, &mut taking)
     }
@@ -251,6 +268,7 @@ impl ResultsBase {
         let mut taking = self.lock(py)?;
         taking.end(py, &self.over);
         taking.flat.clear();
+        taking.late = None;
         Ok(())
     }
 
@@ -277,16 +295,44 @@ impl ResultsBase {
         hooks::summary(slf.py())?.call1((slf,))
     }
 
-    /// The results that are there, at least one and at most so many; none at the end.
-    fn _some<'py>(slf: &Bound<'py, Self>, most: usize) -> PyResult<Bound<'py, PyList>> {
-        let found = PyList::empty(slf.py());
-        while found.len() < most
-            && (found.is_empty() || slf.get().has_more(slf.py())?)
-            && let Some(value) = Self::__next__(slf)?
-        {
-            found.append(value)?;
+    /// Waits for a result and takes what else is there, up to so many, for `_fetched`; false at the end.
+    fn _fetch(slf: &Bound<'_, Self>, most: usize) -> PyResult<bool> {
+        let (this, py) = (slf.get(), slf.py());
+        let mut taking = this.lock(py)?;
+        let taking = &mut *taking;
+        if taking.flat.is_empty() {
+            if let Some(error) = taking.late.take() {
+                return Err(error);
+            }
+            let mut found = VecDeque::new();
+            while found.len() < most
+                && (found.is_empty() || (!taking.over && taking.source.is_ready()))
+            {
+                match this.advance(slf, taking) {
+                    Ok(Some(value)) => {
+                        found.push_back(value.unbind());
+                        found.append(&mut taking.flat);
+                    }
+                    Ok(None) => break,
+                    Err(error) if found.is_empty() => return Err(error),
+                    Err(error) => {
+                        taking.late = Some(error);
+                        break;
+                    }
+                }
+            }
+            taking.flat = found;
+            // What was fetched comes before what is taken from the source.
+            taking.is_simple = false;
         }
-        Ok(found)
+        Ok(!taking.flat.is_empty())
+    }
+
+    /// Up to so many of the results that were fetched, without waiting.
+    fn _fetched<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Bound<'py, PyList>> {
+        let mut taking = self.lock(py)?;
+        let count = most.min(taking.flat.len());
+        PyList::new(py, taking.flat.drain(..count))
     }
 
     /// (seconds in the function, encoded bytes of items, encoded bytes of results).
@@ -374,12 +420,6 @@ impl ResultsBase {
         }
     }
 
-    /// Whether a result is there without waiting.
-    fn has_more(&self, py: Python<'_>) -> PyResult<bool> {
-        let taking = self.lock(py)?;
-        Ok(!taking.flat.is_empty() || (!taking.over && taking.source.is_ready()))
-    }
-
     #[inline]
     fn advance<'py>(
         &self,
@@ -421,15 +461,44 @@ impl ResultsBase {
             if !taken.more {
                 Counts::add(&self.counts.taken, 1);
             }
-            if taken.outcome.is_ok() {
-                if let Some(value) = taking.succeeded(py, taken)? {
-                    return Ok(Some(value));
-                }
+            let asked = taken.outcome.is_err() && taking.on_error != OnError::Raise;
+            let input = if taking.with_input || asked {
+                taking.source.input(py, &taken)
             } else {
-                Counts::add(&self.counts.failed, 1);
-                if let Some(value) = self.failed(slf, taking, taken)? {
-                    return Ok(Some(value));
-                }
+                None
+            };
+            let index = taken.index;
+            let (failed, input) = match taken.outcome {
+                Err(failed) => (failed, input),
+                Ok(_) if !taken.is_value => continue,
+                Ok(value) if taking.is_simple => return Ok(Some(value)),
+                Ok(value) => match taking.succeeded(py, index, taken.more, value, input.as_ref()) {
+                    Ok(Some(value)) => return Ok(Some(value)),
+                    Ok(None) => continue,
+                    Err(error) if is_interruption(py, &error) => {
+                        taking.end(py, &self.over);
+                        slf.call_method0(intern!(py, "_finish"))?;
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        let failed = Failed {
+                            error,
+                            pid: 0,
+                            attempts: 1,
+                            died: false,
+                        };
+                        let value = py.None().into_bound(py);
+                        let taken = Taken {
+                            outcome: Ok(value),
+                            ..taken
+                        };
+                        (failed, input.or_else(|| taking.source.input(py, &taken)))
+                    }
+                },
+            };
+            Counts::add(&self.counts.failed, 1);
+            if let Some(value) = self.failed(slf, taking, index, failed, input)? {
+                return Ok(Some(value));
             }
         }
     }
@@ -439,19 +508,16 @@ impl ResultsBase {
         &self,
         slf: &Bound<'py, Self>,
         taking: &mut Taking,
-        mut taken: Taken<'py>,
+        index: u64,
+        failed: Failed,
+        input: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = slf.py();
-        let input = taking.source.input(py, &taken);
-        let index = taken.index;
-        let replaced = Ok(py.None().into_bound(py));
-        let Err(failed) = std::mem::replace(&mut taken.outcome, replaced) else {
-            return Ok(None);
-        };
         let Failed {
             error,
             pid,
             attempts,
+            ..
         } = failed;
         if taking.on_error == OnError::Raise {
             taking.end(py, &self.over);
@@ -488,32 +554,26 @@ impl Taking {
         self.source.cancel(py);
     }
 
+    /// What is handed over for a value; nothing for an empty batch. An error is the item's.
     #[inline]
     fn succeeded<'py>(
         &mut self,
         py: Python<'py>,
-        taken: Taken<'py>,
+        index: u64,
+        more: bool,
+        value: Bound<'py, PyAny>,
+        input: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if !self.with_input && !self.batched {
-            return Ok(if taken.is_value {
-                taken.outcome.ok()
-            } else {
-                None
-            });
-        }
-        let input = self
-            .with_input
-            .then(|| self.source.input(py, &taken))
-            .flatten();
-        let (true, Ok(value)) = (taken.is_value, taken.outcome) else {
-            return Ok(None);
-        };
         let pair = |input: Option<Bound<'py, PyAny>>, value| {
             let input = input.unwrap_or_else(|| py.None().into_bound(py));
             PyTuple::new(py, [input, value]).map(Bound::into_any)
         };
-        if !self.batched {
-            return pair(input, value).map(Some);
+        // What the function yields is a result, and how many of them there are is its own business.
+        if !self.batched || more {
+            if !self.with_input {
+                return Ok(Some(value));
+            }
+            return pair(input.cloned(), value).map(Some);
         }
         let results = value.try_iter().map_err(|_| {
             let kind = value.get_type().name().map_or_else(|_| String::new(), |n| n.to_string());
@@ -522,22 +582,21 @@ impl Taking {
             ))
         })?;
         let results = results.collect::<PyResult<Vec<_>>>()?;
+        let wanted = self.source.batch_len(index).unwrap_or(results.len());
+        if results.len() != wanted {
+            return Err(PyValueError::new_err(format!(
+                "with batch= the function returns a list of as many results: it returned {} for a batch of \
+                 {wanted}; where their number differs it has to yield them",
+                results.len()
+            )));
+        }
         match input {
-            None => self.flat.extend(results.into_iter().map(Bound::unbind)),
-            Some(input) => {
-                let items = input.try_iter()?.collect::<PyResult<Vec<_>>>()?;
-                if items.len() != results.len() {
-                    return Err(PyValueError::new_err(format!(
-                        "with_input() needs a result for each item: the function returned {} for a \
-                         batch of {}",
-                        results.len(),
-                        items.len()
-                    )));
-                }
-                for (item, result) in items.into_iter().zip(results) {
-                    self.flat.push_back(pair(Some(item), result)?.unbind());
+            Some(items) if self.with_input => {
+                for (item, result) in items.try_iter()?.zip(results) {
+                    self.flat.push_back(pair(Some(item?), result)?.unbind());
                 }
             }
+            _ => self.flat.extend(results.into_iter().map(Bound::unbind)),
         }
         Ok(self.flat.pop_front().map(|value| value.into_bound(py)))
     }

@@ -281,13 +281,13 @@ impl<'py> Worker<'py> {
     fn serve_item(&mut self) -> PyResult<()> {
         let outcome = self.run_item();
         if crate::process::generation() != self.generation {
-            self.end_forked_child(outcome.map_err(|(error, _)| error))?;
+            self.end_forked_child(outcome.map(|(value, _)| value).map_err(|(error, _)| error))?;
             return Ok(());
         }
         let problem = match outcome {
-            Ok(value) => match self.publish_item(&value) {
+            Ok((value, item)) => match self.publish_item(&value) {
                 Ok(()) => return Ok(()),
-                Err(error) => (error, None),
+                Err(error) => (error, Some(item)),
             },
             Err(problem) => problem,
         };
@@ -308,7 +308,7 @@ impl<'py> Worker<'py> {
     }
 
     #[inline]
-    fn run_item(&mut self) -> Result<Bound<'py, PyAny>, (PyErr, Option<Item<'py>>)> {
+    fn run_item(&mut self) -> Result<(Bound<'py, PyAny>, Item<'py>), (PyErr, Option<Item<'py>>)> {
         let py = self.py;
         let Some(function) = &self.block.function else {
             let problem = self.block.problem.as_ref();
@@ -339,7 +339,10 @@ impl<'py> Worker<'py> {
             },
             Item::Star(args) => function.call1(args),
         };
-        answer.map_err(|error| (error, Some(item)))
+        match answer {
+            Ok(value) => Ok((value, item)),
+            Err(error) => Err((error, Some(item))),
+        }
     }
 
     /// Publishes what an item returned, or one after another what it yields.
