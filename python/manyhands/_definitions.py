@@ -110,6 +110,8 @@ class Definer(Generic[D]):
         self._records: dict[str, _Record[D]] = {}
         self._spaces = Spaces()
         self._sequence = 0
+        # Names of `__main__` whose definition is being made, for messages.
+        self.pending: tuple[str, ...] = ()
         self._lock = RLock()
         # For `bindings`: names -> definitions, and what must hold for them to be current.
         self._known: dict[tuple[str, ...], tuple[tuple[D, ...], list[Check]]] = {}
@@ -297,7 +299,9 @@ class Definer(Generic[D]):
         missing = {name: record.reason for name, record in batch.items() if record.reason}
         earlier = self._closure(pickled.references)[0]
         payload = _plain_dumps(("bindings", pickled.data, missing), PROTOCOL)
+        self.pending = tuple(batch)
         definition = self._make(payload, earlier)
+        self.pending = ()
         self._sequence += 1
         # Names that only pickling found, inside data, may belong to any record of the batch.
         found = {**pickled.references, **pickled.uses}

@@ -19,7 +19,18 @@ _lock = RLock()
 _label = ""
 
 
+# What is being defined, for messages.
+_function: Any = None
+
+# Bytes that a definition may have before somebody should know.
+_LARGE = 100 * 1024 * 1024
+
+
 def _make(payload: bytes, needs: tuple[_core.Definition, ...]) -> _core.Definition:
+    if len(payload) > _LARGE:
+        from manyhands._large import tell
+
+        tell(_function, _definer.pending, len(payload))
     return _core.Definition(payload, needs, _label)
 
 
@@ -36,9 +47,9 @@ def forget_parent() -> None:
 
 def define(function: Any) -> tuple[_core.Definition, list[Check]]:
     """The definition of a function, and what must still hold for it to be current."""
-    global _label
+    global _label, _function
     with _lock:
-        _label = name_of(function)
+        _label, _function = name_of(function), function
         owner = getattr(function, "__self__", None)
         if owner is not None and not isinstance(owner, types.ModuleType | type):
             # A method that is a function of its module, as `random.random` is: sent by name, since
@@ -50,17 +61,17 @@ def define(function: Any) -> tuple[_core.Definition, list[Check]]:
 
 def capture(function: Any) -> _core.Definition:
     """The definition of a callable of any kind, with what it has captured as that is now."""
-    global _label
+    global _label, _function
     with _lock:
-        _label = name_of(function)
+        _label, _function = name_of(function), function
         return _definer.function(function)[0]
 
 
 def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:
     """Pickles a call by value where it must be, or raises `NotPicklable` with the path."""
-    global _label
+    global _label, _function
     with _lock:
-        _label = "a definition"
+        _label, _function = "a definition", None
         if tag == _ARGS:
             return _definer.dumps(call, root="args")
         try:
@@ -76,7 +87,7 @@ def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:
 
 def bindings(names: Iterable[str]) -> tuple[_core.Definition, ...]:
     """The definitions that put these names into the workers' `__main__`."""
-    global _label
+    global _label, _function
     with _lock:
-        _label = "a definition"
+        _label, _function = "a definition", None
         return _definer.bindings(names)

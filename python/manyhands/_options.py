@@ -75,6 +75,11 @@ def map_options(method: str, fn: Callable[..., Any], options: dict[str, Any]) ->
         TypeError: there is no such option; the message says which was meant, or how to give the
             function a keyword.
     """
+    if not callable(fn):
+        kind = type(fn).__name__
+        raise TypeError(
+            f"{method}() takes the function first, then iterables; {kind} is not callable"
+        )
     if not options:
         return _DEFAULT
     for name, value in options.items():

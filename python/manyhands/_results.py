@@ -433,6 +433,14 @@ def raised(error: BaseException, results: Results[Any], index: int) -> BaseExcep
     return error
 
 
+def stopped(error: BaseException, results: Results[Any]) -> None:
+    """Says with a Ctrl-C how far the map was."""
+    pulled, taken, _, _, complete, _ = results._counts()
+    total = pulled if complete else results._total
+    done = f"{taken:,}" if total is None else f"{taken:,} of {total:,}"
+    error.add_note(f"manyhands: {results._name}: stopped after {done} items")
+
+
 def group(errors: list[BaseException], results: Results[Any]) -> BaseException:
     """All failures of a map as one exception."""
     _, taken, failed, _, _, _ = results._counts()

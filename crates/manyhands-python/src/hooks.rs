@@ -52,3 +52,5 @@ hook!(/// `(error, index, input, attempts, pid, results) -> Failure`.
     failure, "manyhands._results", "failure");
 hook!(/// `(results) -> Summary`, at the end of `run`.
     summary, "manyhands._results", "summary");
+hook!(/// `(error, results)`: a map was stopped by a signal.
+    stopped, "manyhands._results", "stopped");

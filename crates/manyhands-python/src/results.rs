@@ -1,7 +1,9 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::{hooks, process};
-use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyException, PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -382,6 +384,18 @@ impl Drop for Holding<'_> {
     }
 }
 
+/// The error that ends a map; with a Ctrl-C it says how far the map was.
+#[cold]
+fn stopped(results: &Bound<'_, ResultsBase>, error: PyErr) -> PyResult<PyErr> {
+    let py = results.py();
+    if !error.is_instance_of::<PyKeyboardInterrupt>(py) {
+        return Ok(error);
+    }
+    let error = error.into_value(py);
+    hooks::stopped(py)?.call1((&error, results))?;
+    Ok(PyErr::from_value(error.into_bound(py).into_any()))
+}
+
 /// A number that no other living thread has; not 0.
 fn this_thread() -> usize {
     thread_local! {
@@ -455,7 +469,7 @@ impl ResultsBase {
                     process::check(self.generation, "this map")?;
                     taking.end(py, &self.over);
                     slf.call_method0(intern!(py, "_finish"))?;
-                    return Err(error);
+                    return Err(stopped(slf, error)?);
                 }
             };
             if !taken.more {
@@ -478,7 +492,7 @@ impl ResultsBase {
                     Err(error) if is_interruption(py, &error) => {
                         taking.end(py, &self.over);
                         slf.call_method0(intern!(py, "_finish"))?;
-                        return Err(error);
+                        return Err(stopped(slf, error)?);
                     }
                     Err(error) => {
                         let failed = Failed {

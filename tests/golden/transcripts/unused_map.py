@@ -1,0 +1,3 @@
+import manyhands as mh
+
+mh.map(print, range(1000))
