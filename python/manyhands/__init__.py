@@ -9,6 +9,7 @@
 1024
 """
 
+from manyhands._config import configure
 from manyhands._cpu import cpu_count
 from manyhands._default import map, starmap, submit
 from manyhands._errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "TaskTimeout",
     "WorkerDied",
     "WorkerStats",
+    "configure",
     "cpu_count",
     "map",
     "starmap",

@@ -11,6 +11,7 @@ _R = TypeVar("_R")
 
 __all__ = [
     "Birth",
+    "CrewMember",
     "Definition",
     "PoolBase",
     "ResultsBase",
@@ -61,15 +62,21 @@ class TaskFuture:
 class PoolBase:
     def __new__(
         cls,
+        engine: str,
         workers: int,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
         show_args: bool,
+        copy: bool,
+        name: str,
     ) -> Self: ...
     def __init__(
         self,
+        engine: str,
         workers: int,
         initializer: tuple[Callable[..., object], tuple[Any, ...]] | None,
         show_args: bool,
+        copy: bool,
+        name: str,
     ) -> None: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
@@ -89,6 +96,15 @@ class PoolBase:
     def _wait(self, workers: bool, timeout: float | None) -> bool: ...
     def _pending(self) -> int: ...
     def _stats(self) -> dict[str, Any]: ...
+
+@final
+class CrewMember:
+    @property
+    def initializer(self) -> tuple[Callable[..., object], tuple[Any, ...]] | None: ...
+    def work(self) -> None: ...
+    def break_down(self, error: BaseException) -> None: ...
+    def leave(self) -> None: ...
+    def close(self, cancel: bool) -> None: ...
 
 @final
 class SourceHandle: ...

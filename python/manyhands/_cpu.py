@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from manyhands import _core
 
 
@@ -18,17 +16,3 @@ def cpu_count() -> int:
     True
     """
     return _core.cpu_count()
-
-
-def default_workers() -> int:
-    """How many workers a pool has that was not told: `MANYHANDS_WORKERS`, else `cpu_count()`.
-
-    Raises:
-        ValueError: the variable is not a whole number above 0.
-    """
-    text = os.environ.get("MANYHANDS_WORKERS", "").strip()
-    if not text:
-        return cpu_count()
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"MANYHANDS_WORKERS must be a whole number above 0, not {text!r}")
-    return int(text)

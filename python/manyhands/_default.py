@@ -1,4 +1,4 @@
-"""The pool that the module's own functions share."""
+"""The pools that the module's own functions share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core
+from manyhands._config import configured, default_engine, default_show_args
 from manyhands._future import Future
 from manyhands._pool import Pool
 from manyhands._results import Results
@@ -17,33 +18,66 @@ C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_Key = tuple[str, int | None, bool, bool]
+
+# How many pools are kept that nobody asks for any more.
+_MOST_POOLS = 8
+
 _lock = threading.Lock()
-_pool: Pool | None = None
+_pools: dict[_Key, Pool] = {}
 _generation = -1
 
 
-def _default() -> Pool:
-    global _pool, _generation
+def _shared(engine: str | None = None, workers: int | None = None, copy: bool = True) -> Pool:
+    """The pool that calls with these wishes share."""
+    global _generation
+    if engine is None:
+        engine = default_engine()
+    if workers is None:
+        workers = configured.workers
+    if engine == "inline":
+        workers = None
+    key = (engine, workers, copy, default_show_args())
     generation = _core.process_generation()
-    pool = _pool
+    pool = _pools.get(key)
     if pool is not None and _generation == generation:
         return pool
     with _lock:
-        if _pool is None or _generation != generation:
-            _pool = Pool(name="default")
-            _pool._is_default = True
+        if _generation != generation:
+            _pools.clear()  # the parent's
             _generation = generation
-        return _pool
+        pool = _pools.get(key)
+        if pool is None:
+            name = "default" if workers is None else f"default of {workers}"
+            pool = Pool(workers, engine=engine, copy=copy, name=name)
+            pool._is_default = True
+            _end_idle()
+            _pools[key] = pool
+            # Who asks for as many by number is given the same.
+            _pools.setdefault((engine, pool._workers, *key[2:]), pool)
+        return pool
+
+
+def _end_idle() -> None:
+    """Ends the oldest pools that have nothing to do, if there are many."""
+    for pool in list(dict.fromkeys(_pools.values()))[: -_MOST_POOLS + 1]:
+        if not pool._maps and pool._pending() == 0:
+            for key in [key for key, value in _pools.items() if value is pool]:
+                del _pools[key]
+            pool.shutdown(wait=False)
 
 
 def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
     """Runs `fn(*args, **kwargs)` in a worker of the shared default pool; gives its future.
 
+    Every argument goes to the function. Engine and workers are those of `mh.configure`, or of the
+    environment.
+
     >>> import manyhands as mh
     >>> mh.submit(divmod, 7, 2).result()
     (3, 1)
     """
-    return _default().submit(fn, *args, **kwargs)
+    return _shared().submit(fn, *args, **kwargs)
 
 
 @overload
@@ -52,6 +86,9 @@ def map(
     iterable: Iterable[A],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -67,6 +104,9 @@ def map(
     iterable2: Iterable[B],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -83,6 +123,9 @@ def map(
     iterable3: Iterable[C],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -100,6 +143,9 @@ def map(
     iterable4: Iterable[Any],
     /,
     *iterables: Iterable[Any],
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -108,16 +154,28 @@ def map(
     progress: Any = None,
     chunksize: int | None = None,
 ) -> Results[R]: ...
-def map(fn: Callable[..., R], /, *iterables: Iterable[Any], **options: Any) -> Results[R]:
-    """`Pool.map` on the shared default pool.
+def map(
+    fn: Callable[..., R],
+    /,
+    *iterables: Iterable[Any],
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
+    **options: Any,
+) -> Results[R]:
+    """`Pool.map` on a pool that all calls with the same `engine`, `workers` and `copy` share.
+
+    These mean what they mean to `Pool`. All options are those of `Pool.map`, without `timeout`.
 
     >>> import manyhands as mh
     >>> list(mh.map(len, ["a", "bb"]))
     [1, 2]
+    >>> list(mh.map(len, ["a", "bb"], engine="thread", workers=4))
+    [1, 2]
     """
-    pool = _default()
     if not iterables:
         raise TypeError("map() needs at least one iterable besides the function")
+    pool = _shared(engine, workers, copy)
     return pool._results(fn, iterables, False, None, "map", options)
 
 
@@ -127,6 +185,9 @@ def starmap(
     iterable: Iterable[tuple[A]],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -141,6 +202,9 @@ def starmap(
     iterable: Iterable[tuple[A, B]],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -155,6 +219,9 @@ def starmap(
     iterable: Iterable[tuple[A, B, C]],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -169,6 +236,9 @@ def starmap(
     iterable: Iterable[Iterable[Any]],
     /,
     *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
     ordered: bool = True,
     on_error: str = "raise",
     buffersize: int | None = None,
@@ -178,12 +248,20 @@ def starmap(
     chunksize: int | None = None,
 ) -> Results[R]: ...
 def starmap(
-    fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
+    fn: Callable[..., R],
+    iterable: Iterable[Iterable[Any]],
+    /,
+    *,
+    engine: str | None = None,
+    workers: int | None = None,
+    copy: bool = True,
+    **options: Any,
 ) -> Results[R]:
-    """`Pool.starmap` on the shared default pool.
+    """`Pool.starmap` on a shared pool, as `map`.
 
     >>> import manyhands as mh
     >>> list(mh.starmap(max, [(1, 2), (4, 3)]))
     [2, 4]
     """
-    return _default()._results(fn, (iterable,), True, None, "starmap", options)
+    return _shared(engine, workers, copy)._results(
+        fn, (iterable,), True, None, "starmap", options)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 _LONGEST = 60
 
+# inspect.CO_COROUTINE, CO_ITERABLE_COROUTINE and CO_ASYNC_GENERATOR, without an import of it.
+_ASYNCHRONOUS = 0x80 | 0x100 | 0x200
+
 
 def short(value: Any) -> str:
     """`repr(value)`, cut to about 60 characters; never raises."""
@@ -35,6 +38,15 @@ def name_of(function: Any) -> str:
     return str(inner.__qualname__).replace("<locals>.", "")
 
 
+def is_coroutine_function(function: Any) -> bool:
+    """Whether calling it makes a coroutine, or an asynchronous generator."""
+    while hasattr(function, "func"):
+        function = function.func  # functools.partial
+    code = getattr(function, "__code__", None)
+    flags = getattr(code, "co_flags", 0)
+    return isinstance(flags, int) and flags & _ASYNCHRONOUS != 0
+
+
 def call_text(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> str:
     """The call as it would be written, each argument shortened, at most five shown."""
     parts = [short(arg) for arg in args]
@@ -42,6 +54,20 @@ def call_text(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
     if len(parts) > 5:
         parts = [*parts[:4], f"... {len(parts) - 4} more"]
     return f"{name}({', '.join(parts)})"
+
+
+def task_note(
+    index: int,
+    function: Any,
+    call: tuple[tuple[Any, ...], Mapping[str, Any] | None] | None,
+    where: str,
+) -> str:
+    """The note of an exception that a task raised; `call` where its arguments may be shown."""
+    if function is None:
+        return f"manyhands: task {index}, in {where}"
+    name = name_of(function)
+    what = name if call is None else call_text(name, *call)
+    return f"manyhands: task {index}: {what}, in {where}"
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:

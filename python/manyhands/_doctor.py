@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from manyhands import _core
-from manyhands._cpu import default_workers
+from manyhands._config import default_workers
 
 __all__ = ["advise", "find_facts", "run_doctor"]
 
@@ -112,7 +112,7 @@ def _start_workers() -> Facts:
     try:
         from manyhands._launch import interpreter
 
-        started["count"] = default_workers()
+        started["count"] = default_workers("process")
         started["interpreter"] = interpreter()
         for name in ("first", "next"):
             begin = time.perf_counter()

@@ -14,6 +14,18 @@ def _task(label: str, index: int) -> str:
     return f"task {index} ({label})" if label else f"task {index}"
 
 
+_KEPT = ", which is kept from ending this program"
+
+
+def _raised(type_name: str, message: str) -> str:
+    return f"raised {type_name}: {message}" if message else f"raised {type_name}"
+
+
+def kept_from_ending(label: str, index: int, type_name: str, message: str) -> str:
+    """What is said of a `SystemExit`, or one of its kind, that a task raised."""
+    return f"{_task(label, index)} {_raised(type_name, message)}{_KEPT}"
+
+
 def rebuild_error(payload: bytes, label: str, index: int) -> tuple[BaseException, int, int]:
     """The exception that a task raised, with the worker's traceback as its cause; the worker's pid;
     which attempt it was.
@@ -23,7 +35,7 @@ def rebuild_error(payload: bytes, label: str, index: int) -> tuple[BaseException
     """
     pickled, type_name, message, text, note, pid, attempt = loads(payload)
     error: BaseException | None = None
-    why = f"raised {type_name}: {message}" if message else f"raised {type_name}"
+    why = _raised(type_name, message)
     if pickled is None:
         why += "; this exception cannot be pickled, so this error stands for it"
     else:
@@ -37,7 +49,7 @@ def rebuild_error(payload: bytes, label: str, index: int) -> tuple[BaseException
             if not isinstance(rebuilt, BaseException):
                 why += f"; what it unpickles to is no exception but {type(rebuilt).__name__}"
             elif isinstance(rebuilt, SystemExit | KeyboardInterrupt | GeneratorExit):
-                why += ", which is kept from ending this program"
+                why += _KEPT
             else:
                 error = rebuilt
     if error is None:

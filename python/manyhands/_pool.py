@@ -1,4 +1,4 @@
-"""The pool of worker processes."""
+"""The pool."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from manyhands import _core, _encoding, _future
-from manyhands._cpu import default_workers
-from manyhands._describe import name_of
+from manyhands._config import (
+    check_engine,
+    check_workers,
+    configured,
+    default_engine,
+    default_show_args,
+    default_workers,
+)
+from manyhands._describe import is_coroutine_function, name_of
 from manyhands._future import forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
 from manyhands._options import map_options, shortest
@@ -31,9 +38,6 @@ R = TypeVar("R")
 
 _FOREIGN_SPELLINGS = ("max_workers", "processes", "n_jobs", "num_workers", "nprocs")
 
-# What the table of life lines has room for, less some zygotes.
-_MOST_WORKERS = 4000
-
 # How long running tasks have to end when a block is left by an exception, in seconds.
 _GRACE = 0.5
 
@@ -41,26 +45,39 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool(_core.PoolBase, Executor):
-    """Worker processes that run functions: a `concurrent.futures.Executor`.
+    """Workers that run functions: a `concurrent.futures.Executor`.
 
-    Workers are started when there is work for them, from a process that has imported what the first
-    function needs. A worker that dies costs the task that it was running; everything else goes on
-    and the worker is replaced. No `if __name__ == "__main__"` guard is needed, and lambdas,
-    closures and functions of a script or notebook work.
+    Workers are started when there is work for them. What they are is the engine's:
+
+    - "process": processes, from one that has imported what the first function needs. Tasks get
+      copies of their arguments. A worker that dies costs the task that it was running; everything
+      else goes on and the worker is replaced. No `if __name__ == "__main__"` guard is needed, and
+      lambdas, closures and functions of a script or notebook work.
+    - "thread": threads of this process, for tasks that wait, or compute in code that lets go of the
+      interpreter. Tasks get the same objects. A task that waits for another of the same pool needs
+      a thread that is free for that one.
+    - "inline": none. `submit` runs the function, and a map runs it when its result is taken, for
+      debugging and for tests. Arguments and results are copied as for processes.
 
     Args:
-        workers: the most worker processes; by default `MANYHANDS_WORKERS`, else `cpu_count()`.
+        workers: the most workers; by default `mh.configure`'s, else `MANYHANDS_WORKERS`, else
+            `cpu_count()` processes, or `min(32, cpu_count() + 4)` threads. Inline there is one, the
+            calling thread.
+        engine: "process", "thread" or "inline"; by default `mh.configure`'s, else
+            `MANYHANDS_ENGINE`, else "process".
+        copy: for engine="inline", whether arguments and results are copied. Processes always copy,
+            threads never.
         initializer: a function that each worker runs before its first task. Where it raises, the
             pool is broken: all its tasks end with that exception.
         initargs: its arguments.
-        preload: names of modules to import once, before workers are forked; what the first function
-            names is imported anyway.
-        name: for messages.
-        show_args: whether errors show shortened arguments; by default yes, unless the environment
-            variable `MANYHANDS_SHOW_ARGS` is 0.
+        preload: names of modules to import once, before worker processes are forked; what the first
+            function names is imported anyway.
+        name: for messages, and the names of threads.
+        show_args: whether errors show shortened arguments; by default `mh.configure`'s, else yes,
+            unless `MANYHANDS_SHOW_ARGS` is 0.
 
     Raises:
-        ValueError: `workers` is below 1, or above 4000.
+        ValueError: `workers` is below 1, or above 4000; there is no such engine.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -77,6 +94,8 @@ class Pool(_core.PoolBase, Executor):
         cls,
         workers: int | None = None,
         *,
+        engine: str | None = None,
+        copy: bool = True,
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         preload: Sequence[str] | None = None,
@@ -85,33 +104,39 @@ class Pool(_core.PoolBase, Executor):
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
-        if workers is None:
-            workers = default_workers()
-        elif isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers must be a whole number, not {type(workers).__name__}")
-        elif workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
-        elif workers > _MOST_WORKERS:
-            raise ValueError(f"workers must be at most {_MOST_WORKERS}, not {workers}")
+        engine = default_engine() if engine is None else check_engine(engine)
+        workers = default_workers(engine) if workers is None else check_workers(workers)
+        if not copy and engine == "process":
+            raise ValueError('copy=False is for engine="inline": processes share no objects')
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, not {type(initializer).__name__}")
         if isinstance(preload, str):
             raise TypeError("preload is a list of module names, not one string")
         if show_args is None:
-            show_args = os.environ.get("MANYHANDS_SHOW_ARGS", "1") != "0"
-        _refuse_while_loading()
-        launch()
-        if preload:
-            _core.preload(list(preload))
+            show_args = default_show_args()
         start = None if initializer is None else (initializer, tuple(initargs))
-        pool = super().__new__(cls, workers, start, show_args)
+        prefix = ""
+        if engine == "process":
+            _refuse_while_loading()
+            launch()
+            if preload:
+                _core.preload(list(preload))
+        elif engine == "thread":
+            from manyhands._threads import prefix as prefix_of
+
+            prefix = prefix_of(name)
+        else:
+            workers = 1
+        pool = super().__new__(cls, engine, workers, start, show_args, copy, prefix)
         pool.name = name if name is not None else f"pool of {workers}"
+        pool._engine = engine
         pool._workers = workers
         pool._is_default = False
         pool._maps = weakref.WeakSet()
         _pools.add(pool)
         return pool
 
+    _engine: str
     _workers: int
     _is_default: bool
     # What was mapped and not dropped: a clean end finishes what nobody has iterated.
@@ -123,6 +148,8 @@ class Pool(_core.PoolBase, Executor):
             self,
             workers: int | None = None,
             *,
+            engine: str | None = None,
+            copy: bool = True,
             initializer: Callable[..., object] | None = None,
             initargs: Iterable[Any] = (),
             preload: Sequence[str] | None = None,
@@ -322,13 +349,18 @@ class Pool(_core.PoolBase, Executor):
         options: dict[str, Any],
     ) -> Results[R]:
         chosen = map_options(method, fn, options)
+        if is_coroutine_function(fn):
+            from manyhands._local import refusal
+
+            raise TypeError(refusal(name_of(fn)))
         total = chosen.total
         if total is None:
             total = shortest(iterables)
         if total is not None and chosen.batch is not None:
             total = -(-total // chosen.batch)
         name = name_of(fn)
-        watch = Watch(name, total, self._workers, chosen.progress)
+        progress = configured.progress if chosen.progress is None else chosen.progress
+        watch = Watch(name, total, self._workers, progress)
         try:
             source = self._map(
                 fn, iterables, star, chosen.ordered, chosen.batch, timeout, chosen.buffersize
@@ -340,13 +372,14 @@ class Pool(_core.PoolBase, Executor):
             source,
             name=name,
             total=total,
-            engine="process",
+            engine=self._engine,
             workers=self._workers,
             on_error=chosen.on_error,
             batched=chosen.batch is not None,
             site=caller() if self._is_default else None,
             watch=watch,
         )
+        results._pool = self
         self._maps.add(results)
         return results
 
@@ -434,7 +467,7 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
 
 
 def _end(pool: Pool) -> None:
-    """Cancels what waits, gives what runs a moment, and kills the rest."""
+    """Cancels what waits, gives what runs a moment, and kills the rest; threads are waited for."""
     pool._close(True, False)
     if not pool._wait(False, _GRACE):
         pool._close(True, True)
@@ -450,6 +483,14 @@ def _end_all() -> None:
         pool._close(True, False)
     for pool in pools:
         _end(pool)
+    _end_threads(True)
+
+
+def _end_threads(cancel: bool) -> None:
+    """Ends the threads of pools, also of those that are gone."""
+    threads = sys.modules.get("manyhands._threads")
+    if threads is not None:
+        threads.end_all(cancel)
 
 
 _interrupted_at_end = False
@@ -489,6 +530,7 @@ def _at_exit() -> None:
             pool._close(False, False)
         for pool in pools:
             pool._wait(True, None)
+        _end_threads(False)
     stop_teller()
     _core.stop_supervisor()
 
@@ -520,6 +562,9 @@ def _after_fork_in_child() -> None:
     _future.forget_parent()
     _encoding.forget_parent()
     forget_launch()
+    threads = sys.modules.get("manyhands._threads")
+    if threads is not None:
+        threads.forget_parent()
 
 
 atexit.register(_at_exit)

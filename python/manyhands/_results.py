@@ -147,6 +147,8 @@ class Results(_core.ResultsBase, Generic[R]):
     _progress: Any
     # Waits for results on behalf of an event loop.
     _thread: ThreadPoolExecutor | None
+    # The pool ends when nobody refers to it any more, and not before its maps.
+    _pool: Any
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
         raise TypeError("Results are made by map() and starmap()")
@@ -388,12 +390,12 @@ def _is_ours(name: Any) -> bool:
     return isinstance(name, str) and name.partition(".")[0] == "manyhands"
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException, ran_here: bool) -> str:
     from concurrent.futures import CancelledError
 
     if isinstance(error, NotPicklable):
         return "not_picklable"
-    if isinstance(error.__cause__, RemoteTraceback):
+    if ran_here or isinstance(error.__cause__, RemoteTraceback):
         return "exception"  # whatever it is, the function raised it: it may use pools of its own
     if isinstance(error, WorkerDied):
         return error.cause
@@ -412,7 +414,7 @@ def failure(
         input=item,
         attempts=attempts,
         pid=pid,
-        cause=_cause(error),
+        cause=_cause(error, attempts > 0 and results._engine != "process"),
     )
     if len(results._failures) < _MOST_FAILURES:
         results._failures.append(found)
@@ -421,6 +423,13 @@ def failure(
 
 def raised(error: BaseException, results: Results[Any], index: int) -> BaseException:
     """The exception of an item, as the map raises it: its note says how far the map was."""
+    if isinstance(error, StopIteration):
+        # Raised as it is, it would end the caller's loop as if all were done.
+        stands = RuntimeError(f"{results._name} raised StopIteration")
+        stands.__cause__ = error
+        for note in getattr(error, "__notes__", ()):
+            stands.add_note(note)
+        error = stands
     pulled, taken, _, _, complete, _ = results._counts()
     total = pulled if complete else results._total
     done = f"{taken - 1:,}" if total is None else f"{taken - 1:,} of {total:,}"

@@ -13,7 +13,7 @@ import types
 from _pickle import dumps
 
 from manyhands import _core, _resolve
-from manyhands._describe import call_text, name_of, users_part
+from manyhands._describe import task_note, users_part
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
@@ -172,13 +172,7 @@ def encode_error(
         message = str(error)
     except BaseException as problem:  # the user's __str__
         message = f"<its str() raised {type(problem).__name__}>"
-    where = f"in worker {os.getpid()}, attempt {attempt}"
-    if function is None:
-        note = f"manyhands: task {index}, {where}"
-    elif call is None:
-        note = f"manyhands: task {index}: {name_of(function)}, {where}"
-    else:
-        note = f"manyhands: task {index}: {call_text(name_of(function), *call)}, {where}"
+    note = task_note(index, function, call, f"worker {os.getpid()}, attempt {attempt}")
     return dumps((_pickled(error), name, message, _traceback(error), note, os.getpid(), attempt), 5)
 
 

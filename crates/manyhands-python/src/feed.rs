@@ -4,7 +4,7 @@ use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, ONE_PLAIN};
 use crate::codec::Decoder;
 use crate::input::Input;
 use crate::outcome;
-use crate::pool::{PoolBase, wait_for};
+use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_interruption};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
@@ -38,7 +38,7 @@ const SHORTEST_WAIT: u64 = 200_000;
 
 /// The input side of a map over worker processes, and what is on its way.
 pub(crate) struct Feed {
-    pool: Py<PoolBase>,
+    pool: Arc<Shared>,
     runtime: Arc<Pool>,
     stream: Arc<Stream>,
     ordered: bool,
@@ -89,13 +89,13 @@ pub(crate) struct FeedOptions {
 
 impl Feed {
     pub(crate) fn new(
-        pool: Bound<'_, PoolBase>,
+        py: Python<'_>,
+        pool: Arc<Shared>,
         input: Input,
         options: FeedOptions,
         counts: Arc<Counts>,
     ) -> PyResult<Self> {
-        let py = pool.py();
-        let runtime = pool.get().pool.clone();
+        let runtime = pool.pool.clone();
         let FeedOptions {
             definition,
             tag,
@@ -104,7 +104,7 @@ impl Feed {
             buffer,
         } = options;
         let mut feed = Self {
-            pool: pool.unbind(),
+            pool,
             runtime,
             stream: Stream::new(Some(definition), tag, ordered),
             ordered,
@@ -274,7 +274,7 @@ impl Feed {
     fn send(&mut self, py: Python<'_>, first: u64, count: u32, form: Form, bytes: Bytes) {
         let needs = self.encoder.take_needs();
         let block = Block::new(self.stream.clone(), first, count, form, needs, bytes);
-        if let Err(error) = self.pool.get().send_block(py, block.clone()) {
+        if let Err(error) = self.pool.send_block(py, block.clone()) {
             return self.stop(error, count);
         }
         self.bytes += block.weight();
@@ -316,7 +316,7 @@ impl Feed {
 
     /// Sees to it that there is a piece to hand over; false when all are out.
     fn refill(&mut self, py: Python<'_>) -> PyResult<bool> {
-        self.pool.get().check_process()?;
+        self.pool.check_process()?;
         let now = monotonic_nanos();
         if self.left_at > 0 {
             let away = now.saturating_sub(self.left_at);
@@ -635,7 +635,7 @@ impl Source for Feed {
         self.in_flight = 0;
         let window = std::mem::take(&mut self.window);
         let blocks: Vec<_> = self.block.take().into_iter().chain(window).collect();
-        if blocks.is_empty() || self.pool.get().check_process().is_err() {
+        if blocks.is_empty() || self.pool.check_process().is_err() {
             return; // nothing, or the parent's
         }
         let runtime = &self.runtime;

@@ -173,15 +173,22 @@ pub(crate) fn definition(function: &Bound<'_, PyAny>) -> PyResult<Option<Arc<Def
         }
     }
     if !function.is_callable() {
-        let kind = function.get_type().name()?;
-        return Err(PyTypeError::new_err(format!(
-            "the first argument must be callable, not {kind}"
-        )));
+        return Err(not_callable(function));
     }
     if !is_definable(function)? {
         return Ok(None);
     }
     learn(function, key).map(Some)
+}
+
+/// What is said of a first argument that cannot be called.
+pub(crate) fn not_callable(function: &Bound<'_, PyAny>) -> PyErr {
+    match function.get_type().name() {
+        Ok(kind) => {
+            PyTypeError::new_err(format!("the first argument must be callable, not {kind}"))
+        }
+        Err(error) => error,
+    }
 }
 
 fn learn(function: &Bound<'_, PyAny>, key: usize) -> PyResult<Arc<Definition>> {

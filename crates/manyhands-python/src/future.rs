@@ -1,6 +1,8 @@
 //! The native part of a future.
 
-use crate::pool::{deadline_after, wait_for};
+use crate::crew_task::{CrewTask, End};
+use crate::pool::deadline_after;
+use crate::processes::wait_for;
 use crate::{outcome, process};
 use manyhands_runtime::{Outcome, Pool, Task};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
@@ -16,27 +18,84 @@ pub(crate) struct TaskFuture {
     known: OnceLock<Known>,
 }
 
-struct Content {
-    generation: u32,
-    pool: Arc<Pool>,
-    task: Mutex<Option<Arc<Task>>>,
+/// What a future waits for.
+#[derive(Clone)]
+pub(crate) enum Work {
+    Process(Arc<Pool>, Arc<Task>),
+    Thread(Arc<CrewTask>),
+    /// Nothing any more: the end is known, or another thread is about to know it.
+    Ended,
 }
 
-enum Known {
+impl Work {
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Process(pool, task) => pool.poll(task),
+            Self::Thread(task) => task.is_done(),
+            Self::Ended => true,
+        }
+    }
+
+    /// Waits for the end; false if the time was up.
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        match self {
+            Self::Process(pool, task) => {
+                Ok(task.is_done() || wait_for(py, pool, task, deadline_after(timeout))?)
+            }
+            Self::Thread(task) => Ok(task.is_done() || task.wait(py, deadline_after(timeout))?),
+            Self::Ended => Ok(true),
+        }
+    }
+
+    /// What it came to, decoded; none if it has not ended.
+    fn known(&self, py: Python<'_>) -> Option<Known> {
+        match self {
+            Self::Process(_, task) => Some(match task.outcome()? {
+                Outcome::Cancelled => Known::Cancelled,
+                outcome => match outcome::value(py, task, outcome) {
+                    Ok(value) => Known::Value(value.unbind()),
+                    Err(error) => Known::Error(error.into_value(py).into_any()),
+                },
+            }),
+            Self::Thread(task) => Some(match task.end(py)? {
+                End::Value(value) => Known::Value(value),
+                End::Error(error) => Known::Error(error),
+                End::Cancelled => Known::Cancelled,
+            }),
+            Self::Ended => None,
+        }
+    }
+}
+
+struct Content {
+    generation: u32,
+    work: Mutex<Work>,
+}
+
+pub(crate) enum Known {
     Value(Py<PyAny>),
     Error(Py<PyAny>),
     Cancelled,
 }
 
 impl TaskFuture {
-    pub(crate) fn fill(&self, pool: Arc<Pool>, task: Arc<Task>) {
+    /// Says what the future waits for: by whoever made it, once.
+    pub(crate) fn fill(&self, work: Work) {
         let content = Content {
             generation: process::generation(),
-            pool,
-            task: Mutex::new(Some(task)),
+            work: Mutex::new(work),
         };
-        // A future is filled by whoever made it, once.
         let _first = self.content.set(content);
+    }
+
+    /// Says what it came to.
+    pub(crate) fn end(&self, known: Known) {
+        let _first = self.known.set(known);
+        self.fill(Work::Ended);
+    }
+
+    fn is_known_to_be(&self, what: impl Fn(&Known) -> bool) -> bool {
+        self.known.get().is_some_and(what)
     }
 
     fn content(&self) -> PyResult<&Content> {
@@ -45,17 +104,11 @@ impl TaskFuture {
         })
     }
 
-    fn task(&self) -> PyResult<(&Arc<Pool>, Option<Arc<Task>>)> {
+    fn work(&self) -> PyResult<Work> {
         let content = self.content()?;
         process::check(content.generation, "this future's pool")?;
-        Ok((
-            &content.pool,
-            content
-                .task
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        ))
+        let work = content.work.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(work.clone())
     }
 
     /// Waits for the end and decodes it, once; none if the time was up.
@@ -63,37 +116,27 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(Some(known));
         }
-        let (pool, task) = self.task()?;
-        let Some(task) = task else {
-            // Another thread decodes just now, or has.
-            return Ok(Some(py.detach(|| self.known.wait())));
-        };
-        if !task.is_done()
-            && !pool.poll(&task)
-            && !wait_for(py, pool, &task, deadline_after(timeout))?
-        {
+        let work = self.work()?;
+        if !work.wait(py, timeout)? {
             return Ok(None);
         }
-        let Some(outcome) = task.outcome() else {
-            return Ok(None);
-        };
-        let known = match outcome {
-            Outcome::Cancelled => Known::Cancelled,
-            outcome => match outcome::value(py, &task, outcome) {
-                Ok(value) => Known::Value(value.unbind()),
-                Err(error) => Known::Error(error.into_value(py).into_any()),
-            },
-        };
-        // Two threads may decode at once; the first wins, and all see its object.
-        let known = self.known.get_or_init(|| known);
+        match work.known(py) {
+            // Two threads may decode at once; the first wins, and all see its object.
+            Some(known) => drop(self.known.set(known)),
+            None if matches!(work, Work::Ended) => {}
+            None => return Ok(None),
+        }
         let content = self.content()?;
-        let done = content
-            .task
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let done = std::mem::replace(
+            &mut *content.work.lock().unwrap_or_else(PoisonError::into_inner),
+            Work::Ended,
+        );
         drop(done);
-        Ok(Some(known))
+        // Without one another thread decodes just now.
+        Ok(Some(match self.known.get() {
+            Some(known) => known,
+            None => py.detach(|| self.known.wait()),
+        }))
     }
 }
 
@@ -155,14 +198,16 @@ impl TaskFuture {
         if self.known.get().is_some() {
             return Ok(true);
         }
-        let (pool, task) = self.task()?;
-        Ok(task.is_none_or(|task| pool.poll(&task)))
+        Ok(self.work()?.is_done())
     }
 
     /// Whether the task has started and not ended.
     fn running(&self) -> PyResult<bool> {
-        let (pool, task) = self.task()?;
-        Ok(task.is_some_and(|task| pool.is_running(&task)))
+        Ok(match self.work()? {
+            Work::Process(pool, task) => pool.is_running(&task),
+            Work::Thread(task) => task.is_running(),
+            Work::Ended => false,
+        })
     }
 
     /// Whether the task was cancelled.
@@ -170,8 +215,11 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(matches!(known, Known::Cancelled));
         }
-        let (_, task) = self.task()?;
-        Ok(task.is_some_and(|task| matches!(task.outcome(), Some(Outcome::Cancelled))))
+        Ok(match self.work()? {
+            Work::Process(_, task) => matches!(task.outcome(), Some(Outcome::Cancelled)),
+            Work::Thread(task) => task.is_cancelled(),
+            Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Cancelled)),
+        })
     }
 
     /// Cancels the task, if it has not started; whether it is cancelled now.
@@ -179,15 +227,21 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(matches!(known, Known::Cancelled));
         }
-        let (pool, task) = self.task()?;
-        Ok(task.is_some_and(|task| py.detach(|| pool.cancel(&task))))
+        Ok(match self.work()? {
+            Work::Process(pool, task) => py.detach(|| pool.cancel(&task)),
+            Work::Thread(task) => task.cancel(),
+            Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Cancelled)),
+        })
     }
 
     /// Has the token come out of `wait_completions` when the task has ended; false if it has ended
     /// already.
     fn _observe(&self, token: u64) -> PyResult<bool> {
-        let (pool, task) = self.task()?;
-        Ok(task.is_some_and(|task| pool.observe(&task, token)))
+        Ok(match self.work()? {
+            Work::Process(pool, task) => pool.observe(&task, token),
+            Work::Thread(task) => task.observe(token),
+            Work::Ended => false,
+        })
     }
 
     /// Whether the task ended by returning. Asked by `_future` of tasks that have ended.
@@ -195,8 +249,11 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(matches!(known, Known::Value(_)));
         }
-        let (_, task) = self.task()?;
-        Ok(task.is_some_and(|task| matches!(task.outcome(), Some(Outcome::Value(..)))))
+        Ok(match self.work()? {
+            Work::Process(_, task) => matches!(task.outcome(), Some(Outcome::Value(..))),
+            Work::Thread(task) => task.has_value(),
+            Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Value(_))),
+        })
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), pyo3::PyTraverseError> {
@@ -207,7 +264,7 @@ impl TaskFuture {
     }
 }
 
-fn cancelled(py: Python<'_>) -> PyErr {
+pub(crate) fn cancelled(py: Python<'_>) -> PyErr {
     match crate::hooks::cancelled_error(py).and_then(|class| class.call0()) {
         Ok(error) => PyErr::from_value(error),
         Err(error) => error,

@@ -54,3 +54,16 @@ hook!(/// `(results) -> Summary`, at the end of `run`.
     summary, "manyhands._results", "summary");
 hook!(/// `(error, results)`: a map was stopped by a signal.
     stopped, "manyhands._results", "stopped");
+hook!(/// `(error, function, args, keywords, index, where) -> BaseException`: what becomes of an exception
+    /// that a task raised in this process.
+    explained, "manyhands._local", "explained");
+hook!(/// `(coroutine, function) -> BaseException`: closes what nobody would await.
+    not_awaited, "manyhands._local", "not_awaited");
+hook!(/// `(error) -> BaseException`: what all tasks end with when their pool's initializer has raised.
+    initializer_failed, "manyhands._local", "initializer_failed");
+hook!(/// `(value, tag) -> value`: a copy, for what plain pickle refuses; the tag is a call's, or None.
+    copied, "manyhands._local", "copied");
+hook!(/// `(crew, slot, name) -> Thread`, started.
+    start_thread, "manyhands._threads", "start");
+hook!(/// `(threads)`: waits for threads that have nothing left to do.
+    join_threads, "manyhands._threads", "join");

@@ -60,6 +60,11 @@ impl Input {
         self.star && self.batch.is_none()
     }
 
+    /// Whether an item is a list of several of what the iterators give.
+    pub(crate) fn is_batched(&self) -> bool {
+        self.batch.is_some()
+    }
+
     /// Whether the input made this thread wait when it was asked last.
     pub(crate) fn is_slow(&self) -> bool {
         self.pull_nanos > SLOW

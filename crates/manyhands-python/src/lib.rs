@@ -4,16 +4,23 @@ mod calls;
 mod classes;
 mod codec;
 mod command_line;
+mod crew;
+mod crew_map;
+mod crew_task;
+mod engine;
 mod feed;
 mod functions;
 mod future;
 mod hooks;
+mod inline;
 mod input;
+mod local;
 mod machine;
 mod outcome;
 mod pickle;
 mod pool;
 mod process;
+mod processes;
 mod results;
 mod worker;
 
@@ -21,6 +28,8 @@ mod worker;
 mod _core {
     #[pymodule_export]
     use super::command_line::parse_command_line;
+    #[pymodule_export]
+    use super::crew::CrewMember;
     #[pymodule_export]
     use super::functions::{PyDefinition, forget_functions};
     #[pymodule_export]

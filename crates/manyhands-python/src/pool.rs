@@ -1,24 +1,21 @@
-//! The native part of a pool.
+//! The native part of a pool, whatever engine runs its tasks.
 
-use crate::calls::{self, Call, HIDE_ARGS};
-use crate::feed::{Feed, FeedOptions};
-use crate::future::TaskFuture;
+use crate::crew::Crew;
+use crate::engine::{Engine, MapCall};
+use crate::inline::Inline;
 use crate::input::Input;
+use crate::process;
+use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
-use crate::{hooks, outcome, process};
-use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::{
-    Awaited, Block, Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind,
-};
-use pyo3::exceptions::PyRuntimeError;
+use manyhands_os::monotonic_nanos;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
-const TELL_EVERY: u64 = 100_000_000;
+/// The longest wait for the end of tasks before signals are looked for.
+const LOOK_FOR_SIGNALS: u64 = 50_000_000;
 
 /// The nanosecond at which a wait of so many seconds ends.
 pub(crate) fn deadline_after(timeout: Option<f64>) -> Option<u64> {
@@ -26,159 +23,43 @@ pub(crate) fn deadline_after(timeout: Option<f64>) -> Option<u64> {
     Some(monotonic_nanos().saturating_add((seconds * 1e9) as u64))
 }
 
-/// Waits for something without holding Python up; false if the time was up.
-pub(crate) fn wait_for(
-    py: Python<'_>,
-    pool: &Pool,
-    awaited: &Arc<impl Awaited>,
-    deadline: Option<u64>,
-) -> PyResult<bool> {
-    if pool.poll(awaited) {
-        return Ok(true);
-    }
-    py.detach(|| {
-        pool.wait(awaited, deadline, || {
-            // Signals are the main thread's; others need not wait for Python to look for them.
-            if manyhands_os::is_main_thread() {
-                Python::attach(|py| py.check_signals())
-            } else {
-                Ok(())
-            }
-        })
-    })
-}
+/// What runs before the first task of a worker, and its arguments.
+pub(crate) type Initializer<'py> = Option<(Bound<'py, PyAny>, Bound<'py, PyTuple>)>;
 
 /// What `manyhands.Pool` builds on.
 #[pyclass(name = "PoolBase", module = "manyhands._core", subclass, frozen)]
 pub(crate) struct PoolBase {
-    pub(crate) pool: Arc<Pool>,
+    engine: Box<dyn Engine>,
     generation: u32,
-    hide_args: bool,
-    /// When workers were told last what they find at their birth, 0 before the first task.
-    told_at: AtomicU64,
-    index: AtomicU64,
 }
 
 impl PoolBase {
-    pub(crate) fn check_process(&self) -> PyResult<()> {
+    fn check_process(&self) -> PyResult<()> {
         process::check(self.generation, "this pool")
-    }
-
-    fn refused(py: Python<'_>, refused: Refused) -> PyErr {
-        match refused {
-            Refused::Closed => {
-                PyRuntimeError::new_err("cannot schedule new tasks: the pool is shut down")
-            }
-            Refused::Broken(why) => outcome::breakage(py, &why),
-        }
-    }
-
-    /// Before the first task: tells workers to come where they are born and what to import.
-    #[cold]
-    fn prepare(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
-        hooks::prepare(function.py())?.call1((function,))?;
-        self.told_at.store(coarse_nanos(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Now and then: environment, paths and the like may have changed since.
-    #[cold]
-    fn tell_again(&self, py: Python<'_>, now: u64) -> PyResult<()> {
-        self.told_at.store(now, Ordering::Relaxed);
-        hooks::tell_birth_again(py)?.call0()?;
-        Ok(())
-    }
-
-    #[inline]
-    fn ready(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.check_process()?;
-        // Relaxed: at worst it is told twice.
-        let told_at = self.told_at.load(Ordering::Relaxed);
-        let now = coarse_nanos();
-        if now < told_at + TELL_EVERY {
-            Ok(())
-        } else if told_at == 0 {
-            self.prepare(function)
-        } else {
-            self.tell_again(function.py(), now)
-        }
-    }
-
-    fn send(&self, py: Python<'_>, call: Call) -> PyResult<Arc<Task>> {
-        // Relaxed: a number for messages.
-        let index = self.index.fetch_add(1, Ordering::Relaxed);
-        let tag = if self.hide_args {
-            call.tag | HIDE_ARGS
-        } else {
-            call.tag
-        };
-        let task = Task::new(index, call.definition.clone());
-        let entry = Entry::new(
-            Some(task.clone()),
-            TaskKind::Run,
-            call.definition,
-            call.needs,
-            tag,
-            call.payload,
-        );
-        self.pool
-            .submit(entry)
-            .map_err(|refused| Self::refused(py, refused))?;
-        Ok(task)
-    }
-
-    /// Sends items of a map.
-    pub(crate) fn send_block(&self, py: Python<'_>, block: Arc<Block>) -> PyResult<()> {
-        self.pool
-            .submit(Entry::block(block))
-            .map_err(|refused| Self::refused(py, refused))
     }
 }
 
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (workers, initializer, show_args))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name))]
     fn new(
+        engine: &str,
         workers: usize,
-        initializer: Option<(Bound<'_, PyAny>, Bound<'_, PyTuple>)>,
+        initializer: Initializer<'_>,
         show_args: bool,
+        copy: bool,
+        name: &str,
     ) -> PyResult<Self> {
-        let initializer = initializer
-            .map(|(function, args)| {
-                let call = calls::encode_call(&function, &args, None)?;
-                let payload = call.payload.with(<[u8]>::to_vec)?;
-                let Call {
-                    definition,
-                    needs,
-                    tag,
-                    ..
-                } = call;
-                let tag = if show_args { tag } else { tag | HIDE_ARGS };
-                Ok::<_, PyErr>(Initializer {
-                    definition,
-                    needs,
-                    tag,
-                    payload,
-                })
-            })
-            .transpose()?;
-        let cores = manyhands_os::cpu_count();
-        let pool = Pool::new(
-            process::supervisor()?,
-            PoolOptions {
-                workers,
-                initializer,
-                cores,
-            },
-        )
-        .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
+        let engine: Box<dyn Engine> = match engine {
+            "process" => Box::new(Processes::new(workers, initializer, show_args)?),
+            "thread" => Box::new(Crew::new(workers, initializer, show_args, name)),
+            "inline" => Box::new(Inline::new(initializer, show_args, copy)),
+            _ => return Err(PyValueError::new_err(format!("no engine {engine:?}"))),
+        };
         Ok(Self {
-            pool,
+            engine,
             generation: process::generation(),
-            hide_args: !show_args,
-            told_at: AtomicU64::new(0),
-            index: AtomicU64::new(0),
         })
     }
 
@@ -188,8 +69,9 @@ impl PoolBase {
 
     /// Runs `function(*args, **kwargs)` in a worker; gives its `Future`.
     ///
-    /// Every argument goes to the function. Arguments are taken as they are now, whatever is done to
-    /// them later.
+    /// Every argument goes to the function. On processes, arguments are taken as they are now,
+    /// whatever is done to them later; threads get the same objects. With `engine="inline"` the
+    /// function runs in this call.
     ///
     /// Raises:
     ///     NotPicklable: something in the call cannot be sent; the message names the path to it.
@@ -206,16 +88,8 @@ impl PoolBase {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let py = function.py();
-        self.ready(function)?;
-        let call = calls::encode_call(function, args, kwargs)?;
-        let future = hooks::future(py)?.call0()?;
-        let task = self.send(py, call)?;
-        future
-            .cast::<TaskFuture>()?
-            .get()
-            .fill(self.pool.clone(), task);
-        Ok(future)
+        self.check_process()?;
+        self.engine.submit(function, args, kwargs)
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
@@ -226,42 +100,38 @@ impl PoolBase {
         clippy::too_many_arguments,
         reason = "the options of a map, by position"
     )]
-    fn _map<'py>(
-        slf: &Bound<'py, Self>,
-        function: &Bound<'py, PyAny>,
-        iterables: &Bound<'py, PyTuple>,
+    fn _map(
+        &self,
+        function: &Bound<'_, PyAny>,
+        iterables: &Bound<'_, PyTuple>,
         star: bool,
         ordered: bool,
         batch: Option<usize>,
         timeout: Option<f64>,
         buffer: Option<u64>,
     ) -> PyResult<SourceHandle> {
-        let this = slf.get();
-        this.ready(function)?;
-        let input = Input::new(iterables, star, batch)?;
-        let options = FeedOptions {
-            definition: calls::define_for_map(function)?,
-            tag: if this.hide_args { HIDE_ARGS } else { 0 },
+        self.check_process()?;
+        let counts = Arc::new(Counts::default());
+        let call = MapCall {
+            input: Input::new(iterables, star, batch)?,
             ordered,
             deadline: deadline_after(timeout),
             buffer,
+            counts: counts.clone(),
         };
-        let counts = Arc::new(Counts::default());
-        let feed = Feed::new(slf.clone(), input, options, counts.clone())?;
-        Ok(SourceHandle::new(Box::new(feed), counts))
+        Ok(SourceHandle::new(self.engine.map(function, call)?, counts))
     }
 
     /// Starts all workers now instead of with their first tasks.
     fn _start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.ready(function)?;
-        self.pool.start_all();
-        Ok(())
+        self.check_process()?;
+        self.engine.start(function)
     }
 
-    /// Takes no more tasks; see `Pool::close`.
+    /// Takes no more tasks; see `Engine::close`.
     fn _close(&self, py: Python<'_>, cancel: bool, kill: bool) {
         if self.generation == process::generation() {
-            py.detach(|| self.pool.close(cancel, kill));
+            self.engine.close(py, cancel, kill);
         }
     }
 
@@ -276,8 +146,8 @@ impl PoolBase {
             let now = monotonic_nanos();
             let left = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
             // Signals end no wait of this kind, so it looks for them now and then.
-            let time = Duration::from_nanos(left.min(50_000_000));
-            if py.detach(|| self.pool.wait_quiet(workers, time)) {
+            let time = Duration::from_nanos(left.min(LOOK_FOR_SIGNALS));
+            if self.engine.wait_quiet(py, workers, time)? {
                 return Ok(true);
             }
             py.check_signals()?;
@@ -290,7 +160,7 @@ impl PoolBase {
     /// How many tasks have not ended.
     fn _pending(&self) -> usize {
         if self.generation == process::generation() {
-            self.pool.pending()
+            self.engine.pending()
         } else {
             0
         }
@@ -299,32 +169,7 @@ impl PoolBase {
     /// What `manyhands.Pool.stats` shows.
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.check_process()?;
-        let stats = self.pool.stats();
-        let answer = PyDict::new(py);
-        let workers = stats
-            .workers
-            .iter()
-            .map(|worker| {
-                let item = PyDict::new(py);
-                item.set_item("slot", worker.slot)?;
-                item.set_item("pid", worker.pid)?;
-                item.set_item("restarts", worker.restarts)?;
-                item.set_item("done", worker.done)?;
-                item.set_item("busy", worker.busy_nanos as f64 / 1e9)?;
-                item.set_item("task_age", worker.task_age.map(|nanos| nanos as f64 / 1e9))?;
-                item.set_item("task_index", worker.task_index)?;
-                item.set_item("waiting", worker.waiting)?;
-                item.set_item("age", worker.age as f64 / 1e9)?;
-                Ok(item)
-            })
-            .collect::<PyResult<Vec<_>>>()?;
-        answer.set_item("workers", workers)?;
-        answer.set_item("queued", stats.queued)?;
-        answer.set_item("pending", stats.pending)?;
-        answer.set_item("done", stats.done)?;
-        answer.set_item("deaths", stats.deaths)?;
-        answer.set_item("late_wakes", stats.late_wakes)?;
-        Ok(answer)
+        self.engine.stats(py)
     }
 }
 
@@ -332,7 +177,7 @@ impl Drop for PoolBase {
     fn drop(&mut self) {
         if self.generation == process::generation() {
             // What was submitted still runs; then the workers leave.
-            self.pool.close(false, false);
+            Python::attach(|py| self.engine.close(py, false, false));
         }
     }
 }

@@ -15,7 +15,7 @@ pub struct Completions {
 
 impl Completions {
     /// Adds tokens, emptying the list.
-    pub(crate) fn push(&self, tokens: &mut Vec<u64>) {
+    pub fn push(&self, tokens: &mut Vec<u64>) {
         self.tokens
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -1,0 +1,808 @@
+//! A map over the threads of a pool.
+//!
+//! **Items** wait in one queue per map (`waiting`), from which any thread takes the next; what has not
+//! started belongs to nobody. A thread works in *laps*: as many items as took about 50 µs so far, one while
+//! nothing is known. Between two items of a lap it holds the map's mutex once, to hand over the end of
+//! the one and take the next; it looks at the clock and at the pool's queue only between laps.
+//!
+//! **The entry.** `queued` says that the map is in the pool's queue, or in the hand of the thread that took
+//! it from there; it changes under the map's mutex. Whoever adds items while it is false puts the map into
+//! the queue. The thread that takes the map from the queue and finds items left puts it back before it
+//! starts its own, else it sets `queued` to false. So items that wait are found.
+//!
+//! **The consumer** takes from the input, hands over results, and sleeps when there is nothing to do.
+//! Before it sleeps it says under the mutex what it waits for (`awaits`), and clears `bell`. Whoever brings
+//! that about takes the wish back, unlocks, then sets the bell and wakes it: once for all that happens
+//! until the consumer runs again, which with a GIL may be thousands of items later.
+//!
+//! **What generators yield** is bounded. A thread that finds no room sleeps on `room` until some was
+//! taken. For the item whose results come next there is always room for one value.
+
+use crate::crew::{Crew, Entry, Member, Refused};
+use crate::engine::MapCall;
+use crate::input::Input;
+use crate::local::{self, Kind, Shown};
+use crate::results::{Counts, Failed, Source, Taken};
+use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
+use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
+use pyo3::prelude::*;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The most items of one map that are on their way, where the caller says nothing else.
+const WINDOW_ITEMS: u64 = 100_000;
+/// How many items a map takes before it returns.
+const FIRST_ITEMS: u64 = 64;
+/// How long a lap takes, in nanoseconds.
+const LAP_NANOS: u64 = 50_000;
+/// The most items of a lap.
+const LAP_ITEMS: u64 = 4096;
+/// For how long items wait at the threads, in nanoseconds: what a change of threads costs is little
+/// against that.
+const SUPPLY_NANOS: u64 = 1_000_000;
+/// How many items are taken from the input before threads get them.
+const PULL_ITEMS: u64 = 1024;
+/// How long input is taken at a time, in nanoseconds.
+const PULL_NANOS: u64 = 1_000_000;
+/// The longest sleep before signals, and somebody's wish to stop, are looked for.
+const LONGEST_SLEEP: u64 = 100_000_000;
+/// The longest sleep of a thread that finds no room, before it looks whether its pool is being left.
+const LONGEST_WAIT_FOR_ROOM: Duration = Duration::from_millis(20);
+
+/// The end of an item, or one value of several.
+pub(crate) enum End {
+    Value(Py<PyAny>),
+    /// A generator has ended.
+    Nothing,
+    /// The exception, and the item.
+    Failed(Box<(Py<PyAny>, Py<PyAny>)>),
+    /// It never ran: cancelled, or with what broke the pool.
+    Over(Option<Arc<Py<PyAny>>>),
+}
+
+/// What comes of an item, in order.
+enum Slot {
+    Open,
+    One(End),
+    /// What it has yielded so far, and whether it has ended.
+    Several(VecDeque<End>, bool),
+}
+
+/// A map, as threads see it.
+pub(crate) struct CrewMap {
+    crew: Arc<Crew>,
+    function: Py<PyAny>,
+    star: bool,
+    ordered: bool,
+    counts: Arc<Counts>,
+    state: Mutex<State>,
+    /// Where threads sleep that have values and no room.
+    room: Condvar,
+    /// 1 when the consumer has something to do.
+    bell: AtomicU32,
+    /// How long an item takes, in nanoseconds; 0 while nobody knows.
+    item_nanos: AtomicU64,
+    /// The thread that took from it last.
+    consumer: AtomicUsize,
+}
+
+struct State {
+    /// Items that have not started, the first of them with index `next`.
+    waiting: VecDeque<Py<PyAny>>,
+    next: u64,
+    queued: bool,
+    cancelled: bool,
+    running: usize,
+    /// In order: what comes of the items from index `first` on.
+    slots: VecDeque<Slot>,
+    first: u64,
+    /// In any order: index, whether more follows, what came.
+    ends: VecDeque<(u64, bool, End)>,
+    /// Items that have ended and were not taken.
+    ended: u64,
+    /// Values that were yielded and not taken, and the most of them.
+    yielded: u64,
+    most_yielded: u64,
+    /// Threads that sleep for want of room.
+    without_room: usize,
+    awaits: Option<Awaits>,
+}
+
+/// What a consumer that sleeps waits for besides results: that no more than so many items wait.
+#[derive(Clone, Copy)]
+struct Awaits {
+    supply: Option<usize>,
+}
+
+impl State {
+    /// Whether a result can be taken.
+    #[inline]
+    fn is_ready(&self) -> bool {
+        match self.slots.front() {
+            None => !self.ends.is_empty(),
+            Some(Slot::Open) => false,
+            Some(Slot::One(_)) => true,
+            Some(Slot::Several(values, ended)) => *ended || !values.is_empty(),
+        }
+    }
+
+    /// Whether the consumer has to be woken, which is asked of each change once.
+    #[inline]
+    fn rings(&mut self) -> bool {
+        let Some(awaits) = self.awaits else {
+            return false;
+        };
+        let hungry = awaits
+            .supply
+            .is_some_and(|supply| self.waiting.len() <= supply);
+        if !hungry && !self.is_ready() {
+            return false;
+        }
+        self.awaits = None;
+        true
+    }
+
+    /// Keeps what came of an item; gives it back if nobody wants it.
+    #[inline]
+    fn keep(&mut self, ordered: bool, index: u64, more: bool, end: End) -> Option<End> {
+        if self.cancelled {
+            return Some(end);
+        }
+        self.ended += u64::from(!more);
+        if !ordered {
+            self.ends.push_back((index, more, end));
+            return None;
+        }
+        let at = index.checked_sub(self.first)?;
+        let slot = self.slots.get_mut(usize::try_from(at).ok()?)?;
+        match slot {
+            Slot::Several(values, ended) => {
+                values.push_back(end);
+                *ended = !more;
+            }
+            Slot::Open if more => *slot = Slot::Several(VecDeque::from([end]), false),
+            _ => *slot = Slot::One(end),
+        }
+        None
+    }
+
+    /// Whether one more value of that item may be kept.
+    fn has_room(&self, ordered: bool, index: u64) -> bool {
+        self.yielded < self.most_yielded || (ordered && index == self.first && !self.is_ready())
+    }
+}
+
+impl CrewMap {
+    /// The map's other side, which takes from the input; its first items are started.
+    pub(crate) fn source(
+        crew: Arc<Crew>,
+        function: &Bound<'_, PyAny>,
+        call: MapCall,
+    ) -> PyResult<Box<dyn Source>> {
+        let py = function.py();
+        let MapCall {
+            input,
+            ordered,
+            deadline,
+            buffer,
+            counts,
+        } = call;
+        let most_items = buffer.unwrap_or(WINDOW_ITEMS).max(1);
+        let map = Arc::new(Self {
+            crew,
+            function: function.clone().unbind(),
+            star: input.is_star(),
+            ordered,
+            counts: counts.clone(),
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                next: 0,
+                queued: false,
+                cancelled: false,
+                running: 0,
+                slots: VecDeque::new(),
+                first: 0,
+                ends: VecDeque::new(),
+                ended: 0,
+                yielded: 0,
+                most_yielded: most_items,
+                without_room: 0,
+                awaits: None,
+            }),
+            room: Condvar::new(),
+            bell: AtomicU32::new(0),
+            item_nanos: AtomicU64::new(0),
+            consumer: AtomicUsize::new(crate::crew::this_thread()),
+        });
+        let mut source = Consumer {
+            map,
+            input,
+            counts,
+            deadline,
+            ready: VecDeque::new(),
+            item: None,
+            in_flight: 0,
+            most_items,
+            away: 0,
+            left_at: 0,
+        };
+        // As much as comes at once; input that takes its time is taken while somebody waits.
+        while source.input.index < FIRST_ITEMS && !source.is_full() && !source.input.is_slow() {
+            source.pull(py, 16);
+        }
+        match source.input.take_interruption(py) {
+            Some(interruption) => Err(interruption),
+            None => Ok(Box::new(source)),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many items have not started.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
+    #[inline]
+    fn ring(&self) {
+        // Release pairs with the kernel's look at the word: the ends come through the mutex anyway.
+        self.bell.store(1, Ordering::Release);
+        futex_wake_private(&self.bell, 1);
+    }
+
+    /// Runs items for a while. The calling thread has taken the map from the pool's queue.
+    pub(crate) fn run_lap(self: &Arc<Self>, py: Python<'_>, member: &Member, place: &str) {
+        let mut state = self.state();
+        let Some(item) = state.waiting.pop_front() else {
+            state.queued = false;
+            return;
+        };
+        let mut running = (state.next, item);
+        state.next += 1;
+        state.running += 1;
+        let has_more = !state.waiting.is_empty();
+        state.queued = has_more;
+        drop(state);
+        if has_more && let Err(refused) = self.crew.put_back(self) {
+            self.end_waiting(refused.breakage());
+        }
+        let start = monotonic_nanos();
+        let estimate = self.item_nanos.load(Ordering::Relaxed);
+        let lap = match estimate {
+            0 => 1,
+            nanos => (LAP_NANOS / nanos).clamp(1, LAP_ITEMS),
+        };
+        let mut count = 0;
+        loop {
+            let (index, item) = running;
+            member.starts(index);
+            let end = self.run_item(py, index, item, place);
+            if self.crew.is_of_other_process() {
+                return;
+            }
+            count += 1;
+            let mut state = self.state();
+            let unwanted = state.keep(self.ordered, index, false, end);
+            let rings = state.rings();
+            let next = if count < lap {
+                state.waiting.pop_front()
+            } else {
+                None
+            };
+            let next_index = state.next;
+            match &next {
+                Some(_) => state.next += 1,
+                None => state.running -= 1,
+            }
+            drop(state);
+            drop(unwanted);
+            if rings {
+                self.ring();
+            }
+            self.crew.ended(1);
+            match next {
+                Some(item) => running = (next_index, item),
+                None => break,
+            }
+        }
+        let nanos = monotonic_nanos() - start;
+        member.ends(count, nanos);
+        // Relaxed, and no exchange: an estimate, and figures to show.
+        Counts::add(&self.counts.busy_nanos, nanos);
+        let mean = (nanos / count).max(1);
+        let estimate = match estimate {
+            0 => mean,
+            known => (known - known / 4 + mean / 4).max(1),
+        };
+        self.item_nanos.store(estimate, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn run_item(&self, py: Python<'_>, index: u64, item: Py<PyAny>, place: &str) -> End {
+        let function = self.function.bind(py);
+        let item = item.into_bound(py);
+        let answer = local::call_item(function, &item, self.star);
+        let error = match answer {
+            Ok(value) => match local::kind_of(&value) {
+                Kind::Value => return End::Value(value.unbind()),
+                Kind::Generator => match self.stream(index, &value) {
+                    Ok(()) => return End::Nothing,
+                    Err(error) => error,
+                },
+                Kind::Awaitable => local::not_awaited(&value, function),
+            },
+            Err(error) => error,
+        };
+        self.fail(error, index, item, place)
+    }
+
+    #[cold]
+    fn fail(&self, error: PyErr, index: u64, item: Bound<'_, PyAny>, place: &str) -> End {
+        let py = item.py();
+        let args = if self.crew.shows_args() {
+            local::args_of(&item, self.star)
+        } else {
+            None
+        };
+        let shown = Shown {
+            function: self.function.bind(py),
+            args,
+            kwargs: None,
+            index,
+            place,
+        };
+        let error = local::explained(py, error, shown);
+        End::Failed(Box::new((error, item.unbind())))
+    }
+
+    /// Hands over what a generator yields as it comes.
+    #[cold]
+    fn stream(&self, index: u64, generator: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = generator.py();
+        for value in generator.try_iter()? {
+            let value = value?;
+            if self.crew.is_of_other_process() || !self.hand_over(py, index, value.unbind())? {
+                // Nobody wants more: the generator hears it as it does when it is dropped.
+                generator.call_method0("close")?;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over a value; false if nobody wants it.
+    fn hand_over(&self, py: Python<'_>, index: u64, value: Py<PyAny>) -> PyResult<bool> {
+        loop {
+            let mut state = self.state();
+            if state.cancelled {
+                drop(state);
+                return Ok(false);
+            }
+            if state.has_room(self.ordered, index) {
+                state.yielded += 1;
+                let unwanted = state.keep(self.ordered, index, true, End::Value(value));
+                let rings = state.rings();
+                drop(state);
+                drop(unwanted);
+                if rings {
+                    self.ring();
+                }
+                return Ok(true);
+            }
+            drop(state);
+            if self.crew.is_left_by(self.consumer.load(Ordering::Relaxed)) {
+                return Err(PyRuntimeError::new_err(
+                    "the pool was left while this item had more to yield, and nobody took it",
+                ));
+            }
+            py.detach(|| self.wait_for_room(index));
+        }
+    }
+
+    fn wait_for_room(&self, index: u64) {
+        let mut state = self.state();
+        if state.cancelled || state.has_room(self.ordered, index) {
+            return;
+        }
+        state.without_room += 1;
+        let (mut state, _) = self
+            .room
+            .wait_timeout(state, LONGEST_WAIT_FOR_ROOM)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.without_room -= 1;
+    }
+
+    /// Ends what has not started: it was cancelled, or the pool is broken.
+    pub(crate) fn end_waiting(&self, why: Option<&Arc<Py<PyAny>>>) {
+        let mut state = self.state();
+        let items = std::mem::take(&mut state.waiting);
+        let first = state.next;
+        state.next += items.len() as u64;
+        state.queued = false;
+        for index in first..state.next {
+            state.keep(self.ordered, index, false, End::Over(why.cloned()));
+        }
+        let rings = state.rings();
+        drop(state);
+        if rings {
+            self.ring();
+        }
+        self.crew.ended(items.len());
+    }
+
+    /// Nobody takes results any more.
+    fn cancel(&self) {
+        let mut state = self.state();
+        state.cancelled = true;
+        state.queued = false;
+        let items = std::mem::take(&mut state.waiting);
+        state.next += items.len() as u64;
+        let dropped = (
+            std::mem::take(&mut state.slots),
+            std::mem::take(&mut state.ends),
+        );
+        drop(state);
+        self.room.notify_all();
+        self.crew.forget(items.len());
+        drop((items, dropped));
+    }
+}
+
+/// The consumer's side of a map: its input, and what is on its way.
+struct Consumer {
+    map: Arc<CrewMap>,
+    input: Input,
+    counts: Arc<Counts>,
+    deadline: Option<u64>,
+    /// What came and was not handed over: index, whether more follows, what.
+    ready: VecDeque<(u64, bool, End)>,
+    /// The item whose end was handed over last, if it failed or is a batch.
+    item: Option<Py<PyAny>>,
+    /// Items that were taken and whose end was not handed over.
+    in_flight: u64,
+    most_items: u64,
+    /// How long the consumer stays away, in nanoseconds, and when it left.
+    away: u64,
+    left_at: u64,
+}
+
+impl Consumer {
+    fn is_full(&self) -> bool {
+        self.input.ended || self.in_flight >= self.most_items
+    }
+
+    /// How many items should wait at the threads.
+    fn supply(&self, running: usize) -> u64 {
+        let least = 2 * self.map.crew.most() as u64;
+        match self.map.item_nanos.load(Ordering::Relaxed) {
+            0 => least,
+            nanos => {
+                let time = SUPPLY_NANOS.max(2 * self.away);
+                least.max(time / nanos * running.max(1) as u64)
+            }
+        }
+    }
+
+    /// Takes up to `count` items, as far as the window has room, and gives them to the threads.
+    fn pull(&mut self, py: Python<'_>, count: u64) {
+        let room = self.most_items.saturating_sub(self.in_flight);
+        let mut items = Vec::with_capacity(count.min(room) as usize);
+        while (items.len() as u64) < count.min(room)
+            && let Some(item) = self.input.next(py)
+        {
+            items.push(item.unbind());
+            if self.input.is_slow() {
+                break;
+            }
+        }
+        self.counts
+            .pulled
+            .store(self.input.index, Ordering::Relaxed);
+        if self.input.ended {
+            self.counts.complete.store(true, Ordering::Relaxed);
+        }
+        if items.is_empty() {
+            return;
+        }
+        let count = items.len() as u64;
+        match self.send(py, items) {
+            Ok(()) => self.in_flight += count,
+            Err(error) => {
+                // The pool takes nothing any more: what is on its way comes, then the error.
+                self.input.end();
+                self.input.error = Some(error);
+            }
+        }
+    }
+
+    fn send(&mut self, py: Python<'_>, items: Vec<Py<PyAny>>) -> PyResult<()> {
+        let map = &self.map;
+        map.crew.check_process("this map")?;
+        if map.crew.is_closed() {
+            return Err(map.crew.refusal().into_error(py));
+        }
+        let count = items.len();
+        map.crew.came(count);
+        let mut state = map.state();
+        if map.ordered {
+            state.slots.extend(items.iter().map(|_| Slot::Open));
+        }
+        state.waiting.extend(items);
+        let is_queued = std::mem::replace(&mut state.queued, true);
+        drop(state);
+        if !is_queued && let Err(refused) = map.crew.push(Entry::Map(map.clone())) {
+            // It was closed just now.
+            map.end_waiting(refused.breakage());
+            return Ok(());
+        }
+        map.crew.hire(py, || map.waiting())
+    }
+
+    /// Gives threads more, if they could do with it.
+    fn fill(&mut self, py: Python<'_>) {
+        let start = monotonic_nanos();
+        while !self.is_full() {
+            let (waiting, running) = {
+                let state = self.map.state();
+                (state.waiting.len() as u64, state.running)
+            };
+            let wanted = self.supply(running).saturating_sub(waiting);
+            if wanted == 0 {
+                return;
+            }
+            self.pull(py, wanted.min(PULL_ITEMS));
+            if self.input.is_slow() || monotonic_nanos() - start > PULL_NANOS {
+                return;
+            }
+        }
+    }
+
+    /// Sees to it that something is ready; false when all is out.
+    fn refill(&mut self, py: Python<'_>) -> PyResult<bool> {
+        let now = monotonic_nanos();
+        if self.left_at > 0 {
+            let away = now.saturating_sub(self.left_at);
+            self.away = away.max(self.away - self.away / 8);
+        }
+        self.map
+            .consumer
+            .store(crate::crew::this_thread(), Ordering::Relaxed);
+        loop {
+            let found = self.drain();
+            // Of slow input only what is needed: a result that is there does not wait for it.
+            if !found || !self.input.is_slow() {
+                self.fill(py);
+            }
+            if let Some(interruption) = self.input.take_interruption(py) {
+                return Err(interruption);
+            }
+            if found {
+                self.left_at = monotonic_nanos();
+                return Ok(true);
+            }
+            if self.in_flight == 0 && self.input.ended {
+                return match self.input.error.take() {
+                    Some(error) => Err(error),
+                    None => Ok(false),
+                };
+            }
+            self.wait(py)?;
+        }
+    }
+
+    /// Takes all that is there; whether it was something.
+    fn drain(&mut self) -> bool {
+        let mut state = self.map.state();
+        let state = &mut *state;
+        if self.map.ordered {
+            while let Some(slot) = state.slots.front_mut() {
+                let index = state.first;
+                match slot {
+                    Slot::Open => break,
+                    Slot::One(end) => {
+                        let end = std::mem::replace(end, End::Nothing);
+                        self.ready.push_back((index, false, end));
+                    }
+                    Slot::Several(values, ended) => {
+                        let ended = *ended;
+                        let count = values.len();
+                        for (at, end) in values.drain(..).enumerate() {
+                            let more = !ended || at + 1 < count;
+                            state.yielded -= u64::from(more);
+                            self.ready.push_back((index, more, end));
+                        }
+                        if !ended {
+                            break;
+                        }
+                    }
+                }
+                state.slots.pop_front();
+                state.first += 1;
+                state.ended -= 1;
+            }
+        } else if self.ready.is_empty() {
+            std::mem::swap(&mut self.ready, &mut state.ends);
+            let yielded = self.ready.iter().filter(|(_, more, _)| *more).count() as u64;
+            state.yielded -= yielded;
+            state.ended -= self.ready.len() as u64 - yielded;
+        }
+        if state.without_room > 0 {
+            self.map.room.notify_all();
+        }
+        let unread = self.ready.len() as u64 + state.ended;
+        self.counts.ready.store(unread, Ordering::Relaxed);
+        !self.ready.is_empty()
+    }
+
+    /// Sleeps until there is a result, or threads need more items.
+    fn wait(&mut self, py: Python<'_>) -> PyResult<()> {
+        if self.counts.closing.load(Ordering::Relaxed) {
+            self.cancel(py);
+            return Ok(());
+        }
+        let map = &self.map;
+        map.crew.check_process("this map")?;
+        let mut longest = LONGEST_SLEEP;
+        let mut supply = None;
+        if !self.is_full() {
+            if self.input.is_slow() {
+                // The result may be there in a moment, the next item will not.
+                longest = self.input.pull_nanos() / 8;
+            } else {
+                supply = Some((self.supply(1) / 2) as usize);
+            }
+        }
+        let now = monotonic_nanos();
+        let left = self
+            .deadline
+            .map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
+        let mut state = map.state();
+        state.awaits = Some(Awaits { supply });
+        if state.rings() {
+            return Ok(());
+        }
+        map.bell.store(0, Ordering::Relaxed);
+        let unread = state.ended;
+        drop(state);
+        self.counts.ready.store(unread, Ordering::Relaxed);
+        let time = Duration::from_nanos(longest.min(left));
+        let why = py.detach(|| futex_wait_private(&map.bell, 0, Some(time)));
+        map.state().awaits = None;
+        if why != Waited::Woken {
+            py.check_signals()?;
+        }
+        if left <= longest && why == Waited::TimedOut && !map.state().is_ready() {
+            return Err(PyTimeoutError::new_err(()));
+        }
+        Ok(())
+    }
+
+    /// What is handed over.
+    #[inline]
+    fn taken<'py>(&mut self, py: Python<'py>, index: u64, more: bool, end: End) -> Taken<'py> {
+        if !more {
+            self.in_flight -= 1;
+        }
+        self.item = if self.input.is_batched() {
+            self.input.kept(py, index, !more).map(Bound::unbind)
+        } else {
+            None
+        };
+        let (is_value, outcome) = match end {
+            End::Value(value) => (true, Ok(value.into_bound(py))),
+            End::Nothing => (false, Ok(py.None().into_bound(py))),
+            End::Failed(failed) => {
+                let (error, item) = *failed;
+                self.item = Some(item);
+                let failed = Failed {
+                    error: PyErr::from_value(error.into_bound(py)),
+                    pid: std::process::id() as i32,
+                    attempts: 1,
+                    died: false,
+                };
+                (true, Err(failed))
+            }
+            End::Over(why) => {
+                let refused = why.map_or(Refused::Cancelled, Refused::Broken);
+                let failed = Failed {
+                    error: refused.into_error(py),
+                    pid: 0,
+                    attempts: 0,
+                    died: false,
+                };
+                (true, Err(failed))
+            }
+        };
+        Taken {
+            index,
+            more,
+            is_value,
+            outcome,
+        }
+    }
+}
+
+impl Source for Consumer {
+    #[inline]
+    fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Taken<'py>>> {
+        loop {
+            if let Some((index, more, end)) = self.ready.pop_front() {
+                return Ok(Some(self.taken(py, index, more, end)));
+            }
+            if !self.refill(py)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    #[inline]
+    fn take_value<'py>(&mut self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let Some((_, false, End::Value(_))) = self.ready.front() else {
+            return None;
+        };
+        let (_, _, end) = self.ready.pop_front()?;
+        self.in_flight -= 1;
+        match end {
+            End::Value(value) => Some(value.into_bound(py)),
+            _ => None,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.ready.is_empty() || self.map.state().is_ready()
+    }
+
+    fn input<'py>(&mut self, py: Python<'py>, taken: &Taken<'py>) -> Option<Bound<'py, PyAny>> {
+        let item = self.item.take().map(|item| item.into_bound(py));
+        item.or_else(|| self.input.kept(py, taken.index, !taken.more))
+    }
+
+    fn batch_len(&self, index: u64) -> Option<usize> {
+        self.input.batch_len(index)
+    }
+
+    fn forget_inputs(&mut self) {
+        // Whether a batch fails is known when its results are counted.
+        if !self.input.is_batched() {
+            self.input.forget();
+        }
+    }
+
+    fn cancel(&mut self, _py: Python<'_>) {
+        self.input.end();
+        self.in_flight = 0;
+        self.ready.clear();
+        // A child of fork leaves alone what is its parent's.
+        if !self.map.crew.is_of_other_process() {
+            self.map.cancel();
+        }
+    }
+
+    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()> {
+        let most = std::mem::replace(&mut self.most_items, u64::MAX);
+        // Whatever it needs of memory: the caller leaves the pool, and nothing is lost.
+        self.map.state().most_yielded = u64::MAX;
+        self.map.room.notify_all();
+        while !self.input.ended {
+            self.pull(py, PULL_ITEMS);
+            py.check_signals()?;
+            if let Some(interruption) = self.input.take_interruption(py) {
+                return Err(interruption);
+            }
+        }
+        self.most_items = most;
+        Ok(())
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            Python::attach(|py| self.cancel(py));
+        }
+    }
+}

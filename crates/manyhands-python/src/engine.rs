@@ -1,0 +1,50 @@
+//! What a pool asks of its engine.
+
+use crate::input::Input;
+use crate::results::{Counts, Source};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a map asks for.
+pub(crate) struct MapCall {
+    pub(crate) input: Input,
+    pub(crate) ordered: bool,
+    /// The nanosecond by which all results have to be there.
+    pub(crate) deadline: Option<u64>,
+    /// The most items on their way.
+    pub(crate) buffer: Option<u64>,
+    pub(crate) counts: Arc<Counts>,
+}
+
+/// Runs tasks: in worker processes (`processes`), in threads (`crew`), in the calling thread (`inline`).
+pub(crate) trait Engine: Send + Sync {
+    /// Runs a call; gives its `Future`.
+    fn submit<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>>;
+
+    /// Runs a function for the items of an input.
+    fn map(&self, function: &Bound<'_, PyAny>, call: MapCall) -> PyResult<Box<dyn Source>>;
+
+    /// Starts all workers now instead of with their first tasks.
+    fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()>;
+
+    /// Takes no more tasks. With `cancel` what has not started is cancelled, with `kill` what runs is
+    /// ended where that can be done.
+    fn close(&self, py: Python<'_>, cancel: bool, kill: bool);
+
+    /// Waits for at most so long until all tasks have ended and, with `workers`, the workers are gone;
+    /// whether that is so.
+    fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool>;
+
+    /// How many tasks have not ended.
+    fn pending(&self) -> usize;
+
+    /// What `manyhands.Pool.stats` shows.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>>;
+}

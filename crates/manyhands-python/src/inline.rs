@@ -1,0 +1,532 @@
+//! The inline engine: tasks run in the thread that submits them, or takes their result.
+//!
+//! It starts nothing. Arguments and results are copied as they are on their way to a worker process and
+//! back, so that what works here works there, unless copies were declined. The function itself is not.
+
+use crate::calls;
+use crate::codec::{Decoder, Encoder};
+use crate::crew::Refused;
+use crate::engine::{Engine, MapCall};
+use crate::future::{Known, TaskFuture};
+use crate::input::Input;
+use crate::local::{self, Kind, Shown};
+use crate::pool::Initializer;
+use crate::results::{Counts, Failed, Source, Taken};
+use crate::{functions, hooks, pickle};
+use manyhands_os::monotonic_nanos;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyTimeoutError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyIterator, PyTuple};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Where a task runs, in words.
+const PLACE: &str = "the calling thread";
+
+/// A pool without workers.
+pub(crate) struct Inline(Arc<Shared>);
+
+/// What the pool and its maps share.
+struct Shared {
+    copies: bool,
+    shows_args: bool,
+    /// What runs before the first task; none once it was started.
+    initializer: Mutex<Option<(Py<PyAny>, Py<PyTuple>)>>,
+    /// What the initializer raised.
+    broken: Mutex<Option<Arc<Py<PyAny>>>>,
+    closed: AtomicBool,
+    index: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Inline {
+    pub(crate) fn new(initializer: Initializer<'_>, show_args: bool, copy: bool) -> Self {
+        let initializer = initializer.map(|(function, args)| (function.unbind(), args.unbind()));
+        Self(Arc::new(Shared {
+            copies: copy,
+            shows_args: show_args,
+            initializer: Mutex::new(initializer),
+            broken: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            index: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+        }))
+    }
+}
+
+impl Shared {
+    /// Before a task: the pool has to be open, and its initializer to have run.
+    #[inline]
+    fn ready(&self, py: Python<'_>) -> PyResult<()> {
+        // Relaxed: who closes the pool in another thread has no order with this.
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(self.refusal(py));
+        }
+        let initializer = self
+            .initializer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match initializer {
+            None => Ok(()),
+            Some((function, args)) => self.initialize(function.bind(py), args.bind(py)),
+        }
+    }
+
+    #[cold]
+    fn refusal(&self, py: Python<'_>) -> PyErr {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = broken.clone().map_or(Refused::Closed, Refused::Broken);
+        drop(broken);
+        refused.into_error(py)
+    }
+
+    #[cold]
+    fn initialize(&self, function: &Bound<'_, PyAny>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+        let py = function.py();
+        let Err(error) = function.call1(args) else {
+            return Ok(());
+        };
+        let error = hooks::initializer_failed(py)?.call1((error.into_value(py),))?;
+        let error = Arc::new(error.unbind());
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        self.closed.store(true, Ordering::Relaxed);
+        Err(self.refusal(py))
+    }
+
+    fn explained(
+        &self,
+        error: PyErr,
+        function: &Bound<'_, PyAny>,
+        args: Option<Bound<'_, PyTuple>>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        index: u64,
+    ) -> Py<PyAny> {
+        let shown = Shown {
+            function,
+            args: args.filter(|_| self.shows_args),
+            kwargs: kwargs.filter(|_| self.shows_args),
+            index,
+            place: PLACE,
+        };
+        local::explained(function.py(), error, shown)
+    }
+}
+
+/// Copies values as they are copied on their way to a process.
+#[derive(Default)]
+struct Copier {
+    bytes: Vec<u8>,
+    decoder: Decoder,
+}
+
+/// Which part of a call is copied, for messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    One,
+    Args,
+    Result,
+}
+
+impl Copier {
+    #[inline]
+    fn copy<'py>(&mut self, value: &Bound<'py, PyAny>, part: Part) -> PyResult<Bound<'py, PyAny>> {
+        if is_atom(value) {
+            return Ok(value.clone());
+        }
+        self.bytes.clear();
+        if Encoder::default().encode(value, &mut self.bytes) {
+            let copied = self.decoder.decode(value.py(), &mut self.bytes.as_slice());
+            self.decoder.forget_classes();
+            return copied;
+        }
+        copy_by_pickle(value, part)
+    }
+}
+
+#[cold]
+fn copy_by_pickle<'py>(value: &Bound<'py, PyAny>, part: Part) -> PyResult<Bound<'py, PyAny>> {
+    let py = value.py();
+    match pickle::dumps(py, value).and_then(|bytes| pickle::loads(py, bytes.as_bytes())) {
+        Ok(copied) => return Ok(copied),
+        Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+        // The slow way says what is wrong, if it can do no better.
+        Err(_) => {}
+    }
+    match part {
+        Part::Args => hooks::copied(py)?.call1((value, calls::ARGS)),
+        Part::One => {
+            let copied = hooks::copied(py)?.call1((PyTuple::new(py, [value])?, calls::ARGS))?;
+            copied.get_item(0)
+        }
+        Part::Result => hooks::copied(py)?.call1((value, py.None())),
+    }
+}
+
+/// Whether the value cannot be changed and is made of nothing else.
+#[inline]
+fn is_atom(value: &Bound<'_, PyAny>) -> bool {
+    let object = value.as_ptr();
+    // SAFETY: a live object of an attached thread.
+    unsafe {
+        ffi::PyLong_CheckExact(object) != 0
+            || ffi::PyUnicode_CheckExact(object) != 0
+            || object == ffi::Py_None()
+            || ffi::PyFloat_CheckExact(object) != 0
+            || ffi::PyBytes_CheckExact(object) != 0
+            || object == ffi::Py_True()
+            || object == ffi::Py_False()
+    }
+}
+
+impl Engine for Inline {
+    fn submit<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (this, py) = (&self.0, function.py());
+        if !function.is_callable() {
+            return Err(functions::not_callable(function));
+        }
+        this.ready(py)?;
+        let future = hooks::future(py)?.call0()?;
+        // Relaxed, here and below: numbers for messages.
+        let index = this.index.fetch_add(1, Ordering::Relaxed);
+        let mut copier = Copier::default();
+        // What cannot be sent is the caller's error, as on processes.
+        let (args, kwargs) = if this.copies {
+            let args = copier
+                .copy(args.as_any(), Part::Args)?
+                .cast_into::<PyTuple>()?;
+            let kwargs = kwargs
+                .map(|kwargs| {
+                    copier
+                        .copy(kwargs.as_any(), Part::Args)?
+                        .cast_into::<PyDict>()
+                        .map_err(PyErr::from)
+                })
+                .transpose()?;
+            (args, kwargs)
+        } else {
+            (args.clone(), kwargs.cloned())
+        };
+        let answer = function.call(&args, kwargs.as_ref()).and_then(|value| {
+            if local::kind_of(&value) == Kind::Awaitable {
+                return Err(local::not_awaited(&value, function));
+            }
+            if this.copies {
+                copier.copy(&value, Part::Result)
+            } else {
+                Ok(value)
+            }
+        });
+        this.done.fetch_add(1, Ordering::Relaxed);
+        let known = match answer {
+            Ok(value) => Known::Value(value.unbind()),
+            // Ctrl-C is for the caller.
+            Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+            Err(error) => {
+                Known::Error(this.explained(error, function, Some(args), kwargs.as_ref(), index))
+            }
+        };
+        future.cast::<TaskFuture>()?.get().end(known);
+        Ok(future)
+    }
+
+    fn map(&self, function: &Bound<'_, PyAny>, call: MapCall) -> PyResult<Box<dyn Source>> {
+        if !function.is_callable() {
+            return Err(functions::not_callable(function));
+        }
+        if self.0.closed.load(Ordering::Relaxed) {
+            return Err(self.0.refusal(function.py()));
+        }
+        Ok(Box::new(Loop {
+            shared: self.0.clone(),
+            function: function.clone().unbind(),
+            star: call.input.is_star(),
+            input: call.input,
+            counts: call.counts,
+            deadline: call.deadline,
+            copier: Copier::default(),
+            streaming: None,
+            ends: VecDeque::new(),
+            item: None,
+        }))
+    }
+
+    fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.0.ready(function.py())
+    }
+
+    fn close(&self, _py: Python<'_>, _cancel: bool, _kill: bool) {
+        self.0.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn wait_quiet(&self, _py: Python<'_>, _workers: bool, _time: Duration) -> PyResult<bool> {
+        Ok(true)
+    }
+
+    fn pending(&self) -> usize {
+        0
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let answer = PyDict::new(py);
+        answer.set_item("workers", PyTuple::empty(py))?;
+        answer.set_item("queued", 0)?;
+        answer.set_item("pending", 0)?;
+        answer.set_item("done", self.0.done.load(Ordering::Relaxed))?;
+        answer.set_item("deaths", 0)?;
+        answer.set_item("late_wakes", 0)?;
+        Ok(answer)
+    }
+}
+
+/// A map in the calling thread.
+struct Loop {
+    shared: Arc<Shared>,
+    function: Py<PyAny>,
+    star: bool,
+    input: Input,
+    counts: Arc<Counts>,
+    deadline: Option<u64>,
+    copier: Copier,
+    /// A generator that was made for an item, and the item.
+    streaming: Option<(Py<PyIterator>, Py<PyAny>)>,
+    /// What was run before somebody asked for it.
+    ends: VecDeque<(u64, bool, End)>,
+    /// The item whose end was handed over last, if it failed or is a batch.
+    item: Option<Py<PyAny>>,
+}
+
+enum End {
+    Value(Py<PyAny>),
+    /// A generator has ended.
+    Nothing,
+    /// The exception, and the item.
+    Failed(Py<PyAny>, Py<PyAny>),
+}
+
+impl Loop {
+    /// Runs the next item, or a generator up to its next value: index, whether more follows, what came.
+    #[inline]
+    fn step(&mut self, py: Python<'_>) -> PyResult<Option<(u64, bool, End)>> {
+        if self.streaming.is_some() {
+            return self.next_yielded(py).map(Some);
+        }
+        if let Some(deadline) = self.deadline
+            && monotonic_nanos() >= deadline
+        {
+            return Err(PyTimeoutError::new_err(()));
+        }
+        let Some(item) = self.input.next(py) else {
+            self.counts.complete.store(true, Ordering::Relaxed);
+            return match self.input.error.take() {
+                Some(error) => Err(error),
+                None => Ok(None),
+            };
+        };
+        self.counts
+            .pulled
+            .store(self.input.index, Ordering::Relaxed);
+        self.shared.ready(py)?;
+        let index = self.input.index - 1;
+        let start = monotonic_nanos();
+        let answer = self.run(&item);
+        let nanos = monotonic_nanos() - start;
+        Counts::add(&self.counts.busy_nanos, nanos);
+        Ok(Some(match answer {
+            Ok((value, Kind::Generator)) => {
+                self.streaming = Some((value.try_iter()?.unbind(), item.unbind()));
+                return self.next_yielded(py).map(Some);
+            }
+            Ok((value, _)) => {
+                self.end_item();
+                (index, false, End::Value(value.unbind()))
+            }
+            Err(error) => (index, false, self.failed(error, &item)?),
+        }))
+    }
+
+    #[inline]
+    fn run<'py>(&mut self, item: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, Kind)> {
+        let function = self.function.bind(item.py());
+        let value = if self.shared.copies {
+            let part = if self.star { Part::Args } else { Part::One };
+            let item = self.copier.copy(item, part)?;
+            local::call_item(function, &item, self.star)?
+        } else {
+            local::call_item(function, item, self.star)?
+        };
+        let kind = local::kind_of(&value);
+        match kind {
+            Kind::Awaitable => Err(local::not_awaited(&value, function)),
+            Kind::Value if self.shared.copies => {
+                Ok((self.copier.copy(&value, Part::Result)?, kind))
+            }
+            _ => Ok((value, kind)),
+        }
+    }
+
+    #[cold]
+    fn next_yielded(&mut self, py: Python<'_>) -> PyResult<(u64, bool, End)> {
+        let index = self.input.index - 1;
+        let Some((generator, item)) = self.streaming.take() else {
+            return Ok((index, false, End::Nothing));
+        };
+        let start = monotonic_nanos();
+        let value = generator.bind(py).clone().next();
+        Counts::add(&self.counts.busy_nanos, monotonic_nanos() - start);
+        let value = match value {
+            None => {
+                self.end_item();
+                return Ok((index, false, End::Nothing));
+            }
+            Some(Ok(value)) if self.shared.copies => self.copier.copy(&value, Part::Result),
+            Some(value) => value,
+        };
+        match value {
+            Ok(value) => {
+                self.streaming = Some((generator, item));
+                Ok((index, true, End::Value(value.unbind())))
+            }
+            Err(error) => Ok((index, false, self.failed(error, item.bind(py))?)),
+        }
+    }
+
+    #[inline]
+    fn end_item(&self) {
+        self.shared.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[cold]
+    fn failed(&self, error: PyErr, item: &Bound<'_, PyAny>) -> PyResult<End> {
+        let py = item.py();
+        // Ctrl-C ends the map, whose task runs in the very thread that it is for.
+        if error.is_instance_of::<PyKeyboardInterrupt>(py) {
+            return Err(error);
+        }
+        self.end_item();
+        let args = local::args_of(item, self.star);
+        let index = self.input.index - 1;
+        let function = self.function.bind(py);
+        let error = self.shared.explained(error, function, args, None, index);
+        Ok(End::Failed(error, item.clone().unbind()))
+    }
+
+    fn taken<'py>(&mut self, py: Python<'py>, end: (u64, bool, End)) -> Taken<'py> {
+        let (index, more, end) = end;
+        self.item = if self.input.is_batched() {
+            self.input.kept(py, index, !more).map(Bound::unbind)
+        } else {
+            None
+        };
+        let (is_value, outcome) = match end {
+            End::Value(value) => (true, Ok(value.into_bound(py))),
+            End::Nothing => (false, Ok(py.None().into_bound(py))),
+            End::Failed(error, item) => {
+                self.item = Some(item);
+                let failed = Failed {
+                    error: PyErr::from_value(error.into_bound(py)),
+                    pid: std::process::id() as i32,
+                    attempts: 1,
+                    died: false,
+                };
+                (true, Err(failed))
+            }
+        };
+        Taken {
+            index,
+            more,
+            is_value,
+            outcome,
+        }
+    }
+}
+
+impl Source for Loop {
+    fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Taken<'py>>> {
+        if self.counts.closing.load(Ordering::Relaxed) {
+            self.cancel(py);
+        }
+        let end = match self.ends.pop_front() {
+            Some(end) => Some(end),
+            None => self.step(py)?,
+        };
+        Ok(end.map(|end| self.taken(py, end)))
+    }
+
+    #[inline]
+    fn take_value<'py>(&mut self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        if self.input.ended
+            || self.streaming.is_some()
+            || !self.ends.is_empty()
+            || self.deadline.is_some()
+            || self.shared.closed.load(Ordering::Relaxed)
+        {
+            return None;
+        }
+        match self.step(py) {
+            Ok(Some((_, false, End::Value(value)))) => Some(value.into_bound(py)),
+            // All else is met again the long way.
+            Ok(Some(end)) => {
+                self.ends.push_back(end);
+                None
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.input.end();
+                self.input.error = Some(error);
+                None
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
+    fn input<'py>(&mut self, py: Python<'py>, taken: &Taken<'py>) -> Option<Bound<'py, PyAny>> {
+        let item = self.item.take().map(|item| item.into_bound(py));
+        item.or_else(|| self.input.kept(py, taken.index, !taken.more))
+    }
+
+    fn batch_len(&self, index: u64) -> Option<usize> {
+        self.input.batch_len(index)
+    }
+
+    fn forget_inputs(&mut self) {
+        // Whether a batch fails is known when its results are counted.
+        if !self.input.is_batched() {
+            self.input.forget();
+        }
+    }
+
+    fn cancel(&mut self, _py: Python<'_>) {
+        self.input.end();
+        self.streaming = None;
+        self.ends.clear();
+    }
+
+    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()> {
+        loop {
+            match self.step(py) {
+                Ok(Some(end)) => self.ends.push_back(end),
+                Ok(None) => return Ok(()),
+                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+                Err(error) => {
+                    // It comes after what was run.
+                    self.input.end();
+                    self.input.error = Some(error);
+                    return Ok(());
+                }
+            }
+            py.check_signals()?;
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The process engine: tasks become bytes and run in worker processes.
+
+use crate::calls::{self, Call, HIDE_ARGS};
+use crate::engine::{Engine, MapCall};
+use crate::feed::{Feed, FeedOptions};
+use crate::future::{TaskFuture, Work};
+use crate::results::Source;
+use crate::{hooks, outcome, pool, process};
+use manyhands_os::coarse_nanos;
+use manyhands_runtime::{
+    Awaited, Block, Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind,
+};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
+const TELL_EVERY: u64 = 100_000_000;
+
+/// Waits for something without holding Python up; false if the time was up.
+pub(crate) fn wait_for(
+    py: Python<'_>,
+    pool: &Pool,
+    awaited: &Arc<impl Awaited>,
+    deadline: Option<u64>,
+) -> PyResult<bool> {
+    if pool.poll(awaited) {
+        return Ok(true);
+    }
+    py.detach(|| {
+        pool.wait(awaited, deadline, || {
+            // Signals are the main thread's; others need not wait for Python to look for them.
+            if manyhands_os::is_main_thread() {
+                Python::attach(|py| py.check_signals())
+            } else {
+                Ok(())
+            }
+        })
+    })
+}
+
+/// A pool of worker processes.
+pub(crate) struct Processes(Arc<Shared>);
+
+/// What the pool and its maps share.
+pub(crate) struct Shared {
+    pub(crate) pool: Arc<Pool>,
+    generation: u32,
+    hide_args: bool,
+    /// When workers were told last what they find at their birth, 0 before the first task.
+    told_at: AtomicU64,
+    index: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn check_process(&self) -> PyResult<()> {
+        process::check(self.generation, "this pool")
+    }
+
+    fn refused(py: Python<'_>, refused: Refused) -> PyErr {
+        match refused {
+            Refused::Closed => {
+                PyRuntimeError::new_err("cannot schedule new tasks: the pool is shut down")
+            }
+            Refused::Broken(why) => outcome::breakage(py, &why),
+        }
+    }
+
+    /// Before the first task: tells workers to come where they are born and what to import.
+    #[cold]
+    fn prepare(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
+        hooks::prepare(function.py())?.call1((function,))?;
+        self.told_at.store(coarse_nanos(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Now and then: environment, paths and the like may have changed since.
+    #[cold]
+    fn tell_again(&self, py: Python<'_>, now: u64) -> PyResult<()> {
+        self.told_at.store(now, Ordering::Relaxed);
+        hooks::tell_birth_again(py)?.call0()?;
+        Ok(())
+    }
+
+    #[inline]
+    fn ready(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.check_process()?;
+        // Relaxed: at worst it is told twice.
+        let told_at = self.told_at.load(Ordering::Relaxed);
+        let now = coarse_nanos();
+        if now < told_at + TELL_EVERY {
+            Ok(())
+        } else if told_at == 0 {
+            self.prepare(function)
+        } else {
+            self.tell_again(function.py(), now)
+        }
+    }
+
+    fn send(&self, py: Python<'_>, call: Call) -> PyResult<Arc<Task>> {
+        // Relaxed: a number for messages.
+        let index = self.index.fetch_add(1, Ordering::Relaxed);
+        let tag = if self.hide_args {
+            call.tag | HIDE_ARGS
+        } else {
+            call.tag
+        };
+        let task = Task::new(index, call.definition.clone());
+        let entry = Entry::new(
+            Some(task.clone()),
+            TaskKind::Run,
+            call.definition,
+            call.needs,
+            tag,
+            call.payload,
+        );
+        self.pool
+            .submit(entry)
+            .map_err(|refused| Self::refused(py, refused))?;
+        Ok(task)
+    }
+
+    /// Sends items of a map.
+    pub(crate) fn send_block(&self, py: Python<'_>, block: Arc<Block>) -> PyResult<()> {
+        self.pool
+            .submit(Entry::block(block))
+            .map_err(|refused| Self::refused(py, refused))
+    }
+}
+
+impl Processes {
+    pub(crate) fn new(
+        workers: usize,
+        initializer: pool::Initializer<'_>,
+        show_args: bool,
+    ) -> PyResult<Self> {
+        let initializer = initializer
+            .map(|(function, args)| {
+                let call = calls::encode_call(&function, &args, None)?;
+                let payload = call.payload.with(<[u8]>::to_vec)?;
+                let Call {
+                    definition,
+                    needs,
+                    tag,
+                    ..
+                } = call;
+                let tag = if show_args { tag } else { tag | HIDE_ARGS };
+                Ok::<_, PyErr>(Initializer {
+                    definition,
+                    needs,
+                    tag,
+                    payload,
+                })
+            })
+            .transpose()?;
+        let cores = manyhands_os::cpu_count();
+        let pool = Pool::new(
+            process::supervisor()?,
+            PoolOptions {
+                workers,
+                initializer,
+                cores,
+            },
+        )
+        .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
+        Ok(Self(Arc::new(Shared {
+            pool,
+            generation: process::generation(),
+            hide_args: !show_args,
+            told_at: AtomicU64::new(0),
+            index: AtomicU64::new(0),
+        })))
+    }
+}
+
+impl Engine for Processes {
+    fn submit<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (this, py) = (&self.0, function.py());
+        this.ready(function)?;
+        let call = calls::encode_call(function, args, kwargs)?;
+        let future = hooks::future(py)?.call0()?;
+        let task = this.send(py, call)?;
+        let work = Work::Process(this.pool.clone(), task);
+        future.cast::<TaskFuture>()?.get().fill(work);
+        Ok(future)
+    }
+
+    fn map(&self, function: &Bound<'_, PyAny>, call: MapCall) -> PyResult<Box<dyn Source>> {
+        let this = &self.0;
+        this.ready(function)?;
+        let options = FeedOptions {
+            definition: calls::define_for_map(function)?,
+            tag: if this.hide_args { HIDE_ARGS } else { 0 },
+            ordered: call.ordered,
+            deadline: call.deadline,
+            buffer: call.buffer,
+        };
+        let feed = Feed::new(
+            function.py(),
+            this.clone(),
+            call.input,
+            options,
+            call.counts,
+        )?;
+        Ok(Box::new(feed))
+    }
+
+    fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.0.ready(function)?;
+        self.0.pool.start_all();
+        Ok(())
+    }
+
+    fn close(&self, py: Python<'_>, cancel: bool, kill: bool) {
+        py.detach(|| self.0.pool.close(cancel, kill));
+    }
+
+    fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool> {
+        Ok(py.detach(|| self.0.pool.wait_quiet(workers, time)))
+    }
+
+    fn pending(&self) -> usize {
+        self.0.pool.pending()
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.0.pool.stats();
+        let answer = PyDict::new(py);
+        let workers = stats
+            .workers
+            .iter()
+            .map(|worker| {
+                let item = PyDict::new(py);
+                item.set_item("slot", worker.slot)?;
+                item.set_item("pid", worker.pid)?;
+                item.set_item("restarts", worker.restarts)?;
+                item.set_item("done", worker.done)?;
+                item.set_item("busy", worker.busy_nanos as f64 / 1e9)?;
+                item.set_item("task_age", worker.task_age.map(|nanos| nanos as f64 / 1e9))?;
+                item.set_item("task_index", worker.task_index)?;
+                item.set_item("waiting", worker.waiting)?;
+                item.set_item("age", worker.age as f64 / 1e9)?;
+                Ok(item)
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        answer.set_item("workers", workers)?;
+        answer.set_item("queued", stats.queued)?;
+        answer.set_item("pending", stats.pending)?;
+        answer.set_item("done", stats.done)?;
+        answer.set_item("deaths", stats.deaths)?;
+        answer.set_item("late_wakes", stats.late_wakes)?;
+        Ok(answer)
+    }
+}

@@ -1,0 +1,145 @@
+"""Which value counts where a call and its pool say nothing: `configure`, the environment, the default."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from manyhands._cpu import cpu_count
+
+__all__ = [
+    "ENGINES",
+    "MOST_WORKERS",
+    "check_engine",
+    "check_workers",
+    "configure",
+    "configured",
+    "default_engine",
+    "default_show_args",
+    "default_workers",
+]
+
+ENGINES = ("process", "thread", "inline")
+
+# What the table of life lines has room for, less some zygotes.
+MOST_WORKERS = 4000
+
+# The most threads of a pool that was not told, as of the standard library's.
+_MOST_DEFAULT_THREADS = 32
+
+_UNCHANGED: Any = object()
+
+
+class Settings:
+    """What the program has configured; None where it has not."""
+
+    __slots__ = ("engine", "progress", "show_args", "workers")
+
+    def __init__(self) -> None:
+        self.workers: int | None = None
+        self.engine: str | None = None
+        self.progress: Any = None
+        self.show_args: bool | None = None
+
+
+configured = Settings()
+
+
+def configure(
+    *,
+    workers: int | None = _UNCHANGED,
+    engine: str | None = _UNCHANGED,
+    progress: Any = _UNCHANGED,
+    show_args: bool | None = _UNCHANGED,
+) -> None:
+    """Sets what holds where a call and its pool say nothing else.
+
+    What is not given stays as it is; None goes back to what the environment says, or to the default.
+    Pools that exist stay as they are; those that the functions of the module share are made anew.
+
+    Args:
+        workers: how many workers a pool has; else `MANYHANDS_WORKERS`.
+        engine: "process", "thread" or "inline"; else `MANYHANDS_ENGINE`.
+        progress: as the option of `map`; else `MANYHANDS_PROGRESS`.
+        show_args: whether errors show shortened arguments; else `MANYHANDS_SHOW_ARGS`.
+
+    >>> import manyhands as mh
+    >>> mh.configure(engine="inline")
+    >>> list(mh.map(abs, [-1, 2]))
+    [1, 2]
+    >>> mh.configure(engine=None)
+    """
+    changed: dict[str, Any] = {}
+    if workers is not _UNCHANGED:
+        changed["workers"] = None if workers is None else check_workers(workers)
+    if engine is not _UNCHANGED:
+        changed["engine"] = None if engine is None else check_engine(engine)
+    if progress is not _UNCHANGED:
+        changed["progress"] = progress
+    if show_args is not _UNCHANGED:
+        if show_args is not None and not isinstance(show_args, bool):
+            raise TypeError(f"show_args must be True or False, not {show_args!r}")
+        changed["show_args"] = show_args
+    # All or nothing: a value that is refused above leaves everything as it was.
+    for name, value in changed.items():
+        setattr(configured, name, value)
+
+
+def check_engine(engine: object, name: str = "engine") -> str:
+    """The engine, if there is one of that name."""
+    if engine not in ENGINES:
+        choices = ", ".join(f'"{choice}"' for choice in ENGINES)
+        raise ValueError(f"{name} is one of {choices}; not {engine!r}")
+    return str(engine)
+
+
+def check_workers(workers: object) -> int:
+    """The number, if a pool can have so many workers."""
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers must be a whole number, not {type(workers).__name__}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers must be at most {MOST_WORKERS}, not {workers}")
+    return workers
+
+
+def default_engine() -> str:
+    """The engine of a pool that was not told.
+
+    Raises:
+        ValueError: `MANYHANDS_ENGINE` names none.
+    """
+    if configured.engine is not None:
+        return configured.engine
+    text = os.environ.get("MANYHANDS_ENGINE", "").strip()
+    return check_engine(text, "MANYHANDS_ENGINE") if text else "process"
+
+
+def default_workers(engine: str) -> int:
+    """How many workers a pool of that engine has that was not told.
+
+    Processes: one per processor. Threads, which mostly wait: four more, and at most 32. The calling
+    thread is one, whatever is asked for.
+
+    Raises:
+        ValueError: `MANYHANDS_WORKERS` is not a whole number above 0.
+    """
+    if engine == "inline":
+        return 1
+    if configured.workers is not None:
+        return configured.workers
+    text = os.environ.get("MANYHANDS_WORKERS", "").strip()
+    if text:
+        if not text.isdecimal() or int(text) == 0:
+            raise ValueError(f"MANYHANDS_WORKERS must be a whole number above 0, not {text!r}")
+        return check_workers(int(text))
+    processors = cpu_count()
+    return min(_MOST_DEFAULT_THREADS, processors + 4) if engine == "thread" else processors
+
+
+def default_show_args() -> bool:
+    """Whether errors show arguments where nobody said."""
+    if configured.show_args is not None:
+        return configured.show_args
+    return os.environ.get("MANYHANDS_SHOW_ARGS", "1") != "0"

@@ -1,0 +1,89 @@
+"""Tasks that run in this very process, in threads or in the caller: how their errors look."""
+
+from __future__ import annotations
+
+from _pickle import loads
+from typing import Any
+
+from manyhands import _encoding, _resolve
+from manyhands._describe import name_of, task_note
+from manyhands._errors import RemoteError
+from manyhands._outcome import kept_from_ending
+
+__all__ = ["copied", "explained", "initializer_failed", "not_awaited"]
+
+# What would end the program, or a thread, if a result's taker met it.
+_ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit)
+
+_MOST_NOTES = 8
+
+
+def explained(
+    error: BaseException,
+    function: Any,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any] | None,
+    index: int,
+    where: str,
+) -> BaseException:
+    """The exception of a task: that very object, with a note.
+
+    Where it would end this program if it were raised (`SystemExit` and its kind), a `RemoteError`
+    stands for it, whose cause it is.
+    """
+    if isinstance(error, _ENDS):
+        error = _stand_in(error, name_of(function), index)
+    call = None if args is None else (args, kwargs)
+    note = task_note(index, function, call, where)
+    notes = getattr(error, "__notes__", ())
+    if len(notes) < _MOST_NOTES:
+        error.add_note(note)
+    else:
+        notes[-1] = note  # one object that many tasks raise
+    return error
+
+
+def _stand_in(error: BaseException, label: str, index: int) -> RemoteError:
+    kind = type(error).__qualname__
+    stands = RemoteError(
+        kept_from_ending(label, index, kind, str(error)),
+        type_name=kind,
+        remote_message=str(error),
+    )
+    stands.__cause__ = error
+    return stands
+
+
+def initializer_failed(error: BaseException) -> BaseException:
+    """What the tasks of a pool end with whose initializer has raised."""
+    if isinstance(error, _ENDS):
+        error = _stand_in(error, "the initializer", 0)
+    error.add_note("manyhands: the pool's initializer raised this; the pool runs no tasks")
+    return error
+
+
+def not_awaited(value: Any, function: Any) -> BaseException:
+    """For a coroutine that a task made: nobody awaits it here."""
+    close = getattr(value, "close", None)  # an asynchronous generator that did not start has none
+    if close is not None:
+        close()
+    return TypeError(refusal(name_of(function)))
+
+
+def refusal(name: str) -> str:
+    """What is said of a coroutine function."""
+    return (
+        f"{name} is a coroutine function (async def), and no engine awaits those yet: make a function "
+        f"that runs it, as in lambda item: asyncio.run({name}(item)), and map that with "
+        'engine="thread"'
+    )
+
+
+def copied(value: Any, tag: int | None) -> Any:
+    """A copy by the slow pickle, which takes what is meant for another process: with the tag of a
+    call its arguments, else a result.
+
+    Raises:
+        NotPicklable: that does not work, on processes neither; the message names the path.
+    """
+    return loads(_resolve.dumps(value) if tag is None else _encoding.dumps(value, tag)[0])
