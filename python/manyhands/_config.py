@@ -1,4 +1,4 @@
-"""Which value counts where a call and its pool say nothing: `configure`, the environment, the default."""
+"""Which value counts where a call and its pool say nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def configure(
 ) -> None:
     """Sets what holds where a call and its pool say nothing else.
 
-    What is not given stays as it is; None goes back to what the environment says, or to the default.
+    What is not given stays as it is; None goes back to what the environment says, or the default.
     Pools that exist stay as they are; those that the functions of the module share are made anew.
 
     Args:

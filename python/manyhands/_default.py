@@ -263,5 +263,4 @@ def starmap(
     >>> list(mh.starmap(max, [(1, 2), (4, 3)]))
     [2, 4]
     """
-    return _shared(engine, workers, copy)._results(
-        fn, (iterable,), True, None, "starmap", options)
+    return _shared(engine, workers, copy)._results(fn, (iterable,), True, None, "starmap", options)

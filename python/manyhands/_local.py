@@ -35,7 +35,7 @@ def explained(
         error = _stand_in(error, name_of(function), index)
     call = None if args is None else (args, kwargs)
     note = task_note(index, function, call, where)
-    notes = getattr(error, "__notes__", ())
+    notes: list[str] = getattr(error, "__notes__", [])
     if len(notes) < _MOST_NOTES:
         error.add_note(note)
     else:
@@ -73,8 +73,8 @@ def not_awaited(value: Any, function: Any) -> BaseException:
 def refusal(name: str) -> str:
     """What is said of a coroutine function."""
     return (
-        f"{name} is a coroutine function (async def), and no engine awaits those yet: make a function "
-        f"that runs it, as in lambda item: asyncio.run({name}(item)), and map that with "
+        f"{name} is a coroutine function (async def), and no engine awaits those yet: make a "
+        f"function that runs it, as in lambda item: asyncio.run({name}(item)), and map that with "
         'engine="thread"'
     )
 

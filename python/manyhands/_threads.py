@@ -24,8 +24,8 @@ def prefix(name: str | None) -> str:
 def start(member: _core.CrewMember, name: str) -> threading.Thread:
     """Starts a thread.
 
-    It is a daemon to the interpreter, which so waits for our exit handler and not for the thread: the
-    handler lets pools do what they were given, and joins.
+    It is a daemon to the interpreter, which does not wait for it, but for our exit handler: that
+    one lets pools do what they were given, and joins.
     """
     thread = threading.Thread(target=_run, args=(member,), name=name, daemon=True)
     _running[thread] = member

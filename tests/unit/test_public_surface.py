@@ -147,8 +147,10 @@ def test_signatures_can_be_read() -> None:
             inspect.signature(value)
             checked += 1
     assert checked >= 5
-    assert list(inspect.signature(mh.Pool).parameters)[:7] == [
+    assert list(inspect.signature(mh.Pool).parameters)[:9] == [
         "workers",
+        "engine",
+        "copy",
         "initializer",
         "initargs",
         "preload",
