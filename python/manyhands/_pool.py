@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -133,6 +133,7 @@ class Pool(_core.PoolBase, Executor):
         pool._workers = workers
         pool._is_default = False
         pool._maps = weakref.WeakSet()
+        pool._kept = _Kept()
         _pools.add(pool)
         return pool
 
@@ -141,6 +142,7 @@ class Pool(_core.PoolBase, Executor):
     _is_default: bool
     # What was mapped and not dropped: a clean end finishes what nobody has iterated.
     _maps: weakref.WeakSet[Results[Any]]
+    _kept: _Kept
 
     if TYPE_CHECKING:
         # What may be written: without the spellings that `__new__` takes only to refuse them.
@@ -377,6 +379,7 @@ class Pool(_core.PoolBase, Executor):
             on_error=chosen.on_error,
             batched=chosen.batch is not None,
             site=caller() if self._is_default else None,
+            keep=None if self._is_default else self._kept.take,
             watch=watch,
         )
         results._pool = self
@@ -408,11 +411,12 @@ class Pool(_core.PoolBase, Executor):
         self._close(cancel_futures, False)
         if wait:
             self._wait(True, None)
+            self._kept.drop()
             forward_logs()
 
     def _finish_maps(self) -> None:
         """Takes the input of maps that nobody has iterated, so that all of it runs."""
-        for results in list(self._maps):
+        for results in [*self._maps, *self._kept]:
             if not results._used:
                 results._take_all_input()
 
@@ -466,12 +470,37 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
         raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
 
 
+class _Kept:
+    """Maps that were dropped before anybody took a result: what ends their pool finishes them.
+
+    As long as it keeps one it keeps the pool, too, which the map needs.
+    """
+
+    __slots__ = ("_maps",)
+
+    def __init__(self) -> None:
+        self._maps: list[Results[Any]] | None = []
+
+    def take(self, results: Results[Any]) -> None:
+        """Called as the last reference goes; none are taken once the pool has ended."""
+        if self._maps is not None:
+            self._maps.append(results)
+
+    def drop(self) -> None:
+        """The pool has ended."""
+        self._maps = None
+
+    def __iter__(self) -> Iterator[Results[Any]]:
+        return iter(list(self._maps or ()))
+
+
 def _end(pool: Pool) -> None:
     """Cancels what waits, gives what runs a moment, and kills the rest; threads are waited for."""
     pool._close(True, False)
     if not pool._wait(False, _GRACE):
         pool._close(True, True)
     pool._wait(True, None)
+    pool._kept.drop()
     forward_logs()
 
 

@@ -144,6 +144,7 @@ class Results(_core.ResultsBase, Generic[R]):
     _failures: builtins.list[Failure]
     _on_error: str
     _site: tuple[str, int] | None
+    _keep: Callable[[Results[Any]], None] | None
     _progress: Any
     # Waits for results on behalf of an event loop.
     _thread: ThreadPoolExecutor | None
@@ -165,9 +166,11 @@ class Results(_core.ResultsBase, Generic[R]):
         on_error: str,
         batched: bool,
         site: tuple[str, int] | None,
+        keep: Callable[[Results[Any]], None] | None = None,
         watch: Watch,
     ) -> Self:
-        """Results of a source; who drops them unused is told the `site` where they were made."""
+        """Results of a source. If they are dropped unused, `keep` gets them, or a warning names the
+        `site` where they were made."""
         results = cls.__new__(cls, source, on_error, batched)
         results._name = name
         results._total = total
@@ -178,6 +181,7 @@ class Results(_core.ResultsBase, Generic[R]):
         results._ended = None
         results._failures = []
         results._site = site
+        results._keep = keep
         results._thread = None
         results._progress = watch.progress
         watch.results = ref(results)
@@ -335,9 +339,12 @@ class Results(_core.ResultsBase, Generic[R]):
 
     def __del__(self) -> None:
         try:
-            lost, progress = self._site, self._progress
+            lost, keep, progress = self._site, self._keep, self._progress
         except AttributeError:
             return  # it was never made
+        if keep is not None and not self._used and not self._counts()[5]:
+            # From now on it lives until its pool ends.
+            keep(self)
         try:
             if lost is not None:
                 self._warn_if_lost()

@@ -265,11 +265,13 @@ def test_a_dropped_map_takes_no_more_and_cancels(tmp_path: Path, gate: Gate) -> 
         items = Counted(itertools.count())
         results = pool.map(work, items)
         gate.wait_arrivals()
-        del results
         gate.open()
+        assert next(results) == 0
+        del results
         settle(pool)
-        assert items.taken <= STEP
-        assert [path.name for path in tmp_path.iterdir() if path.name.isdigit()] == ["0"]
+        assert items.taken <= MOST_ITEMS
+        ran = sum(path.name.isdigit() for path in tmp_path.iterdir())
+        assert ran < items.taken or ran <= STEP
 
 
 def test_close_cancels(pool: mh.Pool) -> None:

@@ -1173,7 +1173,7 @@ def test_the_end_of_a_program_warns_too(tmp_path: Path) -> None:
     assert "script.py:3: RuntimeWarning: a map of abs was never iterated: at least 936" in warning
 
 
-@pytest.mark.parametrize("kept", [True])
+@pytest.mark.parametrize("kept", [True, False])
 def test_a_clean_end_of_the_block_finishes_what_nobody_has_taken(
     tmp_path: Path, kept: bool
 ) -> None:
@@ -1192,7 +1192,7 @@ def test_a_clean_end_of_the_block_finishes_what_nobody_has_taken(
     assert ran == list(range(1000))
 
 
-@pytest.mark.parametrize("kept", [True])
+@pytest.mark.parametrize("kept", [True, False])
 def test_an_exception_cancels_what_nobody_has_taken(tmp_path: Path, kept: bool) -> None:
     def work(number: int) -> None:
         with open(tmp_path / "ran", "a") as file:
@@ -1221,6 +1221,24 @@ def test_what_a_clean_end_finishes_can_still_be_taken() -> None:
     assert list(closed) == []
 
 
+def test_a_map_that_nobody_has_kept_keeps_no_pool_that_has_ended() -> None:
+    with mh.Pool(1) as pool:
+        pool.map(square, range(200))
+        late = pool.map(square, range(10))
+    del late
+    seen = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert seen() is None
+    pool = mh.Pool(1)
+    pool.map(square, range(200))
+    pool.shutdown(cancel_futures=True)
+    seen = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert seen() is None
+
+
 def test_a_pool_of_ones_own_at_the_end_of_the_program(tmp_path: Path) -> None:
     program = """
         import manyhands as mh
@@ -1228,10 +1246,11 @@ def test_a_pool_of_ones_own_at_the_end_of_the_program(tmp_path: Path) -> None:
         def work(n):
             with open("ran", "a") as file:
                 file.write("x")
+        pool.map(work, range(1000))
         results = pool.map(work, range(1000))
     """
     assert output_of(tmp_path, program, cwd=tmp_path) == ""
-    assert len((tmp_path / "ran").read_text()) == 1000
+    assert len((tmp_path / "ran").read_text()) == 2000
 
 
 # ------------------------------------------------------------------------------- what travels
