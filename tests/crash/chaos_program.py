@@ -21,9 +21,8 @@ import threading
 import time
 from pathlib import Path
 
-import procfs
-
 import manyhands as mh
+import procfs
 
 LARGE = 3_000_000
 OUTSTANDING = 60

@@ -14,9 +14,9 @@ from concurrent import futures as futures_module
 from pathlib import Path
 
 import pytest
-from scenario import program_test
 
 import manyhands as mh
+from programs import program_test
 
 # ---- Arguments -----------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from scenario import Program, on_terminal, program, program_test
 
 import manyhands as mh
+from programs import Program, on_terminal, program, program_test
 
 # Everything that is typed here is typed at a terminal, and so goes to the whole foreground group.
 _CTRL_C = b"\x03"

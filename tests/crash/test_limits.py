@@ -15,11 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import procfs
 import pytest
-from scenario import program, program_test
 
 import manyhands as mh
+import procfs
+from programs import program, program_test
 
 # ---- Descriptors ---------------------------------------------------------------------------------
 
@@ -44,11 +44,11 @@ def few_descriptors(limit: int) -> None:
 @pytest.mark.parametrize("limit", [5, 8, 12, 16, 20, 25, 30, 40, 60])
 def test_few_descriptors(limit: int) -> None:
     ended = few_descriptors.run(limit=limit)
-    print(limit, ended.output, ended.errors[-300:])
-    if "results" not in ended.output and "refused" not in ended.output:
+    print(limit, ended.out, ended.err[-300:])
+    if "results" not in ended.out and "refused" not in ended.out:
         # Not even the interpreter's own imports may work.
         assert limit <= 8, str(ended)
-        assert "Too many open files" in ended.errors or "No such file" in ended.errors, str(ended)
+        assert "Too many open files" in ended.err or "No such file" in ended.err, str(ended)
         assert ended.code > 0, str(ended)
     assert not ended.survivors
 
@@ -176,7 +176,7 @@ def test_small_address_space(limit: int) -> None:
     print(ended)
     if ended.code != 0:
         assert ended.code > 0, f"it ended by a signal\n{ended}"
-        assert "Error" in ended.errors, str(ended)
+        assert "Error" in ended.err, str(ended)
     assert not ended.survivors
 
 
@@ -233,8 +233,8 @@ def test_file_systems_that_are_missing_or_small(mounting: str) -> None:
     command = [*_unshare(), "sh", "-c", f'({mounting}) >&2 || exit 77; exec "$@"', "sh"]
     ended = large_and_small.run(before=command)
     if ended.code == 77:
-        pytest.skip(f"this machine does not permit the mounts: {ended.errors.strip()}")
-    assert "fine" in ended.check().output
+        pytest.skip(f"this machine does not permit the mounts: {ended.err.strip()}")
+    assert "fine" in ended.check().out
 
 
 @program
@@ -304,11 +304,11 @@ def test_system_calls_that_are_missing(names: list[str], error: int) -> None:
     ended = without_a_system_call.run(numbers=[calls[name] for name in names], error=error)
     if ended.code == 77:
         pytest.skip("seccomp filters are not permitted here")
-    print(ended.check().output)
+    print(ended.check().out)
     if "memfd_create" in names:
-        assert "fine" in ended.output or "memfd" in ended.output, str(ended)
+        assert "fine" in ended.out or "memfd" in ended.out, str(ended)
     else:
-        assert "fine" in ended.output, str(ended)
+        assert "fine" in ended.out, str(ended)
 
 
 def test_no_more_processes_and_threads() -> None:
@@ -319,7 +319,7 @@ def test_no_more_processes_and_threads() -> None:
     ended = without_a_system_call.run(numbers=numbers, error=errno.EAGAIN)
     if ended.code == 77:
         pytest.skip("seccomp filters are not permitted here")
-    assert "refused" in ended.check().output, str(ended)
+    assert "refused" in ended.check().out, str(ended)
 
 
 @program_test

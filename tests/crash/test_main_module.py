@@ -18,9 +18,9 @@ import textwrap
 from typing import NamedTuple
 
 import pytest
-from scenario import program, program_test, run
 
 import manyhands as mh
+from programs import program, program_test, run_command
 
 
 @program
@@ -93,9 +93,9 @@ def _ways(source: str) -> dict[str, tuple[list[str], dict[str, object]]]:
 @pytest.mark.parametrize("way", list(_ways("")))
 def test_a_script_without_a_guard(way: str) -> None:
     command, options = _ways(script.source().strip())[way]
-    ended = run(command, **options).check()
-    assert ended.output.split() == ["started", "ended"], str(ended)
-    assert "Error" not in ended.errors, ended.errors
+    ended = run_command(command, **options).check()
+    assert ended.out.split() == ["started", "ended"], str(ended)
+    assert "Error" not in ended.err, ended.err
 
 
 def test_an_interactive_session() -> None:
@@ -126,7 +126,7 @@ def test_an_interactive_session() -> None:
         exit()
         """
     )
-    ended = run([sys.executable, "-i", "-q"], stdin=lines).check()
+    ended = run_command([sys.executable, "-i", "-q"], stdin=lines).check()
     for expected in (
         "first [0, 2, 4]",
         "second [0, 3, 6]",
@@ -135,7 +135,7 @@ def test_an_interactive_session() -> None:
         "fifth 1",
         "sixth 20",
     ):
-        assert expected in ended.output, str(ended)
+        assert expected in ended.out, str(ended)
 
 
 @program_test

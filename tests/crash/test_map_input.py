@@ -12,9 +12,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-from scenario import program_test
 
 import manyhands as mh
+from programs import program_test
 
 
 @pytest.mark.parametrize("after", [0, 1, 63, 64, 65, 500])

@@ -6,9 +6,9 @@ import ctypes
 import time
 
 import pytest
-from scenario import program_test
 
 import manyhands as mh
+from programs import program_test
 
 
 @pytest.mark.parametrize("with_callbacks", [False, True])

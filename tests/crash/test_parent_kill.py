@@ -14,11 +14,11 @@ import subprocess
 import time
 from collections.abc import Callable
 
-import procfs
 import pytest
-from scenario import Running, program, seed
 
 import manyhands as mh
+import procfs
+from programs import Running, program, seed
 
 
 @program

@@ -21,9 +21,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-from scenario import program, program_test
 
 import manyhands as mh
+from programs import program, program_test
 
 
 @program_test
@@ -223,7 +223,7 @@ def uses_pools_after_the_main_thread() -> None:
 def test_cpython_148280_threads_that_outlive_the_main_thread() -> None:
     """cpython#148280: a pool is unusable once the main thread has ended."""
     ended = uses_pools_after_the_main_thread.run().check()
-    assert ended.output.splitlines() == ["1", "[1, 2]"], str(ended)
+    assert ended.out.splitlines() == ["1", "[1, 2]"], str(ended)
 
 
 @program_test
@@ -296,7 +296,7 @@ def exceptions_that_nobody_looks_at() -> None:
 
 def test_cpython_120508_exceptions_that_nobody_looks_at() -> None:
     """cpython#120508: they are lost; here they do at least no harm."""
-    assert "fine" in exceptions_that_nobody_looks_at.run().check().output
+    assert "fine" in exceptions_that_nobody_looks_at.run().check().out
 
 
 @program_test

@@ -10,10 +10,9 @@ import random
 import threading
 import time
 
-import procfs
-from scenario import program_test
-
 import manyhands as mh
+import procfs
+from programs import program_test
 
 
 @program_test

@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import procfs
 import pytest
-from scenario import program_test, run, seed
 
 import manyhands as mh
+import procfs
+from programs import program_test, run_command, seed
 
 # Workers that are ended by SIGSEGV have nothing to say of it.
 _QUIET = {"PYTHONFAULTHANDLER": ""}
@@ -26,17 +26,17 @@ _CHAOS = Path(__file__).with_name("chaos_program.py")
 def test_kills_at_random_instants(workers: int) -> None:
     kills = 50 if workers == 1 else 150
     command = [sys.executable, str(_CHAOS), str(kills), str(seed()), str(workers), "KILL"]
-    ended = run(command, 60, environment=_QUIET).check()
-    print(ended.output)
-    assert "all is well" in ended.output
+    ended = run_command(command, 60, environment=_QUIET).check()
+    print(ended.out)
+    assert "all is well" in ended.out
 
 
 def test_other_fatal_signals_and_stops() -> None:
     signals = "KILL,TERM,STOP,STOP,SEGV,ABRT,HUP"
     command = [sys.executable, str(_CHAOS), "40", str(seed()), "2", signals]
-    ended = run(command, 60, environment=_QUIET).check()
-    print(ended.output)
-    assert "all is well" in ended.output
+    ended = run_command(command, 60, environment=_QUIET).check()
+    print(ended.out)
+    assert "all is well" in ended.out
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,7 +1,7 @@
 """What newcomers see, word for word: each program beside what it prints.
 
-Numbers that differ from run to run are written as N. `MANYHANDS_GOLDEN=update` writes the transcripts
-anew; read the difference before it is committed.
+Numbers that differ from run to run are written as N. `MANYHANDS_GOLDEN=update` writes the
+transcripts anew; read the difference before it is committed.
 """
 
 from __future__ import annotations

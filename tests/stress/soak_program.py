@@ -20,9 +20,8 @@ import sys
 import threading
 import time
 
-import procfs
-
 import manyhands as mh
+import procfs
 
 LARGE = 1_500_000
 

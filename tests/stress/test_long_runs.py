@@ -11,7 +11,8 @@ import pytest
 import test_interrupt
 import test_leaks
 import test_parent_kill
-from scenario import on_terminal, run, seed, stress_seconds
+
+from programs import on_terminal, run_command, seed, stress_seconds
 
 pytestmark = pytest.mark.stress
 
@@ -35,9 +36,9 @@ def test_a_thousand_kills_at_random_instants(workers: int, signals: str) -> None
             str(workers),
             signals,
         ]
-        ended = run(command, 240, environment=_QUIET).check()
-        print(f"seed {first + turn}: {ended.output}")
-        assert "all is well" in ended.output
+        ended = run_command(command, 240, environment=_QUIET).check()
+        print(f"seed {first + turn}: {ended.out}")
+        assert "all is well" in ended.out
         kills += 250
         turn += 1
     assert kills >= 1000
@@ -48,9 +49,9 @@ def test_soak(threads: int) -> None:
     seconds = stress_seconds()
     program = Path(__file__).with_name("soak_program.py")
     command = [sys.executable, str(program), str(seconds), str(seed()), str(threads)]
-    ended = run(command, seconds + 90, environment=_QUIET).check()
-    print(ended.output)
-    assert "all is well" in ended.output
+    ended = run_command(command, seconds + 90, environment=_QUIET).check()
+    print(ended.out)
+    assert "all is well" in ended.out
 
 
 def test_parents_are_killed_at_random_instants() -> None:
@@ -97,5 +98,5 @@ def test_crash_tests_again_and_again() -> None:
         for file in files:
             if time.monotonic() > end:
                 break
-            ended = run([sys.executable, "-m", "pytest", "-q", "-x", str(file)], 600)
+            ended = run_command([sys.executable, "-m", "pytest", "-q", "-x", str(file)], 600)
             assert ended.code == 0, str(ended)

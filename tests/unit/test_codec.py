@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import pytest
-from programs import output_of
 
 import manyhands as mh
+from programs import output_of
 
 T = TypeVar("T")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import WATCHDOG_SECONDS, Ended, run
 
 import manyhands as mh
 from manyhands import _doctor
+from programs import WATCHDOG_SECONDS, Ended, run
 
 WORK = """
 import os

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import output_of
 
 import manyhands as mh
+from programs import output_of
 
 
 def same(value: Any) -> Any:

@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+import procfs
 from programs import output_of, run, run_file
 
 # ---------------------------------------------------------------------------- how many workers
@@ -355,7 +357,8 @@ def test_standard_input_is_left_to_the_parent(tmp_path: Path) -> None:
         """
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(source))
-    assert run(script, stdin="for the parent") == (0, "True\nfor the parent\n", "")
+    ended = run(script, stdin="for the parent")
+    assert (ended.code, ended.out, ended.err) == (0, "True\nfor the parent\n", "")
 
 
 def test_unusual_environments(tmp_path: Path) -> None:
@@ -373,7 +376,8 @@ def test_unusual_environments(tmp_path: Path) -> None:
         """
     out = output_of(tmp_path, source, env={"LC_ALL": "C", "LANG": None})
     assert out.startswith("True\n")
-    ended = run("-c", textwrap.dedent(source), env=dict.fromkeys(os.environ))  # nothing at all
+    nothing = dict.fromkeys([*os.environ, procfs.TOKEN])
+    ended = run("-c", textwrap.dedent(source), env=nothing)
     assert ended.code == 0, ended.err
     assert ended.out.startswith("True\n")
 

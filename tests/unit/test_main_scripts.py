@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from programs import output_of, run, run_file
 
 # Everything that a script may define and hand to workers, without a guard.
@@ -161,11 +162,13 @@ def test_a_folder_and_an_archive(tmp_path: Path) -> None:
     import zipfile
 
     (tmp_path / "__main__.py").write_text(PROGRAM)
-    assert run(tmp_path) == (0, EXPECTED, "")
+    ended = run(tmp_path)
+    assert (ended.code, ended.out, ended.err) == (0, EXPECTED, "")
     archive = tmp_path / "program.pyz"
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr("__main__.py", PROGRAM)
-    assert run(archive) == (0, EXPECTED, "")
+    ended = run(archive)
+    assert (ended.code, ended.out, ended.err) == (0, EXPECTED, "")
 
 
 def test_an_interactive_session() -> None:
@@ -550,7 +553,7 @@ def test_closed_standard_streams(tmp_path: Path) -> None:
         open(sys.argv[1], "w").write(str(results == list(range(100))))
         """
     ended = run_file(tmp_path, source, str(tmp_path / "answer"))
-    assert ended == (0, "", "")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
     assert (tmp_path / "answer").read_text() == "True"
 
 
@@ -735,7 +738,8 @@ with mh.Pool(1) as pool:
         assert type(pool.submit(lambda: Thing()).result()) is Thing
 print("ok")
 """
-    assert run("-c", source) == (0, "ok\n", "")
+    ended = run("-c", source)
+    assert (ended.code, ended.out, ended.err) == (0, "ok\n", "")
 
 
 def test_a_global_that_a_task_has_set_is_kept(tmp_path: Path) -> None:

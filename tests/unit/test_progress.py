@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import output_of, run_file
 from terminal import run_on_terminal
 
 from manyhands import _progress, _progress_show, _ticker
 from manyhands._progress import Counts
 from manyhands._progress_text import Pace, duration, line, sentence
+from programs import output_of, run_file
 
 
 def counts(**values: Any) -> Counts:

@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 from gate import Gate, pass_through
-from programs import output_of, run_file
 
 import manyhands as mh
+from programs import output_of, run_file
 
 EVERY_WAY = ["raise", "return", "skip", "group"]
 

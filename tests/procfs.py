@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import os
+import threading
 
 TOKEN = "MANYHANDS_TEST_TOKEN"
 
@@ -61,6 +63,52 @@ def descriptors(pid: int | str = "self") -> dict[str, str]:
         except OSError:
             pass  # closed meanwhile: the listing's own
     return found
+
+
+def watched() -> collections.Counter[int]:
+    """The processes that descriptors of this process watch, and how many each."""
+    found: collections.Counter[int] = collections.Counter()
+    for number, name in descriptors().items():
+        if name == "anon_inode:[pidfd]":
+            try:
+                with open(f"/proc/self/fdinfo/{number}") as file:
+                    [pid] = [int(line[4:]) for line in file if line.startswith("Pid:")]
+            except OSError:
+                continue  # closed meanwhile
+            found[pid] += 1
+    return found
+
+
+def _switches() -> dict[str, list[str]]:
+    """State and number of switches of each thread of this process, its children and theirs."""
+    pids = [os.getpid(), *children(os.getpid())]
+    for child in pids[1:]:
+        pids += children(child)
+    found = {}
+    for pid in pids:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            if int(thread) != threading.get_native_id():
+                with open(f"/proc/{pid}/task/{thread}/status") as file:
+                    found[thread] = [
+                        line for line in file if line.startswith(("State:", "vol", "nonvol"))
+                    ]
+    return found
+
+
+def is_quiet() -> bool:
+    """Whether nothing goes on in this process and below it, unless this thread or a clock acts.
+
+    True only if there was an instant at which all of their other threads slept: who slept through
+    the time from its line in one list to its line in the next has slept when the first one ended.
+    """
+    try:
+        before = _switches()
+        return (
+            all(lines[0].startswith("State:\tS") for lines in before.values())
+            and _switches() == before
+        )
+    except OSError:
+        return False  # one of them ended
 
 
 def thread_count(pid: int | str = "self") -> int:

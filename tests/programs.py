@@ -1,9 +1,14 @@
-"""Programs under test: each runs by itself, under a watchdog, and must leave nothing behind.
+"""Programs under test: each runs by itself, under a watchdog that ends it with all that it started.
 
-A test that is decorated with `program_test` is the text of a program: its body runs at the top
-level of a script of its own, with the imports of its file that it names and with its parameters as
-globals. So what it defines is in `__main__`, as in the programs of users, and a hang or a crash
-ends that program alone. `program` makes the same of a function that a test starts itself.
+Some are texts, run as people run them: `run` takes the arguments of the interpreter, `run_file` and
+`output_of` a script.
+
+Others must leave nothing behind, neither processes nor files: `started` and `run_command` run them
+in a folder of their own. A test that is decorated with `program_test` is the text of such a
+program: its body runs at the top level of a script of its own, with the imports of its file that it
+names and with its parameters as globals. So what it defines is in `__main__`, as in the programs of
+users, and a hang or a crash ends that program alone. `program` makes the same of a function that a
+test starts itself.
 """
 
 from __future__ import annotations
@@ -21,15 +26,17 @@ import tempfile
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import procfs
 
-# A program that takes longer hangs.
-WATCHDOG_SECONDS = 30.0
+# A text that takes longer hangs. Nothing is asserted about time.
+WATCHDOG_SECONDS = 90.0
+# A program that takes longer hangs, or waits for a task that sleeps for a minute.
+PROGRAM_SECONDS = 30.0
 # How long processes may take to be gone after their program; the time is shown.
 _LEAVING_SECONDS = 10.0
 
@@ -41,18 +48,18 @@ class Ended:
     """How a program ended."""
 
     code: int
-    output: str
-    errors: str
-    seconds: float
+    out: str
+    err: str
+    seconds: float = 0.0
     # Pids that lived on for longer than they may.
-    survivors: list[str]
+    survivors: list[str] = field(default_factory=list)
     # What it left in its directory for temporary files.
-    leftovers: list[str]
+    leftovers: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
             f"exit code {self.code} after {self.seconds:.2f} s\n"
-            f"--- output ---\n{self.output}\n--- errors ---\n{self.errors}"
+            f"--- output ---\n{self.out}\n--- errors ---\n{self.err}"
         )
 
     def check(self, code: int = 0) -> Ended:
@@ -92,7 +99,7 @@ class Running:
             if pid != self.pid and pid not in self.spared and procfs.is_alive(pid)
         ]
 
-    def until(self, text: str, seconds: float = WATCHDOG_SECONDS) -> str:
+    def until(self, text: str, seconds: float = PROGRAM_SECONDS) -> str:
         """Waits for a text in the output, which it gives."""
         while True:
             output = self.output()
@@ -104,11 +111,11 @@ class Running:
                 self._fail(f"it did not write {text!r} within {seconds} s")
             time.sleep(0.005)
 
-    def end(self, seconds: float = WATCHDOG_SECONDS) -> Ended:
-        """Waits for its end, for as long as a program may take."""
+    def end(self, seconds: float = PROGRAM_SECONDS, stdin: bytes | None = None) -> Ended:
+        """Waits for its end, for as long as a program may take; `stdin` is for a pipe."""
         left = max(0.0, self.started + seconds - time.monotonic())
         try:
-            self.process.wait(left)
+            self.process.communicate(stdin, left)
         except subprocess.TimeoutExpired:
             self._fail(f"it did not end within {seconds} s")
         return self._ended(time.monotonic() - self.started)
@@ -156,6 +163,34 @@ class Running:
 
 
 @contextlib.contextmanager
+def _watched(
+    command: Sequence[str],
+    directory: Path,
+    *,
+    cwd: Path | None,
+    variables: Mapping[str, str],
+    token: str,
+    stdin: Any,
+) -> Iterator[Running]:
+    """A program in a session of its own, ended at the latest with the block."""
+    with (directory / "output").open("wb") as output, (directory / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env=variables,
+            stdin=stdin,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+    running = Running(process, token, directory)
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+@contextlib.contextmanager
 def started(
     command: Sequence[str],
     *,
@@ -163,14 +198,21 @@ def started(
     stdin: str | None = None,
     files: dict[str, str] | None = None,
 ) -> Iterator[Running]:
-    """A program in a session of its own, ended at the latest with the block."""
-    with tempfile.TemporaryDirectory(prefix="manyhands-test-") as name:
+    """A program in a folder of its own, with these files."""
+    with (
+        tempfile.TemporaryDirectory(prefix="manyhands-test-") as name,
+        contextlib.ExitStack() as stack,
+    ):
         directory = Path(name)
         (directory / "tmp").mkdir()
         for file, text in (files or {}).items():
             path = directory / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        source: Any = subprocess.DEVNULL
+        if stdin is not None:
+            (directory / "stdin").write_text(stdin)
+            source = stack.enter_context((directory / "stdin").open("rb"))
         token = uuid.uuid4().hex
         variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         variables |= {
@@ -180,33 +222,65 @@ def started(
             "TMPDIR": str(directory / "tmp"),
             **(environment or {}),
         }
-        output = (directory / "output").open("wb")
-        errors = (directory / "errors").open("wb")
-        with output, errors, contextlib.ExitStack() as stack:
-            source: Any = subprocess.DEVNULL
-            if stdin is not None:
-                (directory / "stdin").write_text(stdin)
-                source = stack.enter_context((directory / "stdin").open("rb"))
-            process = subprocess.Popen(
-                list(command),
-                cwd=directory,
-                env=variables,
-                stdin=source,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
+        yield stack.enter_context(
+            _watched(
+                command, directory, cwd=directory, variables=variables, token=token, stdin=source
             )
-            running = Running(process, token, directory)
-            try:
-                yield running
-            finally:
-                running.kill()
+        )
 
 
-def run(command: Sequence[str], seconds: float = WATCHDOG_SECONDS, **options: Any) -> Ended:
+def run_command(command: Sequence[str], seconds: float = PROGRAM_SECONDS, **options: Any) -> Ended:
     """Runs a program to its end."""
     with started(command, **options) as running:
         return running.end(seconds)
+
+
+def run(
+    *arguments: str | Path,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str | None] | None = None,
+    interpreter: str = sys.executable,
+) -> Ended:
+    """Runs the interpreter with these arguments; `env` adds variables, or removes those of None."""
+    token = uuid.uuid4().hex
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith("MANYHANDS_")
+    }
+    variables[procfs.TOKEN] = token
+    for name, value in (env or {}).items():
+        if value is None:
+            variables.pop(name, None)
+        else:
+            variables[name] = value
+    command = [interpreter, *map(str, arguments)]
+    with (
+        tempfile.TemporaryDirectory(prefix="manyhands-test-") as folder,
+        _watched(
+            command,
+            Path(folder),
+            cwd=cwd,
+            variables=variables,
+            token=token,
+            stdin=subprocess.PIPE,
+        ) as running,
+    ):
+        return running.end(WATCHDOG_SECONDS, stdin.encode())
+
+
+def run_file(folder: Path, source: str, *arguments: str, **options: Any) -> Ended:
+    """Runs the source as a script, `script.py` in the folder."""
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(source), encoding="utf-8")
+    return run(script, *arguments, **options)
+
+
+def output_of(folder: Path, source: str, *arguments: str, **options: Any) -> str:
+    """What the source prints as a script that has to end well and say nothing else."""
+    ended = run_file(folder, source, *arguments, **options)
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    return ended.out
 
 
 @dataclass
@@ -255,7 +329,7 @@ def on_terminal(source: str, keys: bytes, *, name: str = "program.py", delay: fl
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     code = os.waitstatus_to_exitcode(status)
-                elif time.monotonic() - begin > WATCHDOG_SECONDS:
+                elif time.monotonic() - begin > PROGRAM_SECONDS:
                     states = "\n".join(procfs.describe(other) for other in procfs.marked(token))
                     raise AssertionError(f"it did not end:\n{states}\n{shown.decode()}")
                 else:
@@ -302,7 +376,7 @@ class Program:
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom) and (
                 not isinstance(node, ast.ImportFrom)
-                or node.module not in ("__future__", "scenario")
+                or node.module not in ("__future__", "programs")
             ):
                 wanted = [
                     alias
@@ -329,13 +403,13 @@ class Program:
     def run(
         self,
         *,
-        seconds: float = WATCHDOG_SECONDS,
+        seconds: float = PROGRAM_SECONDS,
         environment: dict[str, str] | None = None,
         before: Sequence[str] = (),
         **parameters: object,
     ) -> Ended:
         """Runs it to its end; `before` is a command that runs the rest of its arguments."""
-        return run(
+        return run_command(
             [*before, sys.executable, "program.py"],
             seconds,
             environment=environment,
@@ -354,10 +428,10 @@ def program_test(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def test(**parameters: object) -> None:
         ended = text.run(**parameters).check()
-        if ended.output:
-            print(ended.output)
-        if ended.errors:
-            print(ended.errors, file=sys.stderr)
+        if ended.out:
+            print(ended.out)
+        if ended.err:
+            print(ended.err, file=sys.stderr)
 
     return test
 
