@@ -624,12 +624,14 @@ mod tests {
         scheduler.published(Slot(0), run(10..14));
         assert_eq!(scheduler.ended(Slot(0), 3), None);
         assert_eq!(scheduler.steal(), Some((Slot(0), 5)));
-        let (mut whole, mut cut) = (Vec::new(), Vec::new());
-        scheduler.revoked(Slot(0), 5, |revoked| match revoked {
-            Revoked::Whole(run) => whole.push(run.0.clone()),
-            Revoked::Cut(run) => cut.push(run.0.clone()),
+        let mut revoked_runs = Vec::new();
+        scheduler.revoked(Slot(0), 5, |revoked| {
+            revoked_runs.push(match revoked {
+                Revoked::Whole(run) => (true, run.0.clone()),
+                Revoked::Cut(run) => (false, run.0.clone()),
+            });
         });
-        assert_eq!((whole, cut), (vec![10..14], vec![3..9]));
+        assert_eq!(revoked_runs, [(true, 10..14), (false, 3..9)]);
         assert_eq!((scheduler.held_count(Slot(0)), scheduler.queued()), (6, 5));
         assert_eq!(scheduler.take_first(), Some(run(9..10)));
         assert_eq!(scheduler.take_first(), Some(run(10..14)));
@@ -642,12 +644,12 @@ mod tests {
         let mut scheduler = open_runs(1);
         scheduler.published(Slot(0), run(0..10));
         scheduler.ended(Slot(0), 4);
-        let mut kept = Vec::new();
+        let mut kept = None;
         scheduler.revoked(Slot(0), 6, |revoked| match revoked {
             Revoked::Whole(run) => panic!("{run:?}"),
-            Revoked::Cut(run) => kept.push(run.0.clone()),
+            Revoked::Cut(run) => assert!(kept.replace(run.0.clone()).is_none()),
         });
-        assert_eq!(kept, [4..4]);
+        assert_eq!(kept, Some(4..4));
         assert_eq!((scheduler.busy_count(), scheduler.queued()), (0, 6));
         let rest = scheduler.take_first().unwrap();
         assert_eq!(rest, run(4..10));

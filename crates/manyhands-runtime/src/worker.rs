@@ -441,6 +441,7 @@ impl WorkerEnd {
             running.is_read = self.block.is_some();
         }
         self.next_item();
+        fail_point("worker.block_opened");
         Ok(())
     }
 
@@ -509,6 +510,7 @@ impl WorkerEnd {
             self.wait_for_room(HEAD);
         }
         self.results.publish(HEAD);
+        fail_point("worker.lap_published");
     }
 
     /// Publishes the result of the running task; an error says why it could not be sent, and

@@ -1,7 +1,10 @@
 //! What a case is.
 
 use crate::crash_table::site::Site;
-use crate::crash_table::{rows, scenarios, storms, supervision};
+use crate::crash_table::{
+    blocks, blocks_ended, descriptors, ending, failed_births, nonsense, rows, storms,
+    storms_of_blocks, taken_back, tasks, waiting, zygotes,
+};
 
 /// One line of the table.
 pub(crate) struct Case {
@@ -28,8 +31,21 @@ impl Case {
 /// All cases, the table's rows first.
 pub(crate) fn all() -> Vec<Case> {
     let mut cases: Vec<Case> = rows::rows().into_iter().map(rows::Row::into_case).collect();
-    cases.extend(scenarios::cases());
-    cases.extend(supervision::cases());
-    cases.extend(storms::cases());
+    for of_one_subject in [
+        tasks::cases,
+        taken_back::cases,
+        blocks::cases,
+        blocks_ended::cases,
+        waiting::cases,
+        ending::cases,
+        zygotes::cases,
+        failed_births::cases,
+        descriptors::cases,
+        nonsense::cases,
+        storms::cases,
+        storms_of_blocks::cases,
+    ] {
+        cases.extend(of_one_subject());
+    }
     cases
 }

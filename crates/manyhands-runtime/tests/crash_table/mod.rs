@@ -4,19 +4,32 @@
 //! - `case`: the *driver* makes supervisor and pool, runs one case, and checks what is left;
 //! - `zygote`: what the driver's supervisor starts; it forks *workers*, which run the tasks of `worker`.
 //!
-//! A case is a row of the table (`rows`: a fail point, a load, what must be left) or a scenario
-//! (`scenarios`, `supervision`, `storms`: a few lines of their own). Every task appends its number to a
-//! file before it does anything else, so that the driver can count how often each ran.
+//! A case is a row of the table (`rows`: a fail point, a load, what must be left) or a scenario (a few
+//! lines of its own, by subject). Every task and item appends its number to a file before it does
+//! anything else, so that the driver can count how often each ran.
 
+mod blocks;
+mod blocks_ended;
 mod case;
+mod descriptors;
+mod ending;
+mod failed_births;
+mod helpers;
+mod nonsense;
 mod processes;
 mod rows;
 mod runner;
-mod scenarios;
+mod scribble;
 mod site;
 mod storms;
-mod supervision;
+mod storms_of_blocks;
+mod stream;
+mod taken_back;
+mod tally;
+mod tasks;
+mod waiting;
 mod worker;
+mod zygotes;
 
 use std::process::ExitCode;
 

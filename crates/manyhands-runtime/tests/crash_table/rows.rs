@@ -1,9 +1,12 @@
 //! The rows: a process dies at a fail point under some load, and this is left.
 
+use crate::crash_table::blocks;
 use crate::crash_table::case::Case;
-use crate::crash_table::site::{Job, LARGE, Site, until_stats};
+use crate::crash_table::helpers::{until_stats, wait};
+use crate::crash_table::site::{Job, LARGE, Site};
+use crate::crash_table::stream::Items;
 use crate::crash_table::worker::THREAD_MODULE;
-use manyhands_runtime::{Cause, FAIL_POINTS, Pool};
+use manyhands_runtime::{Cause, Definition, FAIL_POINTS, Pool};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -29,6 +32,18 @@ enum Load {
     OneAndExit,
     /// The mixture, half of which is cancelled.
     Cancelling,
+    /// Streams of short items in blocks, ordered and not, two workers.
+    Blocks,
+    /// The same by one worker.
+    BlocksAlone,
+    /// The same with all kinds of items, among them such that yield.
+    BlocksOfAllKinds,
+    /// Blocks that are cut again and again: workers without work get what waits elsewhere.
+    BlocksStolen,
+    /// Streams of which the end is cancelled.
+    BlocksCancelled,
+    /// Blocks with large definitions, one worker.
+    BlocksByFile,
 }
 
 /// What happens to the task that a worker had started.
@@ -73,6 +88,7 @@ const fn row(
 /// The table.
 pub(crate) fn rows() -> Vec<Row> {
     use Load::{
+        Blocks, BlocksAlone, BlocksByFile, BlocksCancelled, BlocksOfAllKinds, BlocksStolen,
         Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture,
         OneAndExit, Spawned,
     };
@@ -93,7 +109,36 @@ pub(crate) fn rows() -> Vec<Row> {
         row("worker.claimed", 2, LargeArguments, Unstarted, 1..=1),
         // The second claim is that of the message to leave.
         row("worker.claimed", 2, OneAndExit, None, 0..=0),
+        row("worker.claimed", 1, Blocks, Unstarted, 1..=1),
+        row("worker.claimed", 2, BlocksAlone, Unstarted, 1..=1),
+        row("worker.claimed", 20, BlocksAlone, Unstarted, 1..=1),
+        row("worker.claimed", 21, BlocksAlone, Unstarted, 1..=1),
+        row("worker.claimed", 23, BlocksOfAllKinds, Unstarted, 1..=1),
+        row("worker.claimed", 9, BlocksStolen, Unstarted, 1..=1),
+        row("worker.claimed", 2, BlocksByFile, Unstarted, 1..=1),
+        row("worker.claimed", 6, BlocksCancelled, Unstarted, 1..=1),
+        // The first item of a block is claimed with it.
+        row("worker.block_opened", 1, Blocks, Unstarted, 1..=1),
+        row("worker.block_opened", 3, BlocksAlone, Unstarted, 1..=1),
+        row("worker.block_opened", 2, BlocksStolen, Unstarted, 1..=1),
+        row("worker.block_opened", 1, BlocksByFile, Unstarted, 1..=1),
+        row("worker.block_opened", 3, BlocksByFile, Unstarted, 1..=1),
         // It ran, and nobody will know what it returned.
+        row("worker.finished", 1, Blocks, Finished, 1..=1),
+        row("worker.finished", 19, BlocksAlone, Finished, 1..=1),
+        row("worker.finished", 40, BlocksOfAllKinds, AtMostOne, 1..=1),
+        row("worker.finished", 9, BlocksStolen, Finished, 1..=1),
+        row("worker.finished", 7, BlocksCancelled, Finished, 1..=1),
+        row("worker.file_sent", 1, BlocksOfAllKinds, Finished, 1..=1),
+        row("worker.file_sent", 2, BlocksOfAllKinds, Finished, 1..=1),
+        row("worker.record_written", 20, BlocksAlone, Finished, 1..=1),
+        row(
+            "worker.record_written",
+            45,
+            BlocksOfAllKinds,
+            AtMostOne,
+            1..=1,
+        ),
         row("worker.finished", 1, Mixture, Finished, 1..=1),
         row("worker.finished", 17, Mixture, Finished, 1..=1),
         row("worker.finished", 1, Initializer, None, 1..=1),
@@ -118,6 +163,24 @@ pub(crate) fn rows() -> Vec<Row> {
         row("worker.published", 2, LargeResults, None, 1..=1),
         row("worker.published", 5, Closing, None, 1..=1),
         row("worker.published", 1, OneAndExit, None, 0..=1),
+        row("worker.published", 1, Blocks, None, 1..=1),
+        row("worker.published", 19, BlocksAlone, None, 1..=1),
+        row("worker.published", 20, BlocksAlone, None, 1..=1),
+        row("worker.published", 44, BlocksOfAllKinds, AtMostOne, 1..=1),
+        row("worker.published", 9, BlocksStolen, None, 1..=1),
+        row("worker.published", 2, BlocksByFile, None, 1..=1),
+        row("worker.lap_published", 1, Blocks, None, 1..=1),
+        row("worker.lap_published", 4, BlocksAlone, None, 1..=1),
+        row(
+            "worker.lap_published",
+            7,
+            BlocksOfAllKinds,
+            AtMostOne,
+            1..=1,
+        ),
+        row("worker.announced", 19, BlocksAlone, None, 1..=1),
+        row("worker.announced", 9, BlocksStolen, None, 1..=1),
+        row("worker.before_park", 1, Blocks, None, 1..=1),
         row("worker.announced", 1, Mixture, None, 1..=1),
         row("worker.announced", 2, LargeResults, None, 1..=1),
         row("worker.announced", 1, Initializer, None, 1..=1),
@@ -142,6 +205,17 @@ pub(crate) fn rows() -> Vec<Row> {
         row("parent.result_taken", 1, OneAndExit, AtMostOne, 0..=0),
         row("parent.revoked", 1, Cancelling, AtMostOne, 0..=0),
         row("parent.revoked", 3, Cancelling, AtMostOne, 0..=0),
+        row("parent.revoked", 1, BlocksCancelled, AtMostOne, 0..=0),
+        row("parent.revoked", 2, BlocksStolen, AtMostOne, 0..=0),
+        row("parent.block_cut", 1, BlocksCancelled, AtMostOne, 0..=0),
+        row("parent.block_cut", 1, BlocksStolen, AtMostOne, 0..=0),
+        row("parent.block_cut", 3, BlocksStolen, AtMostOne, 0..=0),
+        row("parent.record_written", 3, Blocks, AtMostOne, 0..=0),
+        row("parent.record_written", 3, BlocksByFile, AtMostOne, 0..=0),
+        row("parent.task_published", 4, Blocks, AtMostOne, 0..=0),
+        row("parent.task_published", 6, BlocksStolen, AtMostOne, 0..=0),
+        row("parent.result_taken", 5, Blocks, AtMostOne, 0..=0),
+        row("parent.result_taken", 9, BlocksOfAllKinds, AtMostOne, 0..=0),
         // Without a zygote what was asked of it is asked of the next. A worker that it forked and
         // did not report may have started a task.
         row("zygote.request_read", 1, Mixture, None, 0..=0),
@@ -154,6 +228,9 @@ pub(crate) fn rows() -> Vec<Row> {
         row("zygote.forked", 1, Initializer, AtMostOne, 0..=1),
         row("zygote.forked", 1, LargeResults, AtMostOne, 0..=1),
         row("zygote.forked", 1, Closing, AtMostOne, 0..=1),
+        row("zygote.request_read", 1, Blocks, None, 0..=0),
+        row("zygote.forked", 1, Blocks, AtMostOne, 0..=1),
+        row("zygote.reported", 1, Blocks, None, 0..=0),
         row("zygote.reported", 1, Mixture, None, 0..=0),
         row("zygote.reported", 1, Initializer, None, 0..=0),
         row("zygote.reported", 1, Closing, None, 0..=0),
@@ -218,15 +295,22 @@ impl Row {
             site.supervisor.preload(vec![THREAD_MODULE.into()]);
             site.supervisor.warm().unwrap();
         }
-        let alone = matches!(self.load, Load::OneAndExit | Load::LargeBoth);
+        let alone = matches!(
+            self.load,
+            Load::OneAndExit | Load::LargeBoth | Load::BlocksAlone | Load::BlocksByFile
+        );
         let workers = if alone { 1 } else { 2 };
         let initializer = (self.load == Load::Initializer).then_some("echo:ready");
         let pool = site.pool_with(workers, initializer);
         let jobs = self.submit(site, &pool);
+        let mut streams = self.submit_streams(site, &pool);
         if matches!(self.load, Load::Closing | Load::OneAndExit) {
             pool.close(false, false);
         }
-        let tally = site.settle(&pool, &jobs);
+        let mut tally = site.settle(&pool, &jobs);
+        for items in &mut streams {
+            tally.merge(items.settle(site, &pool));
+        }
         site.wait_for_crash();
         // A death in a closed pool is counted before its last worker is gone.
         let closed = matches!(self.load, Load::Closing | Load::OneAndExit);
@@ -244,12 +328,16 @@ impl Row {
                 let (number, pid, cause) = tally.died[0];
                 assert!(pid > 0);
                 assert_eq!(cause, Cause::Signal(libc::SIGKILL));
-                let job = jobs.iter().find(|job| job.number == number).unwrap();
-                let ran = if self.loss == Loss::Finished { 1 } else { 0 };
-                assert_eq!(site.runs_of(job), ran, "runs of the lost task");
+                let ran = site.runs().get(&number.to_string()).copied();
+                let expected = (self.loss == Loss::Finished).then_some(1);
+                assert_eq!(ran, expected, "runs of the lost task");
             }
         }
-        assert_eq!(tally.values, jobs.len() - lost, "{tally:?}");
+        let all = jobs.len() + streams.iter().map(Items::len).sum::<usize>();
+        assert_eq!(tally.values + tally.cancelled, all - lost, "{tally:?}");
+        let may_cancel = self.load == Load::BlocksCancelled;
+        assert!(tally.cancelled == 0 || may_cancel, "{tally:?}");
+        assert_eq!(tally.cancelled_runs, 0);
         let deaths = site.finish_closed(pool).deaths;
         assert!(self.deaths.contains(&deaths), "{deaths} deaths");
     }
@@ -268,7 +356,7 @@ impl Row {
             Load::Cancelling => {
                 let mut jobs = site.submit_mixture(pool);
                 // Only what a worker has can be taken back from it.
-                super::site::wait(pool, &jobs[0].task);
+                wait(pool, &jobs[0].task);
                 jobs.push(site.submit(pool, "sleep:100"));
                 jobs.push(site.submit(pool, "sleep:100"));
                 jobs.extend((0..20).map(|index| site.submit(pool, &format!("echo:{index}"))));
@@ -277,7 +365,69 @@ impl Row {
                 }
                 jobs
             }
+            _ => Vec::new(),
         }
+    }
+
+    fn submit_streams(&self, site: &Site, pool: &Pool) -> Vec<Items> {
+        let mut streams = vec![Items::new(true), Items::new(false)];
+        let echoes = ["echo:x"; 20];
+        match self.load {
+            Load::Blocks | Load::BlocksAlone => {
+                for items in &mut streams {
+                    for _ in 0..10 {
+                        items.send(site, pool, &echoes);
+                    }
+                }
+            }
+            Load::BlocksOfAllKinds => {
+                for items in &mut streams {
+                    blocks::send_mixture(site, pool, items);
+                }
+            }
+            Load::BlocksStolen => {
+                // Both workers are there, and know that tasks are short.
+                let folder = site.path("meeting");
+                std::fs::create_dir(&folder).unwrap();
+                let meet = format!("meet:{folder} 2");
+                for items in &mut streams {
+                    items.send(site, pool, &[&meet]);
+                }
+                for items in &mut streams {
+                    items.take_until(pool, 1);
+                    for _ in 0..3 {
+                        items.send(site, pool, &[&["sleep:1"; 8][..], &echoes].concat());
+                    }
+                }
+            }
+            Load::BlocksCancelled => {
+                for items in &mut streams {
+                    for _ in 0..5 {
+                        items.send(site, pool, &[&["sleep:1"; 10][..], &echoes].concat());
+                    }
+                }
+                // Only what a worker has can be taken back from it.
+                streams[0].take_until(pool, 5);
+                for items in &streams {
+                    items.cancel(pool);
+                }
+                for items in &mut streams {
+                    items.send(site, pool, &echoes);
+                }
+            }
+            Load::BlocksByFile => {
+                streams.clear();
+                for seed in 0..4 {
+                    let definition = Definition::new("d", vec![seed; 70_000].into(), [].into());
+                    let mut items = Items::of(Some(definition), seed % 2 == 0);
+                    items.send(site, pool, &["define:a", "define:b", "define:c"]);
+                    items.send(site, pool, &["define:a", "define:b", "define:c"]);
+                    streams.push(items);
+                }
+            }
+            _ => streams.clear(),
+        }
+        streams
     }
 }
 

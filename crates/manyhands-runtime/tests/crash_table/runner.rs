@@ -1,6 +1,7 @@
 //! Runs the cases: each in a process of its own, two at a time.
 
 use crate::crash_table::case::{self, Case};
+use crate::crash_table::helpers;
 use crate::crash_table::processes;
 use crate::crash_table::rows;
 use crate::crash_table::site::{self, Site};
@@ -110,7 +111,7 @@ fn run_case(case: &Case, folder: &PathBuf) -> Result<(), String> {
     // Whatever happened, nothing may be left.
     let gone = processes::wait_until_none(mark, GONE);
     for (pid, _) in processes::marked(mark) {
-        site::signal(pid, libc::SIGKILL);
+        helpers::signal(pid, libc::SIGKILL);
     }
     let left = if case.driver_dies {
         rows::check_after_death(folder)

@@ -1,13 +1,14 @@
 //! The driver's tools: a supervisor, pools, jobs whose runs are counted, and the checks at the end.
 
+use crate::crash_table::helpers::{until, wait};
 use crate::crash_table::processes::{self, MARK};
+use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker;
 use manyhands_runtime::{
-    Breakage, Bytes, Cause, Completions, Definition, Entry, Initializer, Launcher, Outcome, Pool,
-    PoolOptions, PoolStats, Refused, Supervisor, Task, TaskKind,
+    Bytes, Definition, Entry, Initializer, Launcher, Pool, PoolOptions, PoolStats, Refused,
+    Supervisor, Task, TaskKind,
 };
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,25 +41,6 @@ pub(crate) struct Job {
     pub(crate) command: String,
     pub(crate) task: Arc<Task>,
     expected: Expected,
-}
-
-#[derive(Clone)]
-enum Expected {
-    Value(Vec<u8>),
-    Error(String),
-    Anything,
-}
-
-/// How the jobs of a case ended.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) values: usize,
-    /// Number, pid and cause of those that died.
-    pub(crate) died: Vec<(u64, i32, Cause)>,
-    pub(crate) cancelled: usize,
-    /// How many of these had started; only killing cancels what runs.
-    pub(crate) cancelled_runs: usize,
-    pub(crate) broken: usize,
 }
 
 /// What the watchdog looks at when a case hangs.
@@ -178,7 +160,7 @@ impl Site {
     }
 
     fn job(&self, command: &str, expected: Expected) -> (Job, Vec<u8>) {
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number();
         let payload = format!("{number} {command}").into_bytes();
         let job = Job {
             number,
@@ -189,20 +171,14 @@ impl Site {
         (job, payload)
     }
 
+    /// A number that no other task or item has.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Submits a command; a pool that does not take it gives the reason.
     pub(crate) fn try_submit(&self, pool: &Pool, command: &str) -> Result<Job, Refused> {
-        let expected = match command.split_once(':').unwrap() {
-            ("echo", text) => Expected::Value(text.into()),
-            ("sleep", _) => Expected::Value(b"slept".to_vec()),
-            ("big", count) => Expected::Value(worker::big(count.parse().unwrap())),
-            ("error", text) => Expected::Error(text.to_owned()),
-            ("stop", _) => Expected::Value(b"continued".to_vec()),
-            ("until", _) => Expected::Value(b"seen".to_vec()),
-            ("touch", _) => Expected::Value(b"touched".to_vec()),
-            ("meet", _) => Expected::Value(b"met".to_vec()),
-            ("initialized", _) => Expected::Value(b"yes".to_vec()),
-            _ => Expected::Anything,
-        };
+        let expected = Expected::of(command);
         let (job, payload) = self.job(command, expected);
         let payload = Bytes::copy_of(&payload);
         let task = Some(job.task.clone());
@@ -338,61 +314,13 @@ impl Site {
         let runs = self.runs();
         let mut tally = Tally::default();
         for job in jobs {
-            let ran = runs.get(&job.number.to_string()).copied().unwrap_or(0);
-            let (number, command) = (job.number, &job.command);
-            let outcome = job.task.outcome().unwrap();
-            match (outcome, &job.expected) {
-                (Outcome::Value(_, bytes), Expected::Value(expected)) => {
-                    let same = bytes.with(|bytes| bytes == expected.as_slice()).unwrap();
-                    assert!(same, "task {number} ({command}) returned something else");
-                    assert_eq!(ran, 1, "runs of task {number} ({command}), which returned");
-                    tally.values += 1;
-                }
-                (Outcome::Error(_, bytes), Expected::Error(expected)) => {
-                    let same = bytes.with(|bytes| bytes == expected.as_bytes()).unwrap();
-                    assert!(same, "task {number} ({command}) failed with something else");
-                    assert_eq!(ran, 1, "runs of task {number} ({command}), which failed");
-                    tally.values += 1;
-                }
-                (Outcome::Value(..), Expected::Anything) => {
-                    assert_eq!(ran, 1, "runs of task {number} ({command}), which returned");
-                    tally.values += 1;
-                }
-                (
-                    &Outcome::Died {
-                        pid,
-                        cause,
-                        tag,
-                        ref payload,
-                    },
-                    _,
-                ) => {
-                    assert!(
-                        ran <= 1,
-                        "task {number} ({command}) died and ran {ran} times"
-                    );
-                    assert_eq!(tag, 1, "the tag of task {number}");
-                    let start = format!("{number} ").into_bytes();
-                    assert!(payload.with(|bytes| bytes.starts_with(&start)).unwrap());
-                    tally.died.push((number, pid, cause));
-                }
-                (Outcome::Cancelled, _) => {
-                    assert!(
-                        ran <= 1,
-                        "task {number} ({command}) was cancelled, ran {ran} times"
-                    );
-                    tally.cancelled += 1;
-                    tally.cancelled_runs += ran;
-                }
-                (Outcome::Broken(_), _) => {
-                    assert_eq!(
-                        ran, 0,
-                        "runs of task {number} ({command}), which never started"
-                    );
-                    tally.broken += 1;
-                }
-                (outcome, _) => panic!("task {number} ({command}) ended with {}", show(outcome)),
-            }
+            tally.add(&End {
+                number: job.number,
+                command: &job.command,
+                outcome: job.task.outcome().unwrap(),
+                expected: &job.expected,
+                runs: runs.get(&job.number.to_string()).copied().unwrap_or(0),
+            });
         }
         tally
     }
@@ -458,76 +386,5 @@ impl Site {
             left.len() <= self.descriptors.len()
         });
         stats
-    }
-}
-
-/// Waits for a task; the watchdog ends it if it never comes.
-pub(crate) fn wait(pool: &Pool, task: &Arc<Task>) {
-    let waited = pool.wait::<Infallible>(task, None, || Ok(()));
-    assert!(waited.unwrap());
-}
-
-/// Waits until something holds; the watchdog ends it if it never does.
-#[track_caller]
-pub(crate) fn until(mut condition: impl FnMut() -> bool) {
-    let caller = std::panic::Location::caller();
-    let mut rounds = 0;
-    while !condition() {
-        std::thread::sleep(Duration::from_millis(1));
-        rounds += 1;
-        if rounds == 15_000 {
-            eprintln!("waiting at {caller}");
-        }
-    }
-}
-
-/// Waits until the pool's statistics are as wanted.
-#[track_caller]
-pub(crate) fn until_stats(pool: &Pool, mut wanted: impl FnMut(&PoolStats) -> bool) {
-    until(|| wanted(&pool.stats()));
-}
-
-/// Pids of the workers that are born.
-pub(crate) fn worker_pids(pool: &Pool) -> Vec<i32> {
-    let workers = pool.stats().workers;
-    workers
-        .iter()
-        .map(|worker| worker.pid)
-        .filter(|&pid| pid != 0)
-        .collect()
-}
-
-/// Sends a signal.
-pub(crate) fn signal(pid: i32, signal: i32) {
-    // SAFETY: a plain system call.
-    unsafe { libc::kill(pid, signal) };
-}
-
-/// Takes all tokens that come until there are so many.
-pub(crate) fn take_tokens(completions: &Completions, count: usize) -> Vec<u64> {
-    let mut tokens = Vec::new();
-    while tokens.len() < count {
-        tokens.extend(completions.wait(Duration::from_millis(100)));
-    }
-    tokens
-}
-
-/// An outcome in words.
-pub(crate) fn show(outcome: &Outcome) -> String {
-    let text = |bytes: &Bytes| {
-        let shown =
-            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-        bytes.with(shown).unwrap()
-    };
-    match outcome {
-        Outcome::Value(_, bytes) => format!("the value {:?}", text(bytes)),
-        Outcome::Error(_, bytes) => format!("the error {:?}", text(bytes)),
-        Outcome::Died { pid, cause, .. } => format!("the death of {pid} by {cause:?}"),
-        Outcome::Cancelled => "its cancelling".into(),
-        Outcome::Broken(why) => match &**why {
-            Breakage::Initializer(_, bytes) => format!("a failed initializer: {:?}", text(bytes)),
-            other => format!("a broken pool: {other:?}"),
-        },
-        Outcome::Failed(why) => format!("a failure: {why}"),
     }
 }

@@ -3,7 +3,9 @@
 //! `MANYHANDS_SEED` replays a storm's choices (not its timing), `MANYHANDS_STORM` multiplies its length.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::site::{Job, LARGE, Site, signal, until, until_stats, wait, worker_pids};
+use crate::crash_table::helpers::{signal, until, until_stats, wait, worker_pids};
+use crate::crash_table::site::{Job, LARGE, Site};
+use crate::crash_table::tally::Tally;
 use manyhands_runtime::{Cause, Definition, Pool};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,10 +53,10 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// A small generator of numbers: xorshift.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(salt: u64) -> Self {
+    pub(crate) fn new(salt: u64) -> Self {
         let seed = match std::env::var("MANYHANDS_SEED") {
             Ok(seed) => seed.parse().unwrap(),
             Err(_) => manyhands_os::monotonic_nanos(),
@@ -63,19 +65,19 @@ impl Random {
         Self((seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % limit
     }
 
-    fn pause(&mut self, most_micros: u64) {
+    pub(crate) fn pause(&mut self, most_micros: u64) {
         std::thread::sleep(Duration::from_micros(self.below(most_micros)));
     }
 }
 
-fn times(count: usize) -> usize {
+pub(crate) fn times(count: usize) -> usize {
     let factor = std::env::var("MANYHANDS_STORM")
         .ok()
         .and_then(|factor| factor.parse().ok());
@@ -83,7 +85,7 @@ fn times(count: usize) -> usize {
 }
 
 /// Submits one task of a mixed load.
-fn submit_any(
+pub(crate) fn submit_any(
     site: &Site,
     pool: &Pool,
     random: &mut Random,
@@ -105,7 +107,7 @@ fn submit_any(
     }
 }
 
-fn definitions() -> Vec<Arc<Definition>> {
+pub(crate) fn definitions() -> Vec<Arc<Definition>> {
     let base = Definition::new("base", Box::from(&b"base"[..]), Box::from([]));
     (0..8)
         .map(|index| {
@@ -120,15 +122,15 @@ const MOST_IN_A_ROW: u32 = 10;
 
 /// The kills of a storm.
 #[derive(Default)]
-struct Kills {
-    pids: HashSet<i32>,
+pub(crate) struct Kills {
+    pub(crate) pids: HashSet<i32>,
     in_a_row: u32,
     /// How many tasks had ended at the last kill.
     done: u64,
 }
 
 /// Kills a worker of the pool that was not killed before; whether there was one.
-fn kill_one(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) -> bool {
+pub(crate) fn kill_one(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) -> bool {
     let mut kills = kills.lock().unwrap();
     let stats = pool.stats();
     if stats.done != kills.done {
@@ -184,6 +186,11 @@ fn under_load(
 /// What must hold after workers were killed.
 fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<Kills>) {
     let tally = site.settle(pool, jobs);
+    check_losses(&tally, jobs.len(), killed);
+}
+
+/// At most one task or item is lost with each worker that was killed, and all others came.
+pub(crate) fn check_losses(tally: &Tally, all: usize, killed: &Mutex<Kills>) {
     let killed = &killed.lock().unwrap().pids;
     let mut blamed = HashSet::new();
     for &(number, pid, cause) in &tally.died {
@@ -199,13 +206,12 @@ fn check_kills(site: &Site, pool: &Pool, jobs: &[Job], killed: &Mutex<Kills>) {
     }
     assert_eq!(
         tally.values + tally.died.len() + tally.cancelled,
-        jobs.len(),
+        all,
         "{tally:?}"
     );
     assert_eq!(tally.cancelled_runs, 0);
     println!(
-        "{} tasks, {} lost, {} kills",
-        jobs.len(),
+        "{all} tasks, {} lost, {} kills",
         tally.died.len(),
         killed.len()
     );

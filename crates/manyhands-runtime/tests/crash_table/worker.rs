@@ -1,6 +1,6 @@
 //! The zygote and its workers.
 //!
-//! A task is `number command:argument`. The worker appends `number pid` to the case's file of runs and
+//! A task or an item is `number command:argument`. The worker appends `number pid` to the case's file of runs and
 //! then obeys the command:
 //!
 //! | command            | does                                                         | returns        |
@@ -12,19 +12,22 @@
 //! | `sum:bytes`        | adds them up                                                 | count and sum  |
 //! | `mirror:bytes`     | nothing                                                      | them           |
 //! | `error:text`       | fails                                                        | (error) text   |
+//! | `yield:n size end` | yields n times so many bytes, then obeys the command `end`   | see `yielded`  |
 //! | `exit:status`      | exits                                                        | never          |
 //! | `kill:`, `stop:`   | sends itself SIGKILL, SIGSTOP                                | `continued`    |
 //! | `fork:`            | forks a child that sleeps a second, and kills itself         | never          |
-//! | `scribble:word`    | writes nonsense to the `tail` or `queue` word, kills itself  | never          |
+//! | `scribble:what`    | writes nonsense to its control block, see `scribble`         | never          |
 //! | `until:path`       | waits for a file                                             | `seen`         |
 //! | `touch:path`       | makes a file                                                 | `touched`      |
 //! | `meet:path count`  | makes a file in a folder, waits until there are so many      | `met`          |
+//! | `limit:count`      | may open no descriptor from this number on                   | `limited`      |
 //! | `initialized:`     | nothing                                                      | `yes` or `no`  |
 //!
 //! An initializer is a task of its own kind with the same commands.
 
+use crate::crash_table::scribble::scribble;
 use manyhands_runtime::{
-    Birth, Claimed, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
+    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
 };
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -40,6 +43,8 @@ pub(crate) const REFUSE_FROM: &str = "MANYHANDS_REFUSE_FROM";
 pub(crate) const SLOW_FORK: &str = "MANYHANDS_SLOW_FORK";
 /// Preloading this starts a thread in the zygote.
 pub(crate) const THREAD_MODULE: &str = "thread";
+/// The tag of the end of a task that has yielded.
+pub(crate) const NOTHING: u8 = 3;
 /// What the zygote writes to the file of runs when it refuses.
 pub(crate) const REFUSED: &str = "refused";
 
@@ -119,7 +124,10 @@ fn runs_path(birth: &Birth) -> &Path {
 
 struct Worker {
     runs: File,
+    end: WorkerEnd,
     known: HashMap<u32, Vec<u8>>,
+    /// What the items of the open block run, or why they cannot.
+    block: Result<u32, String>,
     initialized: bool,
 }
 
@@ -128,63 +136,27 @@ fn serve(birth: Birth) -> ! {
         .append(true)
         .open(runs_path(&birth))
         .unwrap();
-    let (known, initialized) = (HashMap::new(), false);
     let mut worker = Worker {
         runs,
-        known,
-        initialized,
+        end: WorkerEnd::new(birth, manyhands_os::cpu_count()).unwrap(),
+        known: HashMap::new(),
+        block: Err("no block is open".into()),
+        initialized: false,
     };
-    let mut end = WorkerEnd::new(birth, manyhands_os::cpu_count()).unwrap();
     loop {
-        let claimed = match end.claim() {
-            None => {
-                end.wait();
-                continue;
-            }
-            Some(Next::Item) => {
-                worker.serve_item(&mut end);
-                continue;
-            }
+        match worker.end.claim() {
+            None => worker.end.wait(),
+            Some(Next::Item) => worker.serve_item(),
             Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Block => {
-                end.open_block(claimed, |_| {}).unwrap();
-                worker.serve_item(&mut end);
-                continue;
+                worker.open_block(claimed);
+                worker.serve_item();
             }
-            Some(Next::Record(claimed)) => claimed,
-        };
-        let kind = claimed
-            .as_ref()
-            .map_or(TaskKind::Run, |claimed| claimed.kind);
-        if kind == TaskKind::Exit {
-            std::process::exit(0);
-        }
-        if let (TaskKind::Discard, Ok(claimed)) = (kind, &claimed) {
-            end.discard(claimed).unwrap();
-            continue;
-        }
-        let answer = match &claimed {
-            Ok(claimed) => worker.execute(&end, claimed),
-            Err(Unreadable(why)) => Err(why.clone()),
-        };
-        let failed = answer.is_err();
-        let sent = match &answer {
-            Ok(value) => end.finish(ResultKind::Value, 1, value),
-            Err(why) => end.finish(ResultKind::Error, 1, why.as_bytes()),
-        };
-        if let Err(error) = sent {
-            let why = format!("the result could not be sent: {error}");
-            end.finish(ResultKind::Error, 1, why.as_bytes()).unwrap();
-        }
-        if kind == TaskKind::Initialize {
-            if failed {
-                std::process::exit(1);
-            }
-            worker.initialized = true;
+            Some(Next::Record(claimed)) => worker.serve_task(claimed),
         }
     }
 }
 
-fn send_self(signal: i32) {
+pub(crate) fn send_self(signal: i32) {
     // SAFETY: a plain system call.
     unsafe { libc::kill(libc::getpid(), signal) };
 }
@@ -195,46 +167,150 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Takes in what comes with arguments; gives what they need.
+fn learn(known: &mut HashMap<u32, Vec<u8>>, needed: &mut Vec<u32>, section: Section<'_>) {
+    match section {
+        Section::Define(id, needs, bytes) => {
+            let all_there = needs.iter().all(|need| known.contains_key(need));
+            if all_there {
+                known.insert(id, bytes.to_vec());
+            }
+        }
+        Section::Forget(ids) => ids.iter().for_each(|id| drop(known.remove(id))),
+        Section::Needs(ids) => *needed = ids,
+    }
+}
+
 impl Worker {
-    fn execute(&mut self, end: &WorkerEnd, claimed: &Claimed) -> Result<Vec<u8>, String> {
+    fn serve_task(&mut self, claimed: Result<Claimed, Unreadable>) {
+        let kind = claimed
+            .as_ref()
+            .map_or(TaskKind::Run, |claimed| claimed.kind);
+        if kind == TaskKind::Exit {
+            std::process::exit(0);
+        }
+        if let (TaskKind::Discard, Ok(claimed)) = (kind, &claimed) {
+            self.end.discard(claimed).unwrap();
+            return;
+        }
+        let answer = match &claimed {
+            Ok(claimed) => self.execute(claimed),
+            Err(Unreadable(why)) => Err(why.clone()),
+        };
+        let failed = answer.is_err();
+        let sent = match &answer {
+            Ok((tag, value)) => self.end.finish(ResultKind::Value, *tag, value),
+            Err(why) => self.end.finish(ResultKind::Error, 1, why.as_bytes()),
+        };
+        self.fail_unsent(sent);
+        if kind == TaskKind::Initialize {
+            if failed {
+                std::process::exit(1);
+            }
+            self.initialized = true;
+        }
+    }
+
+    fn open_block(&mut self, claimed: Claimed) {
+        let mut needed = Vec::new();
+        let definition = claimed.definition;
+        let known = &mut self.known;
+        let opened = self
+            .end
+            .open_block(claimed, |section| learn(known, &mut needed, section));
+        self.block = match opened {
+            Ok(()) => self.check_needs(&needed).map(|()| definition),
+            Err(Unreadable(why)) => Err(why),
+        };
+    }
+
+    fn serve_item(&mut self) {
+        let item = match self.end.item() {
+            Ok((1, item)) => Ok(item.to_vec()),
+            Ok((tag, _)) => Err(format!("an item with tag {tag}")),
+            Err(Unreadable(why)) => Err(why),
+        };
+        let answer = item.and_then(|item| {
+            let definition = self.block.clone()?;
+            self.obey(&item, definition, |end, part| {
+                end.finish_item(1, part, true).unwrap();
+            })
+        });
+        let sent = match &answer {
+            Ok((tag, value)) => self.end.finish_item(*tag, value, false),
+            Err(why) => self.end.finish(ResultKind::Error, 1, why.as_bytes()),
+        };
+        self.fail_unsent(sent);
+    }
+
+    fn fail_unsent(&mut self, sent: std::io::Result<()>) {
+        if let Err(error) = sent {
+            let why = format!("the result could not be sent: {error}");
+            self.end
+                .finish(ResultKind::Error, 1, why.as_bytes())
+                .unwrap();
+        }
+    }
+
+    fn check_needs(&self, needed: &[u32]) -> Result<(), String> {
+        match needed.iter().find(|id| !self.known.contains_key(id)) {
+            Some(lacking) => Err(format!("definition {lacking} never came")),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs a task; gives what it returned, with its tag.
+    fn execute(&mut self, claimed: &Claimed) -> Result<(u8, Vec<u8>), String> {
         let mut needed = Vec::new();
         let known = &mut self.known;
-        let payload = end
-            .payload(claimed, |section| match section {
-                Section::Define(id, needs, bytes) => {
-                    let all_there = needs.iter().all(|need| known.contains_key(need));
-                    if all_there {
-                        known.insert(id, bytes.to_vec());
-                    }
-                }
-                Section::Forget(ids) => ids.iter().for_each(|id| drop(known.remove(id))),
-                Section::Needs(ids) => needed = ids,
-            })
-            .map_err(|Unreadable(why)| why)?;
-        if let Some(lacking) = needed.iter().find(|id| !self.known.contains_key(id)) {
-            return Err(format!("definition {lacking} never came"));
-        }
+        let payload = self
+            .end
+            .payload(claimed, |section| learn(known, &mut needed, section))
+            .map_err(|Unreadable(why)| why)?
+            .to_vec();
+        self.check_needs(&needed)?;
+        self.obey(&payload, claimed.definition, |end, part| {
+            end.finish_part(ResultKind::Value, 1, part, true).unwrap();
+        })
+    }
+
+    /// Notes that it runs and obeys the command. What it yields goes to `publish`.
+    fn obey(
+        &mut self,
+        payload: &[u8],
+        definition: u32,
+        publish: impl Fn(&mut WorkerEnd, &[u8]),
+    ) -> Result<(u8, Vec<u8>), String> {
         let space = payload.iter().position(|&byte| byte == b' ').unwrap();
-        let (number, command) = (&payload[..space], &payload[space + 1..]);
+        let (number, mut command) = (&payload[..space], &payload[space + 1..]);
         let number = std::str::from_utf8(number).unwrap();
         let line = format!("{number} {}\n", std::process::id());
         self.runs.write_all(line.as_bytes()).unwrap();
+        let mut tag = 1;
+        if let Some(argument) = command.strip_prefix(b"yield:") {
+            let text = std::str::from_utf8(argument).unwrap();
+            let (count, text) = text.split_once(' ').unwrap();
+            let (size, rest) = text.split_once(' ').unwrap();
+            for index in 0..count.parse().unwrap() {
+                publish(&mut self.end, &yielded(index, size.parse().unwrap()));
+            }
+            (tag, command) = (NOTHING, rest.as_bytes());
+        }
         let colon = command.iter().position(|&byte| byte == b':').unwrap();
         let (name, argument) = (&command[..colon], &command[colon + 1..]);
         if name == b"mirror" {
-            return Ok(argument.to_vec());
+            return Ok((tag, argument.to_vec()));
         }
         if name == b"sum" {
-            return Ok(sum(argument).into_bytes());
+            return Ok((tag, sum(argument).into_bytes()));
         }
         let text = std::str::from_utf8(argument).unwrap();
-        Ok(match name {
+        let value = match name {
             b"echo" => argument.to_vec(),
             b"define" => {
-                let definition = self.known.get(&claimed.definition);
-                let definition =
-                    definition.ok_or(format!("definition {} never came", claimed.definition))?;
-                [definition, argument].concat()
+                let known = self.known.get(&definition);
+                let known = known.ok_or(format!("definition {definition} never came"))?;
+                [known, argument].concat()
             }
             b"sleep" => {
                 std::thread::sleep(Duration::from_millis(text.parse().unwrap()));
@@ -262,7 +338,6 @@ impl Worker {
             }
             b"scribble" => {
                 scribble(text);
-                send_self(libc::SIGKILL);
                 unreachable!()
             }
             b"until" => {
@@ -280,6 +355,16 @@ impl Worker {
                 wait_until(|| std::fs::read_dir(folder).unwrap().count() >= count);
                 b"met".to_vec()
             }
+            b"limit" => {
+                // SAFETY: plain system calls with valid pointers.
+                unsafe {
+                    let mut limit: libc::rlimit = std::mem::zeroed();
+                    libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+                    limit.rlim_cur = text.parse().unwrap();
+                    assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+                }
+                b"limited".to_vec()
+            }
             b"initialized" => if self.initialized { "yes" } else { "no" }.into(),
             _ => {
                 return Err(format!(
@@ -287,32 +372,19 @@ impl Worker {
                     String::from_utf8_lossy(name)
                 ));
             }
-        })
+        };
+        Ok((tag, value))
     }
-}
-
-/// Overwrites a word of the control block, as a stray pointer in a user's library may.
-fn scribble(word: &str) {
-    let (offset, value) = match word {
-        "queue" => (64, 0x0000_0500_0000_0600_u64),
-        "tail" => (192, u64::MAX),
-        "record" => (192, 4096),
-        _ => panic!("no word {word}"),
-    };
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let line = maps
-        .lines()
-        .find(|line| line.contains("manyhands-control"))
-        .unwrap();
-    let start = usize::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
-    let place = std::ptr::with_exposed_provenance_mut::<u64>(start + offset);
-    // SAFETY: inside the mapping, which starts with the block's first page.
-    unsafe { place.write_volatile(value) };
 }
 
 /// What `big` returns.
 pub(crate) fn big(count: usize) -> Vec<u8> {
     pattern(0, count)
+}
+
+/// What `yield` yields at that index, so many bytes.
+pub(crate) fn yielded(index: usize, size: usize) -> Vec<u8> {
+    pattern(index, size)
 }
 
 /// So many bytes, which differ for each `start`.

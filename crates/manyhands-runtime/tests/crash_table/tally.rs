@@ -1,0 +1,131 @@
+//! How tasks and items ended, checked and counted.
+
+use crate::crash_table::helpers::show;
+use crate::crash_table::worker;
+use manyhands_runtime::{Cause, Outcome};
+
+/// What a task or an item must come to, if it ends by itself.
+#[derive(Clone)]
+pub(crate) enum Expected {
+    Value(Vec<u8>),
+    Error(String),
+    /// It fails before it runs.
+    Unread,
+    Anything,
+}
+
+impl Expected {
+    /// What a command must come to.
+    pub(crate) fn of(command: &str) -> Self {
+        match command.split_once(':').unwrap() {
+            ("echo", text) => Self::Value(text.into()),
+            ("sleep", _) => Self::Value(b"slept".to_vec()),
+            ("big", count) => Self::Value(worker::big(count.parse().unwrap())),
+            ("error", text) => Self::Error(text.to_owned()),
+            ("stop", _) => Self::Value(b"continued".to_vec()),
+            ("until", _) => Self::Value(b"seen".to_vec()),
+            ("touch", _) => Self::Value(b"touched".to_vec()),
+            ("meet", _) => Self::Value(b"met".to_vec()),
+            ("initialized", _) => Self::Value(b"yes".to_vec()),
+            ("yield", rest) => Self::of(rest.splitn(3, ' ').last().unwrap()),
+            _ => Self::Anything,
+        }
+    }
+}
+
+/// How a task or an item ended, and what is known of it.
+pub(crate) struct End<'a> {
+    pub(crate) number: u64,
+    pub(crate) command: &'a str,
+    pub(crate) outcome: &'a Outcome,
+    pub(crate) expected: &'a Expected,
+    /// How often it ran.
+    pub(crate) runs: usize,
+}
+
+/// How the jobs of a case ended.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) values: usize,
+    /// Number, pid and cause of those that died.
+    pub(crate) died: Vec<(u64, i32, Cause)>,
+    pub(crate) cancelled: usize,
+    /// How many of these had started; only killing cancels what runs.
+    pub(crate) cancelled_runs: usize,
+    pub(crate) broken: usize,
+}
+
+impl Tally {
+    /// Checks and counts one end.
+    pub(crate) fn add(&mut self, end: &End<'_>) {
+        let End {
+            number,
+            command,
+            outcome,
+            expected,
+            runs,
+        } = *end;
+        match (outcome, expected) {
+            (Outcome::Value(_, bytes), Expected::Value(expected)) => {
+                let same = bytes.with(|bytes| bytes == expected.as_slice()).unwrap();
+                assert!(same, "{number} ({command}) ended with {}", show(outcome));
+                assert_eq!(runs, 1, "runs of {number} ({command}), which returned");
+                self.values += 1;
+            }
+            (Outcome::Error(_, bytes), Expected::Error(expected)) => {
+                let same = bytes.with(|bytes| bytes == expected.as_bytes()).unwrap();
+                assert!(same, "{number} ({command}) ended with {}", show(outcome));
+                assert_eq!(runs, 1, "runs of {number} ({command}), which failed");
+                self.values += 1;
+            }
+            (Outcome::Error(..), Expected::Unread) => {
+                assert_eq!(runs, 0, "runs of {number} ({command}), which was not read");
+                self.values += 1;
+            }
+            (Outcome::Value(..), Expected::Anything) => {
+                assert_eq!(runs, 1, "runs of {number} ({command}), which returned");
+                self.values += 1;
+            }
+            (
+                &Outcome::Died {
+                    pid,
+                    cause,
+                    tag,
+                    ref payload,
+                },
+                _,
+            ) => {
+                assert!(runs <= 1, "{number} ({command}) died and ran {runs} times");
+                // A long item is no use in a message.
+                if !payload.is_empty() {
+                    assert_eq!(tag, 1, "the tag of {number}");
+                    let start = format!("{number} ").into_bytes();
+                    assert!(payload.with(|bytes| bytes.starts_with(&start)).unwrap());
+                }
+                self.died.push((number, pid, cause));
+            }
+            (Outcome::Cancelled, _) => {
+                assert!(
+                    runs <= 1,
+                    "{number} ({command}) was cancelled, ran {runs} times"
+                );
+                self.cancelled += 1;
+                self.cancelled_runs += runs;
+            }
+            (Outcome::Broken(_), _) => {
+                assert_eq!(runs, 0, "runs of {number} ({command}), which never started");
+                self.broken += 1;
+            }
+            (outcome, _) => panic!("{number} ({command}) ended with {}", show(outcome)),
+        }
+    }
+
+    /// Adds what another counted.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.values += other.values;
+        self.died.extend(other.died);
+        self.cancelled += other.cancelled;
+        self.cancelled_runs += other.cancelled_runs;
+        self.broken += other.broken;
+    }
+}
