@@ -59,6 +59,8 @@ pub struct Stream {
     unread_bytes: AtomicU64,
     /// Whether a task has yielded more than one result: what comes has no bound then but this one.
     yields: AtomicBool,
+    /// Whether its consumer is gone.
+    abandoned: AtomicBool,
     /// Time spent in its items, in nanoseconds.
     busy_nanos: AtomicU64,
     /// What is run.
@@ -75,6 +77,7 @@ impl Stream {
             unread: AtomicUsize::new(0),
             unread_bytes: AtomicU64::new(0),
             yields: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             busy_nanos: AtomicU64::new(0),
             definition,
             tag,
@@ -101,11 +104,25 @@ impl Stream {
         self.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
+    /// Nobody will take its results any more: what still comes is dropped.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        if let Some(ready) = &self.ready {
+            lock(ready).clear();
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        // Relaxed: at worst a little more is kept, until its block is gone.
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
     /// Whether its tasks have yielded so much that their workers are read no further while nobody
     /// waits.
     pub(crate) fn is_full(&self) -> bool {
         // Relaxed: whoever takes looks at the pool again after that.
-        self.yields.load(Ordering::Relaxed)
+        !self.is_abandoned()
+            && self.yields.load(Ordering::Relaxed)
             && self.unread_bytes.load(Ordering::Relaxed) > MOST_UNREAD
     }
 }
@@ -273,6 +290,12 @@ impl Block {
         self.weight.load(Ordering::Relaxed)
     }
 
+    /// Its weight, which the consumer gives back when the block is exhausted; 0 from the second time
+    /// on.
+    pub fn release(&self) -> u64 {
+        self.weight.swap(0, Ordering::Relaxed)
+    }
+
     /// The encoded item of that index, for messages.
     pub fn item<R>(&self, index: u64, read: impl FnOnce(u8, &[u8]) -> R) -> Option<R> {
         let skip = usize::try_from(index.checked_sub(self.first)?).ok()?;
@@ -307,20 +330,26 @@ impl Block {
     }
 
     /// Keeps the first `keep` of its items and gives a block with the others.
-    pub(crate) fn cut(&self, keep: u32) -> Arc<Self> {
+    pub(crate) fn cut(self: &Arc<Self>, keep: u32) -> Arc<Self> {
         let mut state = lock(&self.state);
         debug_assert!(self.form == Form::Items && keep > 0 && keep < state.count);
         let (Bytes::Heap(_) | Bytes::Short(..)) = &self.bytes else {
             crate::bug("a block of items is in a file");
         };
         let rest = self.bytes.with(|bytes| {
-            let mut rest = bytes;
-            for _ in 0..keep {
-                if next_item(&mut rest).is_none() {
-                    crate::bug("a block has fewer items than it says");
+            let skip = |bytes: &mut &[u8], count| {
+                for _ in 0..count {
+                    if next_item(bytes).is_none() {
+                        crate::bug("a block has fewer items than it says");
+                    }
                 }
-            }
-            Bytes::copy_of(rest)
+            };
+            let mut rest = bytes;
+            skip(&mut rest, keep);
+            // What was cut off before still stands behind.
+            let mut behind = rest;
+            skip(&mut behind, state.count - keep);
+            Bytes::copy_of(&rest[..rest.len() - behind.len()])
         });
         let Ok(rest) = rest else {
             crate::bug("the bytes of a block cannot be read");
@@ -340,34 +369,56 @@ impl Block {
         state.count = keep;
         if state.ended == state.count {
             self.over.store(true, Ordering::Release);
+            if state.pieces.is_empty() {
+                // Nothing will come of it by which its consumer would hear that it is over.
+                self.make_ready();
+            }
         }
         rest
     }
 
-    /// Puts something for the consumer, which ends `ended` items.
-    fn add(self: &Arc<Self>, ended: u32, unread: u32, put: impl FnOnce(&mut VecDeque<Piece>)) {
-        let mut state = lock(&self.state);
-        put(&mut state.pieces);
-        state.ended += ended;
-        let over = state.ended == state.count;
-        if over {
-            self.over.store(true, Ordering::Release);
-        }
-        // Release: who sees the count sees the pieces' lock released after it, and takes it.
-        let before = self.unread.fetch_add(unread, Ordering::Release);
-        drop(state);
-        self.stream
-            .unread
-            .fetch_add(unread as usize, Ordering::Relaxed);
-        if before == 0
-            && let Some(ready) = &self.stream.ready
+    fn make_ready(self: &Arc<Self>) {
+        if let Some(ready) = &self.stream.ready
+            && !self.stream.is_abandoned()
         {
             lock(ready).push_back(self.clone());
         }
     }
 
+    /// Puts something for the consumer, with `len` bytes of values, which ends `ended` items.
+    fn add(
+        self: &Arc<Self>,
+        ended: u32,
+        unread: u32,
+        len: u64,
+        put: impl FnOnce(&mut VecDeque<Piece>),
+    ) {
+        let mut state = lock(&self.state);
+        state.ended += ended;
+        if state.ended == state.count {
+            self.over.store(true, Ordering::Release);
+        }
+        if self.stream.is_abandoned() {
+            state.pieces = VecDeque::new();
+            return;
+        }
+        put(&mut state.pieces);
+        // All before the lock is released: whoever takes this subtracts it.
+        self.stream
+            .unread
+            .fetch_add(unread as usize, Ordering::Relaxed);
+        self.stream.unread_bytes.fetch_add(len, Ordering::Relaxed);
+        // Release: who sees the count sees the pieces' lock released after it, and takes it.
+        let before = self.unread.fetch_add(unread, Ordering::Release);
+        drop(state);
+        if before == 0 {
+            self.make_ready();
+        }
+    }
+
     /// Takes results in the items' form off the front of `bytes`, as far as they are of this block,
-    /// of which `left` items have not ended. Gives how many bytes, and how many items ended.
+    /// of which `left` items have not ended. Gives how many bytes, and how many items ended. What was
+    /// whole before something that is not counts.
     pub(crate) fn take_items(
         self: &Arc<Self>,
         bytes: &[u8],
@@ -382,7 +433,11 @@ impl Block {
             if tag == 0 {
                 break;
             }
-            at += ITEM_WORD + (word & 0xff_ffff) as usize;
+            let end = at + ITEM_WORD + (word & 0xff_ffff) as usize;
+            if end > bytes.len() {
+                break;
+            }
+            at = end;
             if tag & ITEM_MORE == 0 {
                 ended += 1;
             } else {
@@ -390,19 +445,21 @@ impl Block {
             }
             unread += 1;
         }
-        let run = bytes.get(..at).ok_or(Malformed)?;
+        let run = &bytes[..at];
+        if run.is_empty() {
+            return Err(Malformed);
+        }
         if more {
             self.stream.yields.store(true, Ordering::Relaxed);
         }
-        self.stream
-            .unread_bytes
-            .fetch_add(at as u64, Ordering::Relaxed);
-        self.add(ended as u32, unread, |pieces| match pieces.back_mut() {
-            Some(Piece::Items(bytes, count)) => {
-                bytes.extend_from_slice(run);
-                *count += ended as u32;
+        self.add(ended as u32, unread, at as u64, |pieces| {
+            match pieces.back_mut() {
+                Some(Piece::Items(bytes, count)) => {
+                    bytes.extend_from_slice(run);
+                    *count += ended as u32;
+                }
+                _ => pieces.push_back(Piece::Items(run.to_vec(), ended as u32)),
             }
-            _ => pieces.push_back(Piece::Items(run.to_vec(), ended as u32)),
         });
         Ok((at, ended))
     }
@@ -410,13 +467,11 @@ impl Block {
     /// Takes one end that is not in the items' form; `more` if the item has not ended with it.
     pub(crate) fn take_one(self: &Arc<Self>, outcome: Outcome, more: bool) {
         let piece = Piece::One(outcome, more);
+        let len = piece.len();
         if more {
             self.stream.yields.store(true, Ordering::Relaxed);
         }
-        self.stream
-            .unread_bytes
-            .fetch_add(piece.len(), Ordering::Relaxed);
-        self.add(u32::from(!more), 1, |pieces| pieces.push_back(piece));
+        self.add(u32::from(!more), 1, len, |pieces| pieces.push_back(piece));
     }
 
     /// Ends all items that have not ended, in the same way; gives how many.
@@ -426,9 +481,25 @@ impl Block {
             state.count - state.ended
         };
         if left > 0 {
-            self.add(left, 1, |pieces| pieces.push_back(Piece::Over(left, over)));
+            self.add(left, 1, 0, |pieces| {
+                pieces.push_back(Piece::Over(left, over))
+            });
         }
         left as usize
+    }
+}
+
+impl Drop for Block {
+    /// A long chain of cuts is let go link by link, and not by recursion.
+    fn drop(&mut self) {
+        let rest_of = |block: &mut Self| match block.state.get_mut() {
+            Ok(state) => state.rest.take(),
+            Err(_) => None,
+        };
+        let mut next = rest_of(self);
+        while let Some(block) = next {
+            next = Arc::into_inner(block).and_then(|mut block| rest_of(&mut block));
+        }
     }
 }
 
@@ -442,3 +513,6 @@ impl Piece {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
