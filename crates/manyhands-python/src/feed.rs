@@ -386,7 +386,7 @@ impl Feed {
                 return true;
             }
             if block.is_exhausted() {
-                self.bytes = self.bytes.saturating_sub(block.weight());
+                self.bytes = self.bytes.saturating_sub(block.release());
                 // Without order what was cut off comes by itself.
                 self.block = if self.ordered { block.rest() } else { None };
             } else if self.ordered {
@@ -639,7 +639,11 @@ impl Source for Feed {
             return; // nothing, or the parent's
         }
         let runtime = &self.runtime;
-        py.detach(|| runtime.cancel_blocks(blocks));
+        let stream = &self.stream;
+        py.detach(|| {
+            stream.abandon();
+            runtime.cancel_blocks(blocks);
+        });
     }
 
     fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()> {
