@@ -185,7 +185,10 @@ impl Pool {
         if let Some(worker) = state.worker(key) {
             worker.control.queue().freeze();
         }
+        // All that it published counts, whoever waits: it is never read again.
+        state.waiting += 1;
         self.drain_seat(&mut state, index);
+        state.waiting -= 1;
         let seat = std::mem::replace(&mut state.seats[index], Seat::Vacant);
         let Seat::Taken(mut worker) = seat else {
             return;

@@ -187,6 +187,7 @@ impl Pool {
     pub fn wait_quiet(&self, workers: bool, time: Duration) -> bool {
         let mut state = self.lock();
         state.waiting += 1;
+        self.read_on(&mut state);
         let busy = |state: &mut State| state.pending > 0 || (workers && state.has_workers());
         match self.quiet.wait_timeout_while(state, time, busy) {
             Ok((mut state, waited)) => {

@@ -31,6 +31,14 @@ impl Pool {
         found
     }
 
+    /// Somebody wants results now: workers that were read no further, because nobody did, are.
+    pub(super) fn read_on(&self, state: &mut State) {
+        let is_paused = |seat: &Seat| matches!(seat, Seat::Taken(worker) if worker.paused);
+        if state.seats.iter().any(is_paused) && !state.role.is_held() {
+            self.drain(state);
+        }
+    }
+
     pub(super) fn drain_seat(&self, state: &mut State, index: usize) -> bool {
         let slot = Slot(index as u32);
         let nobody_waits = state.waiting == 0 && state.observed == 0;

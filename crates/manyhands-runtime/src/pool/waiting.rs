@@ -57,7 +57,10 @@ impl Pool {
         }
         let mut state = self.lock();
         if !state.role.is_held() {
+            // Who asks again and again waits, too.
+            state.waiting += 1;
             self.drain(&mut state);
+            state.waiting -= 1;
         }
         awaited.is_ready()
     }
@@ -231,6 +234,7 @@ impl Pool {
         }
         state.observed += u64::from(!task.is_observed());
         task.set_observer(token);
+        self.read_on(&mut state);
         true
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::crash_table::site::Site;
 use crate::crash_table::{
-    blocks, blocks_ended, descriptors, ending, failed_births, nonsense, rows, storms,
+    blocks, blocks_ended, descriptors, ending, failed_births, nonsense, paused, rows, storms,
     storms_of_blocks, taken_back, tasks, waiting, zygotes,
 };
 
@@ -37,6 +37,7 @@ pub(crate) fn all() -> Vec<Case> {
         blocks::cases,
         blocks_ended::cases,
         waiting::cases,
+        paused::cases,
         ending::cases,
         zygotes::cases,
         failed_births::cases,

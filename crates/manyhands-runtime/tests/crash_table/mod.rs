@@ -16,6 +16,7 @@ mod ending;
 mod failed_births;
 mod helpers;
 mod nonsense;
+mod paused;
 mod processes;
 mod rows;
 mod runner;
