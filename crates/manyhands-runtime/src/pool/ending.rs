@@ -82,7 +82,7 @@ impl Pool {
         let state = self.lock();
         let workers = state.seats.len().max(1) as u64;
         let estimate = state.scheduler.estimate().unwrap_or(0);
-        state.scheduler.queued() as u64 * estimate / workers / 2
+        (state.scheduler.queued() as u64).saturating_mul(estimate) / workers / 2
     }
 
     /// Whether the task has been started by a worker.

@@ -119,15 +119,16 @@ impl Pool {
         let length = head.length as usize;
         if head.kind == ResultKind::Lap {
             worker.taken(length);
-            worker.busy_nanos += head.duration;
+            worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
             if let Some(stream) = &worker.last_stream {
                 stream.add_busy(head.duration);
             }
             state.scheduler.observe(head.number as usize, head.duration);
             return Ok(());
         }
-        if head.number != worker.oldest {
-            return Err(Malformed);
+        let next = worker.control.queue().state().next;
+        if head.number != worker.oldest || next == worker.oldest {
+            return Err(Malformed); // not its turn, or never started
         }
         let payload = if head.flags & FLAG_FILE == 0 {
             Ok(Bytes::copy_of(payload))
@@ -154,14 +155,14 @@ impl Pool {
             worker.last_stream = Some(block.stream.clone());
             if head.duration > 0 {
                 block.stream.add_busy(head.duration);
-                worker.busy_nanos += head.duration;
+                worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
                 state.scheduler.observe(1, head.duration);
             }
             if !more {
                 self.ended(state, slot, 1)?;
             }
         } else {
-            worker.busy_nanos += head.duration;
+            worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
             state.scheduler.observe(1, head.duration);
             if let Some(entry) = self.ended(state, slot, 1)? {
                 self.take_result(state, entry, head, payload);

@@ -168,6 +168,11 @@ impl Items {
         pool.submit(Entry::block(block)).unwrap();
     }
 
+    /// The item of this index fails with this text.
+    pub(crate) fn expect_error(&mut self, index: usize, text: &str) {
+        self.items[index].expected = Expected::Error(text.to_owned());
+    }
+
     /// How many items there are.
     pub(crate) fn len(&self) -> usize {
         self.items.len()
