@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import threading
 import time
@@ -75,6 +76,48 @@ def in_map_on_the_default_pool() -> None:
     print("READY", flush=True)
     for _ in mh.map(time.sleep, [60] * 20):
         pass
+
+
+@program
+def in_a_map_of_short_items() -> None:
+    with mh.Pool(2) as pool:
+        list(pool.map(abs, range(10_000)))
+        print("READY", flush=True)
+        for _ in pool.map(abs, itertools.count()):
+            pass
+
+
+@program
+def in_the_input_of_a_map() -> None:
+    def items():
+        for n in itertools.count():
+            sum(range(200))
+            yield n
+
+    with mh.Pool(2) as pool:
+        print("READY", flush=True)
+        pool.map(abs, items(), on_error="skip", ordered=False).run()
+
+
+@program
+def in_a_map_of_items_that_take_long_to_pickle() -> None:
+    class Slow:
+        def __reduce__(self):
+            return Slow, () if sum(range(2000)) else (1,)
+
+    def same(item):
+        return item
+
+    with mh.Pool(2) as pool:
+        print("READY", flush=True)
+        pool.map(same, (Slow() for _ in itertools.count()), on_error="return").run()
+
+
+@program
+def in_a_block_that_finishes_an_endless_map() -> None:
+    with mh.Pool(2) as pool:
+        results = pool.map(time.sleep, itertools.repeat(0.01))
+        print(repr(results), "READY", flush=True)
 
 
 @program
@@ -177,6 +220,10 @@ _PROGRAMS = [
     in_result_of_a_task_that_waits_for_its_worker,
     in_map,
     in_map_on_the_default_pool,
+    in_a_map_of_short_items,
+    in_the_input_of_a_map,
+    in_a_map_of_items_that_take_long_to_pickle,
+    in_a_block_that_finishes_an_endless_map,
     in_computing_tasks,
     in_short_tasks,
     in_shutdown,
@@ -235,8 +282,21 @@ def with_asyncio() -> None:
     asyncio.run(main())
 
 
-def test_interrupt_in_an_event_loop() -> None:
-    typed = on_terminal(with_asyncio.source(), _CTRL_C)
+@program
+def with_asyncio_and_a_map() -> None:
+    async def main():
+        with mh.Pool(2) as pool:
+            print("READY", flush=True)
+            await pool.map(time.sleep, [0.01] * 100_000)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "chosen", [with_asyncio, with_asyncio_and_a_map], ids=lambda chosen: chosen.name
+)
+def test_interrupt_in_an_event_loop(chosen: Program) -> None:
+    typed = on_terminal(chosen.source(), _CTRL_C)
     print(f"it had ended {typed.seconds:.2f} s after the key")
     assert typed.shown.rstrip().endswith("KeyboardInterrupt"), typed.shown
     assert typed.code == -signal.SIGINT, typed
