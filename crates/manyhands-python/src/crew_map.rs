@@ -33,6 +33,9 @@ use std::time::Duration;
 
 /// The most items of one map that are on their way, where the caller says nothing else.
 const WINDOW_ITEMS: u64 = 100_000;
+/// The most bytes that items on their way and their results take, as far as can be told. However large they
+/// are, each thread has one.
+const WINDOW_BYTES: u64 = 64 << 20;
 /// How many items a map takes before it returns.
 const FIRST_ITEMS: u64 = 64;
 /// How long a lap takes, in nanoseconds.
@@ -84,6 +87,8 @@ pub(crate) struct CrewMap {
     bell: AtomicU32,
     /// How long an item takes, in nanoseconds; 0 while nobody knows.
     item_nanos: AtomicU64,
+    /// How large a result is, in bytes.
+    result_bytes: AtomicU64,
     /// The thread that took from it last.
     consumer: AtomicUsize,
 }
@@ -174,6 +179,16 @@ impl State {
     }
 }
 
+/// What is expected after one more was seen; 0 means that nothing was known.
+#[inline]
+fn mean(known: u64, seen: u64) -> u64 {
+    if known == 0 {
+        seen
+    } else {
+        known - known / 4 + seen / 4
+    }
+}
+
 impl CrewMap {
     /// The map's other side, which takes from the input; its first items are started.
     pub(crate) fn source(
@@ -214,6 +229,7 @@ impl CrewMap {
             room: Condvar::new(),
             bell: AtomicU32::new(0),
             item_nanos: AtomicU64::new(0),
+            result_bytes: AtomicU64::new(0),
             consumer: AtomicUsize::new(crate::crew::this_thread()),
         });
         let mut source = Consumer {
@@ -225,6 +241,7 @@ impl CrewMap {
             item: None,
             in_flight: 0,
             most_items,
+            item_bytes: 0,
             away: 0,
             left_at: 0,
         };
@@ -285,6 +302,13 @@ impl CrewMap {
                 return;
             }
             count += 1;
+            if count == lap
+                && let End::Value(value) = &end
+            {
+                let known = self.result_bytes.load(Ordering::Relaxed);
+                let size = mean(known, local::size_of(value.bind(py)));
+                self.result_bytes.store(size, Ordering::Relaxed);
+            }
             let mut state = self.state();
             let unwanted = state.keep(self.ordered, index, false, end);
             let rings = state.rings();
@@ -313,11 +337,7 @@ impl CrewMap {
         member.ends(count, nanos);
         // Relaxed, and no exchange: an estimate, and figures to show.
         Counts::add(&self.counts.busy_nanos, nanos);
-        let mean = (nanos / count).max(1);
-        let estimate = match estimate {
-            0 => mean,
-            known => (known - known / 4 + mean / 4).max(1),
-        };
+        let estimate = mean(estimate, (nanos / count).max(1));
         self.item_nanos.store(estimate, Ordering::Relaxed);
     }
 
@@ -465,6 +485,8 @@ struct Consumer {
     /// Items that were taken and whose end was not handed over.
     in_flight: u64,
     most_items: u64,
+    /// How large an item is, in bytes.
+    item_bytes: u64,
     /// How long the consumer stays away, in nanoseconds, and when it left.
     away: u64,
     left_at: u64,
@@ -472,7 +494,17 @@ struct Consumer {
 
 impl Consumer {
     fn is_full(&self) -> bool {
-        self.input.ended || self.in_flight >= self.most_items
+        self.input.ended || self.in_flight >= self.most_on_their_way()
+    }
+
+    /// How many items may be on their way.
+    fn most_on_their_way(&self) -> u64 {
+        if self.most_items == u64::MAX {
+            return u64::MAX;
+        }
+        let bytes = self.item_bytes + self.map.result_bytes.load(Ordering::Relaxed);
+        let fit = (WINDOW_BYTES / bytes.max(1)).max(self.map.crew.most() as u64);
+        self.most_items.min(fit)
     }
 
     /// How many items should wait at the threads.
@@ -489,11 +521,15 @@ impl Consumer {
 
     /// Takes up to `count` items, as far as the window has room, and gives them to the threads.
     fn pull(&mut self, py: Python<'_>, count: u64) {
-        let room = self.most_items.saturating_sub(self.in_flight);
+        let room = self.most_on_their_way().saturating_sub(self.in_flight);
         let mut items = Vec::with_capacity(count.min(room) as usize);
         while (items.len() as u64) < count.min(room)
             && let Some(item) = self.input.next(py)
         {
+            if items.is_empty() {
+                // One of a portion tells of the others.
+                self.item_bytes = mean(self.item_bytes, local::size_of(&item));
+            }
             items.push(item.unbind());
             if self.input.is_slow() {
                 break;

@@ -63,6 +63,8 @@ hook!(/// `(error) -> BaseException`: what all tasks end with when their pool's 
     initializer_failed, "manyhands._local", "initializer_failed");
 hook!(/// `(value, tag) -> value`: a copy, for what plain pickle refuses; the tag is a call's, or None.
     copied, "manyhands._local", "copied");
+hook!(/// `sys.getsizeof`.
+    size_of, "sys", "getsizeof");
 hook!(/// `(crew, slot, name) -> Thread`, started.
     start_thread, "manyhands._threads", "start");
 hook!(/// `(threads)`: waits for threads that have nothing left to do.

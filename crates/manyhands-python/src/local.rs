@@ -76,6 +76,13 @@ pub(crate) fn call_item<'py>(
     }
 }
 
+/// About how much memory an object takes, without what it refers to.
+pub(crate) fn size_of(value: &Bound<'_, PyAny>) -> u64 {
+    let size = hooks::size_of(value.py()).and_then(|hook| hook.call1((value, 0))?.extract());
+    // An object's own `__sizeof__` may raise whatever it likes: then nobody knows.
+    size.unwrap_or(0)
+}
+
 /// What of a call an error shows.
 pub(crate) struct Shown<'a, 'py> {
     pub(crate) function: &'a Bound<'py, PyAny>,
