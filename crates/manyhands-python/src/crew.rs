@@ -629,6 +629,8 @@ impl Engine for Arc<Crew> {
                 let item = PyDict::new(py);
                 let started_at = get(&member.started_at);
                 let runs = started_at > 0;
+                // The clock that says when a task started may be some milliseconds behind.
+                let started_at = started_at.max(member.born);
                 let task_age = runs.then(|| now.saturating_sub(started_at) as f64 / 1e9);
                 item.set_item("slot", member.slot)?;
                 item.set_item("pid", std::process::id())?;

@@ -10,6 +10,8 @@
 //! Only single words change owner, by one atomic operation each, so that a process that is killed
 //! between any two instructions leaves a valid state behind.
 
+#[cfg(all(test, manyhands_loom))]
+mod block_model;
 mod control;
 mod park;
 mod pool_page;
