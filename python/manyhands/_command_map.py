@@ -94,7 +94,7 @@ def run_map(arguments: MapArguments) -> int:
     else:
         return run.conclude()
     run.abandon(quietly=code == BROKEN_PIPE)
-    _end_now(arguments.engine, code)
+    _end_now(code)
     return code
 
 
@@ -102,12 +102,11 @@ def _terminate(number: int, frame: types.FrameType | None) -> None:
     raise _Terminated
 
 
-def _end_now(engine: str | None, code: int) -> None:
+def _end_now(code: int) -> None:
     """Ends what still runs, instead of waiting for it as the end of a program does."""
-    from manyhands._pool import _end_all
+    from manyhands._pool import _end_all_but_for_threads
 
-    _end_all()
-    if engine == "thread":
+    if not _end_all_but_for_threads():
         # Threads cannot be ended, and Python would wait for them.
         if sys.stderr is not None:
             sys.stderr.flush()

@@ -496,23 +496,46 @@ class _Kept:
 
 def _end(pool: Pool) -> None:
     """Cancels what waits, gives what runs a moment, and kills the rest; threads are waited for."""
-    pool._close(True, False)
-    if not pool._wait(False, _GRACE):
-        pool._close(True, True)
+    _end_but_for_threads(pool)
     pool._wait(True, None)
     pool._kept.drop()
     forward_logs()
 
 
+def _end_but_for_threads(pool: Pool) -> None:
+    pool._close(True, False)
+    if pool._wait(False, _GRACE):
+        return
+    pool._close(True, True)
+    if pool._engine == "process":
+        pool._wait(True, None)
+
+
 def _end_all() -> None:
+    """Ends all pools; threads are waited for."""
+    pools = _close_all()
+    for pool in pools:
+        _end(pool)
+    _end_threads(True)
+
+
+def _end_all_but_for_threads() -> bool:
+    """Ends all pools, but for threads that run something; whether there is none."""
+    for pool in _close_all():
+        _end_but_for_threads(pool)
+    forward_logs()
+    threads = sys.modules.get("manyhands._threads")
+    return threads is None or not threads.some_run()
+
+
+def _close_all() -> list[Pool]:
+    """From here on no pool starts anything."""
     pools = list(_pools)
     for pool in pools:
         for results in list(pool._maps):
             results._site = None  # who is told of the exception knows that not all ran
         pool._close(True, False)
-    for pool in pools:
-        _end(pool)
-    _end_threads(True)
+    return pools
 
 
 def _end_threads(cancel: bool) -> None:

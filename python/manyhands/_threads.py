@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from manyhands import _core, _local
 
-__all__ = ["end_all", "forget_parent", "join", "prefix", "start"]
+__all__ = ["end_all", "forget_parent", "join", "prefix", "some_run", "start"]
 
 _pools = itertools.count(1)
 
@@ -76,6 +76,11 @@ def end_all(cancel: bool) -> None:
     for thread in list(_running):
         if thread is not threading.current_thread():
             thread.join()
+
+
+def some_run() -> bool:
+    """Whether any thread has not ended yet."""
+    return bool(_running)
 
 
 def forget_parent() -> None:
