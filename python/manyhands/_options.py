@@ -68,7 +68,7 @@ _NAMES = ("ordered", "on_error", "buffersize", "total", "batch", "progress", "ch
 _DEFAULT = MapOptions()
 
 
-def map_options(method: str, fn: Callable[..., Any], options: dict[str, Any]) -> MapOptions:
+def map_options(method: str, fn: Any, options: dict[str, Any]) -> MapOptions:
     """The options of a call.
 
     Raises:

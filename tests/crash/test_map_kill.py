@@ -1,4 +1,3 @@
-# ruff: noqa: PT017 - these programs run without pytest.
 """Maps of short items, which travel in blocks, among deaths and standstills (P1, P2)."""
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import signal
 import threading
 import time
 
-import procfs
 import pytest
-from scenario import program, program_test, seed
 
 import manyhands as mh
+import procfs
+from programs import program, program_test, seed
 
 
 @program

@@ -1,4 +1,4 @@
-"""What users of other tools reported, each as a test of maps; the issues are those of their trackers."""
+"""What users of other tools reported, each as a test of maps, with the issues of their trackers."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def test_a_consumer_that_stays_away_holds_the_input_up(pool: mh.Pool) -> None:
 
     def items() -> Iterator[int]:
         nonlocal pulled
-        for pulled in itertools.count(1):
-            yield pulled
+        for number in itertools.count(1):
+            pulled = number
+            yield number
 
     for buffersize in (1, 10, 500):
         with pool.map(square, items(), buffersize=buffersize) as results:
@@ -130,7 +131,7 @@ def test_what_a_function_captures_is_sent_once(way: str) -> None:
         return mesh.size(number)
 
     function: Any = {
-        "closure": lambda number: mesh.size(number),
+        "closure": lambda number: mesh.size(number) + 0,
         "partial": functools.partial(Mesh.size, mesh),
         "method": mesh.size,
         "default": with_default,
@@ -153,7 +154,7 @@ def switches(pid: int) -> int:
 
 
 def test_short_items_share_their_overhead() -> None:
-    """joblib#1830, distributed#3139. Times depend on the machine; how often who sleeps does less."""
+    """joblib#1830, distributed#3139. Times depend on the machine, sleeps do so less."""
     count = 200_000
     with mh.Pool(2) as pool:
         warm(pool)

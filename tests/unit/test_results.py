@@ -505,6 +505,51 @@ def test_cancelled_in_the_middle(pool: mh.Pool, gate: Gate) -> None:
     settle(pool)
 
 
+@pytest.mark.parametrize("engine", ["process", "thread"])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_async_for_gives_what_is_there(gate: Gate, engine: str, ordered: bool) -> None:
+    """What comes next may take long, or be left out: it holds up nothing before it."""
+
+    def work(number: int) -> int:
+        if number == 1:
+            raise ValueError(number)
+        if number == 2:
+            pass_through(gate.path)
+        return number
+
+    async def main(pool: mh.Pool) -> None:
+        results = pool.map(work, range(3), ordered=ordered, on_error="skip")
+        gate.wait_arrivals()  # with one worker, all before has ended
+        assert await asyncio.wait_for(anext(results), 20) == 0
+        results.close()
+
+    with mh.Pool(1, engine=engine) as pool:
+        asyncio.run(main(pool))
+        gate.open()
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_async_for_gives_what_is_there_of_batches(gate: Gate, engine: str) -> None:
+    def work(numbers: list[int]) -> list[int]:
+        if numbers == [3]:
+            pass_through(gate.path)
+        yields = {0: [0], 1: [], 2: [], 3: [3]}
+        return yields[numbers[0]]
+
+    def stream(numbers: list[int]) -> Iterator[int]:
+        yield from work(numbers)
+
+    async def main(pool: mh.Pool) -> None:
+        results = pool.map(stream, range(4), batch=1)
+        gate.wait_arrivals()
+        assert await asyncio.wait_for(anext(results), 20) == 0
+        results.close()
+
+    with mh.Pool(1, engine=engine) as pool:
+        asyncio.run(main(pool))
+        gate.open()
+
+
 def test_async_for_leaves_no_threads(pool: mh.Pool) -> None:
     def waiting() -> int:
         return sum(thread.name.startswith("manyhands-results") for thread in threading.enumerate())

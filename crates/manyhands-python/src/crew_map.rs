@@ -788,7 +788,7 @@ impl Source for Consumer {
         }
     }
 
-    fn is_ready(&self) -> bool {
+    fn is_ready(&mut self, _py: Python<'_>) -> bool {
         !self.ready.is_empty() || self.map.state().is_ready()
     }
 

@@ -587,13 +587,15 @@ impl Source for Feed {
         Some(value)
     }
 
-    fn is_ready(&self) -> bool {
-        self.items_at < self.items.len()
-            || !self.pieces.is_empty()
-            || match &self.block {
-                Some(block) if self.ordered => block.is_ready(),
-                _ => self.stream.unread() > 0,
-            }
+    fn is_ready(&mut self, py: Python<'_>) -> bool {
+        if self.items_at < self.items.len() || !self.pieces.is_empty() {
+            return true;
+        }
+        let found = self.next_pieces();
+        if found && !self.input.is_slow() {
+            self.fill(py);
+        }
+        found
     }
 
     fn input<'py>(&mut self, py: Python<'py>, taken: &Taken<'py>) -> Option<Bound<'py, PyAny>> {

@@ -487,7 +487,7 @@ impl Source for Loop {
         }
     }
 
-    fn is_ready(&self) -> bool {
+    fn is_ready(&mut self, _py: Python<'_>) -> bool {
         !self.ends.is_empty()
     }
 

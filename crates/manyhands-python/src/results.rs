@@ -48,7 +48,7 @@ pub(crate) trait Source: Send {
     fn take_value<'py>(&mut self, py: Python<'py>) -> Option<Bound<'py, PyAny>>;
 
     /// Whether an end is there without waiting.
-    fn is_ready(&self) -> bool;
+    fn is_ready(&mut self, py: Python<'_>) -> bool;
 
     /// The item whose end was taken last, as the function got it or as a copy of that.
     fn input<'py>(&mut self, py: Python<'py>, taken: &Taken<'py>) -> Option<Bound<'py, PyAny>>;
@@ -227,7 +227,7 @@ impl ResultsBase {
         if let Some(error) = taking.late.take() {
             return Err(error);
         }
-        this.advance(slf, &mut taking)
+        this.advance(slf, &mut taking, true)
     }
 
     /// Has items come with their results: (item, result).
@@ -307,10 +307,8 @@ impl ResultsBase {
                 return Err(error);
             }
             let mut found = VecDeque::new();
-            while found.len() < most
-                && (found.is_empty() || (!taking.over && taking.source.is_ready()))
-            {
-                match this.advance(slf, taking) {
+            while found.len() < most {
+                match this.advance(slf, taking, found.is_empty()) {
                     Ok(Some(value)) => {
                         found.push_back(value.unbind());
                         found.append(&mut taking.flat);
@@ -434,11 +432,13 @@ impl ResultsBase {
         }
     }
 
+    /// The next result; none at the end, or if it is not there and `waits` is false.
     #[inline]
     fn advance<'py>(
         &self,
         slf: &Bound<'py, Self>,
         taking: &mut Taking,
+        waits: bool,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = slf.py();
         if !self.used.load(Ordering::Relaxed) {
@@ -450,7 +450,7 @@ impl ResultsBase {
             }
         }
         loop {
-            if taking.over {
+            if taking.over || (!waits && !taking.source.is_ready(py)) {
                 return Ok(None);
             }
             let taken = match taking.source.take(py) {

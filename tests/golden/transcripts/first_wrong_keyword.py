@@ -1,7 +1,9 @@
 import manyhands as mh
 
+
 def scale(x, factor=1):
     return x * factor
+
 
 for call in (
     lambda: mh.Pool(max_workers=4),
