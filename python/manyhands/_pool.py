@@ -415,10 +415,9 @@ class Pool(_core.PoolBase, Executor):
             forward_logs()
 
     def _finish_maps(self) -> None:
-        """Takes the input of maps that nobody has iterated, so that all of it runs."""
+        """Maps that nobody has iterated run to their end; others must not wait for this thread."""
         for results in [*self._maps, *self._kept]:
-            if not results._used:
-                results._take_all_input()
+            results._leave()
 
     def __exit__(
         self,

@@ -378,8 +378,8 @@ class Watch:
         results = self.results()
         if results is None:
             return None if self.made else (0, 0, 0, self.workers, 0)
-        pulled, taken, failed, ready, complete, _ = results._counts()
-        done = min(taken + ready, pulled)
+        pulled, taken, failed, ended, complete, _ = results._counts()
+        done = max(taken, min(ended, pulled))
         if complete and self.progress is not None:
             self.progress.total = pulled
         return done, failed, taken, self.workers, min(self.workers, pulled - done)

@@ -51,11 +51,6 @@ thread_local! {
     static CREW: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A number that no other living thread has; not 0.
-pub(crate) fn this_thread() -> usize {
-    CREW.with(|place| std::ptr::from_ref(place).addr())
-}
-
 /// The threads of a pool, and what they work on.
 pub(crate) struct Crew {
     generation: u32,
@@ -77,8 +72,6 @@ pub(crate) struct Crew {
     index: AtomicU64,
     /// Whether the pool is closed; as in the queue, for a look without the mutex.
     closed: AtomicBool,
-    /// The threads that wait for the end of the pool just now.
-    leaving: Mutex<Vec<usize>>,
 }
 
 struct Queue {
@@ -199,7 +192,6 @@ impl Crew {
             done: AtomicU64::new(0),
             index: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-            leaving: Mutex::default(),
         })
     }
 
@@ -220,15 +212,6 @@ impl Crew {
     pub(crate) fn is_closed(&self) -> bool {
         // Relaxed: whoever sleeps looks again.
         self.closed.load(Ordering::Relaxed)
-    }
-
-    /// Whether that thread waits for the end of the pool, and so takes nothing from its maps.
-    pub(crate) fn is_left_by(&self, thread: usize) -> bool {
-        self.leaving().contains(&thread)
-    }
-
-    fn leaving(&self) -> MutexGuard<'_, Vec<usize>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this is a child that was forked from the crew's process.
@@ -277,8 +260,8 @@ impl Crew {
         }
     }
 
-    /// Starts threads, if more tasks wait than threads are on their way to them. An error only if there
-    /// is no thread at all.
+    /// Starts threads, if more tasks wait than there are threads that idle or are on their way. An error
+    /// only if there is no thread at all.
     #[inline]
     pub(crate) fn hire(
         self: &Arc<Self>,
@@ -296,7 +279,7 @@ impl Crew {
     fn needs_more(&self, waiting: usize) -> bool {
         let queue = self.queue();
         queue.members.len() < self.most
-            && (queue.members.is_empty() || (queue.idle == 0 && waiting > queue.waking))
+            && (queue.members.is_empty() || waiting > queue.idle + queue.waking)
     }
 
     #[cold]
@@ -580,8 +563,6 @@ impl Engine for Arc<Crew> {
             // Acquire pairs with the decrement.
             self.pending.load(Ordering::Acquire) == 0 && (!workers || queue.members.is_empty())
         };
-        let me = this_thread();
-        self.leaving().push(me);
         let over = py.detach(|| {
             let queue = self.queue();
             if is_quiet(&queue) {
@@ -593,7 +574,6 @@ impl Engine for Arc<Crew> {
                 .unwrap_or_else(PoisonError::into_inner);
             is_quiet(&queue)
         });
-        self.leaving().retain(|&thread| thread != me);
         if over && workers {
             let threads = std::mem::take(&mut self.queue().threads);
             if !threads.is_empty() {

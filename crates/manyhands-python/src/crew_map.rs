@@ -24,10 +24,10 @@ use crate::input::Input;
 use crate::local::{self, Kind, Shown};
 use crate::results::{Counts, Failed, Source, Taken};
 use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
+use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,8 +89,8 @@ pub(crate) struct CrewMap {
     item_nanos: AtomicU64,
     /// How large a result is, in bytes.
     result_bytes: AtomicU64,
-    /// The thread that took from it last.
-    consumer: AtomicUsize,
+    /// Whether its consumer waits for the end of the pool, and takes nothing until then.
+    left: AtomicBool,
 }
 
 struct State {
@@ -105,8 +105,6 @@ struct State {
     first: u64,
     /// In any order: index, whether more follows, what came.
     ends: VecDeque<(u64, bool, End)>,
-    /// Items that have ended and were not taken.
-    ended: u64,
     /// Values that were yielded and not taken, and the most of them.
     yielded: u64,
     most_yielded: u64,
@@ -155,7 +153,6 @@ impl State {
         if self.cancelled {
             return Some(end);
         }
-        self.ended += u64::from(!more);
         if !ordered {
             self.ends.push_back((index, more, end));
             return None;
@@ -220,7 +217,6 @@ impl CrewMap {
                 slots: VecDeque::new(),
                 first: 0,
                 ends: VecDeque::new(),
-                ended: 0,
                 yielded: 0,
                 most_yielded: most_items,
                 without_room: 0,
@@ -230,7 +226,7 @@ impl CrewMap {
             bell: AtomicU32::new(0),
             item_nanos: AtomicU64::new(0),
             result_bytes: AtomicU64::new(0),
-            consumer: AtomicUsize::new(crate::crew::this_thread()),
+            left: AtomicBool::new(false),
         });
         let mut source = Consumer {
             map,
@@ -327,7 +323,7 @@ impl CrewMap {
             if rings {
                 self.ring();
             }
-            self.crew.ended(1);
+            self.ended(1);
             match next {
                 Some(item) => running = (next_index, item),
                 None => break,
@@ -336,7 +332,7 @@ impl CrewMap {
         let nanos = monotonic_nanos() - start;
         member.ends(count, nanos);
         // Relaxed, and no exchange: an estimate, and figures to show.
-        Counts::add(&self.counts.busy_nanos, nanos);
+        Counts::add(&self.counts.tally.busy_nanos, nanos);
         let estimate = mean(estimate, (nanos / count).max(1));
         self.item_nanos.store(estimate, Ordering::Relaxed);
     }
@@ -414,10 +410,8 @@ impl CrewMap {
                 return Ok(true);
             }
             drop(state);
-            if self.crew.is_left_by(self.consumer.load(Ordering::Relaxed)) {
-                return Err(PyRuntimeError::new_err(
-                    "the pool was left while this item had more to yield, and nobody took it",
-                ));
+            if self.left.load(Ordering::Relaxed) {
+                return Err(local::left());
             }
             py.detach(|| self.wait_for_room(index));
         }
@@ -451,7 +445,14 @@ impl CrewMap {
         if rings {
             self.ring();
         }
-        self.crew.ended(items.len());
+        self.ended(items.len());
+    }
+
+    /// So many items have ended.
+    #[inline]
+    fn ended(&self, count: usize) {
+        Counts::add(&self.counts.tally.ended, count as u64);
+        self.crew.ended(count);
     }
 
     /// Nobody takes results any more.
@@ -604,9 +605,6 @@ impl Consumer {
             let away = now.saturating_sub(self.left_at);
             self.away = away.max(self.away - self.away / 8);
         }
-        self.map
-            .consumer
-            .store(crate::crew::this_thread(), Ordering::Relaxed);
         loop {
             let found = self.drain();
             // Of slow input only what is needed: a result that is there does not wait for it.
@@ -658,19 +656,15 @@ impl Consumer {
                 }
                 state.slots.pop_front();
                 state.first += 1;
-                state.ended -= 1;
             }
         } else if self.ready.is_empty() {
             std::mem::swap(&mut self.ready, &mut state.ends);
             let yielded = self.ready.iter().filter(|(_, more, _)| *more).count() as u64;
             state.yielded -= yielded;
-            state.ended -= self.ready.len() as u64 - yielded;
         }
         if state.without_room > 0 {
             self.map.room.notify_all();
         }
-        let unread = self.ready.len() as u64 + state.ended;
-        self.counts.ready.store(unread, Ordering::Relaxed);
         !self.ready.is_empty()
     }
 
@@ -702,9 +696,7 @@ impl Consumer {
             return Ok(());
         }
         map.bell.store(0, Ordering::Relaxed);
-        let unread = state.ended;
         drop(state);
-        self.counts.ready.store(unread, Ordering::Relaxed);
         let time = Duration::from_nanos(longest.min(left));
         let why = py.detach(|| futex_wait_private(&map.bell, 0, Some(time)));
         map.state().awaits = None;
@@ -832,6 +824,11 @@ impl Source for Consumer {
         }
         self.most_items = most;
         Ok(())
+    }
+
+    fn leave(&mut self, left: bool) {
+        // Relaxed: who has no room looks again.
+        self.map.left.store(left, Ordering::Relaxed);
     }
 }
 

@@ -15,7 +15,7 @@ use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// The most items of one map that are on their way, where the caller says nothing else.
 const WINDOW_ITEMS: u64 = 100_000;
@@ -106,7 +106,7 @@ impl Feed {
         let mut feed = Self {
             pool,
             runtime,
-            stream: Stream::new(Some(definition), tag, ordered),
+            stream: Stream::new(Some(definition), tag, ordered, counts.tally.clone()),
             ordered,
             counts,
             deadline,
@@ -560,10 +560,7 @@ impl Source for Feed {
             }
             let found = self.refill(py)?;
             let counts = &self.counts;
-            let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
-            set(&counts.ready, self.stream.unread() as u64);
-            set(&counts.busy_nanos, self.stream.busy_nanos());
-            set(&counts.received, self.taken_bytes);
+            counts.received.store(self.taken_bytes, Ordering::Relaxed);
             if !found {
                 return Ok(None);
             }
@@ -662,6 +659,10 @@ impl Source for Feed {
         }
         self.most_items = most;
         Ok(())
+    }
+
+    fn leave(&mut self, left: bool) {
+        self.stream.leave(left);
     }
 }
 

@@ -339,7 +339,7 @@ impl Loop {
         let start = monotonic_nanos();
         let answer = self.run(&item);
         let nanos = monotonic_nanos() - start;
-        Counts::add(&self.counts.busy_nanos, nanos);
+        Counts::add(&self.counts.tally.busy_nanos, nanos);
         Ok(Some(match answer {
             Ok((value, Kind::Generator)) => {
                 self.streaming = Some((value.try_iter()?.unbind(), item.unbind()));
@@ -381,7 +381,7 @@ impl Loop {
         };
         let start = monotonic_nanos();
         let value = generator.bind(py).clone().next();
-        Counts::add(&self.counts.busy_nanos, monotonic_nanos() - start);
+        Counts::add(&self.counts.tally.busy_nanos, monotonic_nanos() - start);
         let value = match value {
             None => {
                 self.end_item();
@@ -499,6 +499,9 @@ impl Source for Loop {
     fn batch_len(&self, index: u64) -> Option<usize> {
         self.input.batch_len(index)
     }
+
+    /// Nothing runs while nobody takes.
+    fn leave(&mut self, _left: bool) {}
 
     fn forget_inputs(&mut self) {
         // Whether a batch fails is known when its results are counted.

@@ -1,6 +1,7 @@
 //! Tasks that run in this very process: the call, and what its end looks like.
 
 use crate::hooks;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -120,6 +121,14 @@ pub(crate) fn args_of<'py>(item: &Bound<'py, PyAny>, star: bool) -> Option<Bound
     } else {
         PyTuple::new(item.py(), [item]).ok()
     }
+}
+
+/// The end of an item that had more to yield when the only one who might take it waited for its end.
+#[cold]
+pub(crate) fn left() -> PyErr {
+    PyRuntimeError::new_err(
+        "the pool was left while this item had more to yield, and nobody took it",
+    )
 }
 
 /// Refuses what nobody would await.

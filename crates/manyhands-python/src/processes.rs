@@ -196,6 +196,9 @@ impl Engine for Processes {
     fn map(&self, function: &Bound<'_, PyAny>, call: MapCall) -> PyResult<Box<dyn Source>> {
         let this = &self.0;
         this.ready(function)?;
+        // In the call, where `submit` says it too, and not when results are taken.
+        let is_open = this.pool.check_open();
+        is_open.map_err(|refused| Shared::refused(function.py(), refused))?;
         let options = FeedOptions {
             definition: calls::define_for_map(function)?,
             tag: if this.hide_args { HIDE_ARGS } else { 0 },

@@ -1,6 +1,7 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::{hooks, process};
+use manyhands_runtime::Tally;
 use pyo3::exceptions::{
     PyException, PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError,
 };
@@ -64,6 +65,10 @@ pub(crate) trait Source: Send {
 
     /// Takes all input now, whatever that needs of memory.
     fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()>;
+
+    /// The consumer waits for the end of the pool, or is back from that. Items that have more to yield
+    /// than there is room for fail meanwhile.
+    fn leave(&mut self, left: bool);
 }
 
 /// What is known of a map at any moment, and from any thread.
@@ -75,10 +80,8 @@ pub(crate) struct Counts {
     pub(crate) taken: AtomicU64,
     /// Items that failed, of these.
     pub(crate) failed: AtomicU64,
-    /// Items that have ended and were not handed over yet.
-    pub(crate) ready: AtomicU64,
-    /// Time that was spent in the function, in nanoseconds.
-    pub(crate) busy_nanos: AtomicU64,
+    /// Items that have ended, handed over or not, and the time that they took.
+    pub(crate) tally: Arc<Tally>,
     /// Encoded bytes of items, and of results.
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
@@ -134,6 +137,8 @@ struct Taking {
     /// Exceptions of a group.
     group: Vec<Py<PyAny>>,
     over: bool,
+    /// Its consumer waits for the end of the pool.
+    left: bool,
     /// A value is handed over as it is, and nothing else has to be done.
     is_simple: bool,
 }
@@ -145,6 +150,8 @@ pub(crate) struct ResultsBase {
     counts: Arc<Counts>,
     /// The thread that holds `taking`, so that it is told when it comes again.
     holder: AtomicUsize,
+    /// The thread that took last.
+    taker: AtomicUsize,
     generation: u32,
     used: AtomicBool,
     over: AtomicBool,
@@ -189,10 +196,12 @@ impl ResultsBase {
                 late: None,
                 group: Vec::new(),
                 over: false,
+                left: false,
                 is_simple: false,
             }),
             counts,
             holder: AtomicUsize::new(0),
+            taker: AtomicUsize::new(0),
             generation: process::generation(),
             used: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -241,15 +250,15 @@ impl ResultsBase {
         Ok(())
     }
 
-    /// (items taken from the input, ends handed over, failures of these, ends that wait, whether the
-    /// first is the total, whether all is over). For any thread, at any time.
+    /// (items taken from the input, ends handed over, failures of these, items that have ended, whether
+    /// the first is the total, whether all is over). For any thread, at any time.
     fn _counts(&self) -> (u64, u64, u64, u64, bool, bool) {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (
             get(&self.counts.pulled),
             get(&self.counts.taken),
             get(&self.counts.failed),
-            get(&self.counts.ready),
+            get(&self.counts.tally.ended),
             self.counts.complete.load(Ordering::Relaxed),
             self.over.load(Ordering::Relaxed),
         )
@@ -340,19 +349,29 @@ impl ResultsBase {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
         (
-            get(&counts.busy_nanos) as f64 / 1e9,
+            get(&counts.tally.busy_nanos) as f64 / 1e9,
             get(&counts.sent),
             get(&counts.received),
         )
     }
 
-    /// Takes all input now, for the end of its pool.
-    fn _take_all_input(&self, py: Python<'_>) -> PyResult<()> {
-        let mut taking = self.lock(py)?;
-        if taking.over {
-            return Ok(());
+    /// The calling thread is about to wait for the end of the pool. A map that nobody has taken from has
+    /// all of its input taken, so that it runs to its end; one that this thread took from is left.
+    fn _leave(&self, py: Python<'_>) -> PyResult<()> {
+        if !self.used.load(Ordering::Relaxed) {
+            let mut taking = self.lock(py)?;
+            if taking.over {
+                return Ok(());
+            }
+            return taking.source.take_all_input(py);
         }
-        taking.source.take_all_input(py)
+        if self.taker.load(Ordering::Relaxed) == this_thread()
+            && let Ok(mut taking) = self.taking.try_lock()
+        {
+            taking.source.leave(true);
+            taking.left = true;
+        }
+        Ok(())
     }
 }
 
@@ -448,6 +467,12 @@ impl ResultsBase {
                 taking.source.forget_inputs();
                 taking.is_simple = !taking.batched;
             }
+        }
+        // Relaxed, here and in `_leave`: only what this very thread has written is equal.
+        self.taker.store(this_thread(), Ordering::Relaxed);
+        if taking.left {
+            taking.left = false;
+            taking.source.leave(false);
         }
         loop {
             if taking.over || (!waits && !taking.source.is_ready(py)) {

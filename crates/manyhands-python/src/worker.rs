@@ -2,14 +2,15 @@
 
 use crate::calls::{self, HIDE_ARGS, Item};
 use crate::codec::{Decoder, Encoder};
+use crate::local::{self, Kind};
 use crate::pickle;
 use manyhands_runtime::{
-    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
+    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, Unwanted, WorkerEnd,
+    Zygote,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -375,6 +376,14 @@ impl<'py> Worker<'py> {
             }
             let tag = self.encode_with(&value)?;
             drop(value);
+            if let Some(why) = self.end.unwanted() {
+                // It hears that as it does when it is dropped.
+                generator.call_method0("close")?;
+                match why {
+                    Unwanted::Dropped => break,
+                    Unwanted::NoRoom => return Err(local::left()),
+                }
+            }
             if alone {
                 self.end
                     .finish_part(ResultKind::Value, tag, &self.out, true)?;
@@ -539,14 +548,7 @@ impl<'py> Worker<'py> {
 /// Whether what a task returned is to be taken from one by one.
 #[inline]
 fn is_generator(value: &Bound<'_, PyAny>) -> bool {
-    static TYPE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = value.py();
-    let generators = TYPE.get_or_try_init(py, || {
-        py.import("types")?
-            .getattr("GeneratorType")
-            .map(Bound::unbind)
-    });
-    generators.is_ok_and(|kind| std::ptr::eq(kind.as_ptr(), value.get_type_ptr().cast()))
+    local::kind_of(value) == Kind::Generator
 }
 
 /// Takes in what came with a task.

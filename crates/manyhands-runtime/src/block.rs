@@ -48,6 +48,15 @@ pub enum Form {
     Single(u8),
 }
 
+/// What is known of a stream at any moment, and from any thread: figures to show.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Items that have ended.
+    pub ended: AtomicU64,
+    /// Time spent in them, in nanoseconds.
+    pub busy_nanos: AtomicU64,
+}
+
 /// What the blocks of one consumer have in common.
 #[derive(Debug)]
 pub struct Stream {
@@ -61,8 +70,9 @@ pub struct Stream {
     yields: AtomicBool,
     /// Whether its consumer is gone.
     abandoned: AtomicBool,
-    /// Time spent in its items, in nanoseconds.
-    busy_nanos: AtomicU64,
+    /// Whether its consumer waits for the end of the pool, and takes nothing until then.
+    left: AtomicBool,
+    tally: Arc<Tally>,
     /// What is run.
     pub definition: Option<Arc<Definition>>,
     /// The upper bits of records' tags; the face's business.
@@ -71,17 +81,29 @@ pub struct Stream {
 
 impl Stream {
     /// A stream without blocks.
-    pub fn new(definition: Option<Arc<Definition>>, tag: u8, ordered: bool) -> Arc<Self> {
+    pub fn new(
+        definition: Option<Arc<Definition>>,
+        tag: u8,
+        ordered: bool,
+        tally: Arc<Tally>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             ready: (!ordered).then(Mutex::default),
             unread: AtomicUsize::new(0),
             unread_bytes: AtomicU64::new(0),
             yields: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
-            busy_nanos: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+            tally,
             definition,
             tag,
         })
+    }
+
+    /// Whether an end waits for the consumer.
+    pub(crate) fn is_ready(&self) -> bool {
+        // Relaxed: asked again under the pool's lock.
+        self.unread.load(Ordering::Relaxed) > 0
     }
 
     /// The first block with an end that nobody took, in the order in which they got one.
@@ -89,19 +111,18 @@ impl Stream {
         lock(self.ready.as_ref()?).pop_front()
     }
 
-    /// How many ends wait for the consumer.
-    pub fn unread(&self) -> usize {
-        // Relaxed: a hint.
-        self.unread.load(Ordering::Relaxed)
-    }
-
-    /// How long its items ran, all together, in nanoseconds.
-    pub fn busy_nanos(&self) -> u64 {
-        self.busy_nanos.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn add_busy(&self, nanos: u64) {
-        self.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.tally.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Its consumer waits for the end of the pool, or is back from that.
+    pub fn leave(&self, left: bool) {
+        // Relaxed: at worst a little more or less is kept.
+        self.left.store(left, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Nobody will take its results any more: what still comes is dropped.
@@ -395,6 +416,9 @@ impl Block {
     ) {
         let mut state = lock(&self.state);
         state.ended += ended;
+        // Relaxed: a figure to show.
+        let tally = &self.stream.tally;
+        tally.ended.fetch_add(ended.into(), Ordering::Relaxed);
         if state.ended == state.count {
             self.over.store(true, Ordering::Release);
         }

@@ -39,7 +39,7 @@ mod worker;
 mod zygote;
 #[cfg(not(manyhands_loom))]
 pub use block::{
-    Block, Form, ITEM_WORD, LONGEST_ITEM, Over, Piece, Stream, Taken, item_word, next_item,
+    Block, Form, ITEM_WORD, LONGEST_ITEM, Over, Piece, Stream, Taken, Tally, item_word, next_item,
 };
 #[cfg(not(manyhands_loom))]
 pub use completions::Completions;
@@ -60,7 +60,7 @@ pub use supervisor::{Launcher, LogLine, Supervisor};
 #[cfg(not(manyhands_loom))]
 pub use task::{Breakage, Bytes, Cause, Entry, Outcome, Task};
 #[cfg(not(manyhands_loom))]
-pub use worker::{Claimed, Next, Unreadable, WorkerEnd};
+pub use worker::{Claimed, Next, Unreadable, Unwanted, WorkerEnd};
 #[cfg(not(manyhands_loom))]
 pub use zygote::{Birth, Request, Zygote};
 

@@ -218,6 +218,15 @@ impl Pool {
         }
     }
 
+    /// Whether it takes tasks; if not, why.
+    pub fn check_open(&self) -> Result<(), Refused> {
+        match &self.lock().phase {
+            Phase::Open => Ok(()),
+            Phase::Closing(_) => Err(Refused::Closed),
+            Phase::Broken(why) => Err(Refused::Broken(why.clone())),
+        }
+    }
+
     /// Takes a task. The arguments are encoded already; from here on the task needs no thread of
     /// the caller's.
     pub fn submit(&self, entry: Entry) -> Result<(), Refused> {

@@ -6,7 +6,7 @@ use crate::life_line::LifeLine;
 use crate::protocol::{self, MOST_FILES_AHEAD, Malformed, SECTION_FORGET};
 use crate::task::{Bytes, Entry};
 use manyhands_os::{MessageFile, Process, Received, Socket};
-use manyhands_shm::{ControlBlock, RESULT_AREA, RingReader};
+use manyhands_shm::{ControlBlock, RESULT_AREA, RingReader, Unwanted};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,6 +49,8 @@ pub(crate) struct Worker {
     pub(crate) last_block: Option<u64>,
     /// The stream whose items it ran last, for the time that they took.
     pub(crate) last_stream: Option<Arc<Stream>>,
+    /// Number of the item of which it was told that nobody wants what it yields, until that has ended.
+    pub(crate) unwanted: Option<u32>,
     /// It is read no further, because its results would pile up: see `Stream::is_full`.
     pub(crate) paused: bool,
     /// Bytes of results since the worker was last looked after.
@@ -198,6 +200,12 @@ impl Worker {
             // Its message is still there, or never was: no later one would be told apart.
             Ok(Received::Nothing | Received::Closed) | Err(_) => Err(Malformed),
         }
+    }
+
+    /// Tells it that nobody wants what an item yields; its number comes again only when that is over.
+    pub(crate) fn set_unwanted(&mut self, number: u32, why: Unwanted) {
+        self.unwanted = Some(number);
+        self.control.set_unwanted(Some((number, why)));
     }
 
     /// Is done with the first `len` bytes of its results.

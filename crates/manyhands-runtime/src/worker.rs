@@ -31,6 +31,7 @@ use manyhands_os::{
     Event, MessageFile, Received, Socket, View, arm_life_line, become_group_leader,
     enter_directory, monotonic_nanos, replace_standard_streams,
 };
+pub use manyhands_shm::Unwanted;
 use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter, TASK_AREA};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -474,6 +475,12 @@ impl WorkerEnd {
         }
         self.announce();
         Ok(())
+    }
+
+    /// Whether nobody wants what the running item yields, and why.
+    #[inline]
+    pub fn unwanted(&self) -> Option<Unwanted> {
+        self.control.unwanted(self.running.as_ref()?.number)
     }
 
     /// Says how long the items since the last lap took.

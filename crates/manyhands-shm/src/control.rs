@@ -8,6 +8,7 @@
 //! | 128               | 64          | park word of the worker (`park`)      | both            |
 //! | 192               | 128         | positions of the result ring (`ring`) | each its own    |
 //! | 320               | 64          | start of the running task, in ns      | worker          |
+//! | 384               | 64          | the item whose yields nobody wants    | parent          |
 //! | 4096              | `TASK_AREA` | task records                          | parent          |
 //! | after that        | `RESULT_AREA` | result records                      | worker          |
 //!
@@ -42,6 +43,7 @@ struct Layout {
     worker: ParkLine,
     results: RingPositions,
     running: RunningLine,
+    unwanted: UnwantedLine,
 }
 
 #[repr(C, align(64))]
@@ -52,6 +54,22 @@ struct ParkLine(ParkWord);
 
 #[repr(C, align(64))]
 struct RunningLine(AtomicU64);
+
+#[repr(C, align(64))]
+struct UnwantedLine(AtomicU64);
+
+/// In the word of what is unwanted: whether there is anything, and whether it was for want of room.
+const UNWANTED: u64 = 1 << 32;
+const NO_ROOM: u64 = 1 << 33;
+
+/// Why nobody wants what an item yields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwanted {
+    /// Its consumer wants no more.
+    Dropped,
+    /// Its consumer may come back, and there is no room for so much until then.
+    NoRoom,
+}
 
 /// The mapped block.
 #[derive(Debug)]
@@ -132,6 +150,31 @@ impl ControlBlock {
     #[inline]
     pub fn set_started_at(&self, nanos: u64) {
         self.layout().running.0.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Parent: says that nobody wants what the item of this number yields, or takes that back. The worker
+    /// looks after each value; a hint that comes late costs a few values more.
+    pub fn set_unwanted(&self, what: Option<(u32, Unwanted)>) {
+        let word = match what {
+            None => 0,
+            Some((number, Unwanted::Dropped)) => UNWANTED | u64::from(number),
+            Some((number, Unwanted::NoRoom)) => UNWANTED | NO_ROOM | u64::from(number),
+        };
+        // Relaxed: nothing else is read behind it.
+        self.layout().unwanted.0.store(word, Ordering::Relaxed);
+    }
+
+    /// Worker: whether nobody wants what the item of this number yields, and why.
+    #[inline]
+    pub fn unwanted(&self, number: u32) -> Option<Unwanted> {
+        let word = self.layout().unwanted.0.load(Ordering::Relaxed);
+        if word & UNWANTED == 0 || word as u32 != number {
+            None
+        } else if word & NO_ROOM == 0 {
+            Some(Unwanted::Dropped)
+        } else {
+            Some(Unwanted::NoRoom)
+        }
     }
 
     fn area(&self, offset: usize) -> NonNull<u8> {

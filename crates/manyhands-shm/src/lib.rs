@@ -19,7 +19,7 @@ mod queue_word;
 mod ring;
 mod sync;
 
-pub use control::{ControlBlock, RESULT_AREA, TASK_AREA};
+pub use control::{ControlBlock, RESULT_AREA, TASK_AREA, Unwanted};
 pub use park::{ParkWord, Parked};
 pub use pool_page::{PoolPage, SpinPermit};
 pub use queue_word::{QueueState, QueueWord};

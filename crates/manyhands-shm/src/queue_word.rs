@@ -85,6 +85,11 @@ impl QueueWord {
         to.wrapping_sub(from) & NUMBER_BITS as u32
     }
 
+    /// Whether `number` comes before `other`, of numbers that are not half of all numbers apart.
+    pub fn is_before(number: u32, other: u32) -> bool {
+        (1..=NUMBER_BITS as u32 / 2).contains(&Self::distance(number, other))
+    }
+
     /// What the word says now. Acquire pairs with the claim's Release, so that what a worker wrote
     /// before a claim is seen with it.
     #[inline]

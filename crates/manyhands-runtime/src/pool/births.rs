@@ -105,6 +105,7 @@ impl Pool {
             files_taken: 0,
             last_block: None,
             last_stream: None,
+            unwanted: None,
             paused: false,
             consumed: 0,
             finished: 0,

@@ -7,7 +7,7 @@ use crate::scheduler::Slot;
 use crate::supervisor::Command;
 use crate::task::{Bytes, Entry, Outcome, Task};
 use manyhands_os::monotonic_nanos;
-use manyhands_shm::QueueWord;
+use manyhands_shm::{QueueWord, Unwanted};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,8 @@ impl Pool {
         self.tell_all(&mut state);
     }
 
-    /// Cancels the items of these blocks that have not started, and of what was cut off from them.
+    /// Cancels the items of these blocks that have not started, and of what was cut off from them. Those
+    /// that yield results end with the next one.
     pub fn cancel_blocks(&self, blocks: impl IntoIterator<Item = Arc<Block>>) {
         let mut state = self.lock();
         for block in blocks {
@@ -45,13 +46,29 @@ impl Pool {
                     if block.place().is_none() {
                         let ended = block.end(Over::Cancelled);
                         self.count_ended(&mut state, ended);
+                    } else {
+                        Self::stop_yielding(&mut state, &block);
                     }
                 }
                 next = block.rest();
             }
         }
         self.balance(&mut state);
+        self.read_on(&mut state);
         self.tell_all(&mut state);
+    }
+
+    /// Has the item of a cancelled block that runs, if one does, end at the next value that it yields.
+    fn stop_yielding(state: &mut State, block: &Block) {
+        if let Some((slot, first)) = block.place()
+            && let Seat::Taken(worker) = &mut state.seats[slot as usize]
+        {
+            // What had not started was taken back: no other can start, and all before it have ended.
+            let last = QueueWord::advance(first, block.count() - 1);
+            if QueueWord::distance(last, worker.control.queue().state().next) == 1 {
+                worker.set_unwanted(last, Unwanted::Dropped);
+            }
+        }
     }
 
     /// Takes back what was published at this place and behind it, as far as it has not started.

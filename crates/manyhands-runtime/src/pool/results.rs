@@ -7,7 +7,7 @@ use crate::protocol::{
 };
 use crate::scheduler::Slot;
 use crate::task::{Breakage, Bytes, Entry, Outcome, Task};
-use manyhands_shm::QueueWord;
+use manyhands_shm::{QueueWord, Unwanted};
 use std::sync::Arc;
 
 impl Pool {
@@ -55,16 +55,18 @@ impl Pool {
             if unread.is_some_and(<[u8]>::is_empty) {
                 return found;
             }
-            worker.paused = nobody_waits
-                && state
-                    .scheduler
-                    .oldest(slot)
-                    .and_then(|entry| entry.block.as_ref())
-                    .is_some_and(|block| block.stream.is_full());
+            let oldest = state.scheduler.oldest(slot);
+            let stream = oldest.and_then(|entry| Some(&entry.block.as_ref()?.stream));
+            let is_full = stream.is_some_and(|stream| stream.is_full());
+            worker.paused = is_full && nobody_waits;
             if worker.paused {
                 return found;
             }
-            let unread = unread.unwrap_or_default();
+            if is_full && stream.is_some_and(|stream| stream.is_left()) {
+                // It would come to an end only when somebody takes, and never if it has none.
+                worker.set_unwanted(worker.oldest, Unwanted::NoRoom);
+            }
+            let unread = worker.reader.unread().unwrap_or_default();
             let read = if unread.get(3).is_some_and(|&tag| tag != 0) {
                 self.take_items(state, slot)
             } else {
@@ -191,6 +193,13 @@ impl Pool {
         let of_block = entry.block.is_some();
         worker.oldest = QueueWord::advance(worker.oldest, count as u32);
         worker.finished += count as u64;
+        if let Some(number) = worker.unwanted
+            && QueueWord::is_before(number, worker.oldest)
+        {
+            // Numbers come again.
+            worker.unwanted = None;
+            worker.control.set_unwanted(None);
+        }
         (state.failed_births, state.killed_births) = (0, 0);
         let ended = state.scheduler.ended(slot, count);
         if let Some(entry) = &ended {

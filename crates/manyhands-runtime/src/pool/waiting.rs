@@ -38,7 +38,7 @@ impl Awaited for Block {
 
 impl Awaited for Stream {
     fn is_ready(&self) -> bool {
-        self.unread() > 0
+        Self::is_ready(self)
     }
 }
 

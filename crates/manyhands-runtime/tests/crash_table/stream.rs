@@ -91,7 +91,7 @@ impl Items {
     /// Items that run a definition.
     pub(crate) fn of(definition: Option<Arc<Definition>>, ordered: bool) -> Self {
         Self {
-            stream: Stream::new(definition, 0, ordered),
+            stream: Stream::new(definition, 0, ordered, Arc::default()),
             ordered,
             items: Vec::new(),
             heads: Vec::new(),
