@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gate import Gate, closed_gate
 
 import manyhands as mh
+from gate import Gate, closed_gate
 
 
 @pytest.fixture(scope="module")

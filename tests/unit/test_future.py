@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import Gate, pass_through
 
 import manyhands as mh
+from gate import Gate, pass_through
 
 
 @pytest.fixture

@@ -532,7 +532,7 @@ def test_numpy_streams_differ_between_workers(tmp_path: Path) -> None:
         print([len({row[column] for row in drawn}) for column in range(3)])
         print(np.__name__)
         """
-    out = output_of(tmp_path, source, str(Path(__file__).parent), str(tmp_path))
+    out = output_of(tmp_path, source, str(Path(__file__).parents[1]), str(tmp_path))
     assert out == "[5, 5, 5]\nnumpy\n"
 
 

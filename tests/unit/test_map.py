@@ -10,29 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import Gate, pass_through
 
 import manyhands as mh
+from gate import Gate, pass_through
+from observing import Counted, settle
 
 # The most items that may be on their way, which ARCHITECTURE.md promises, with what one step adds.
 MOST_ITEMS = 100_000
 STEP = 100
-
-
-class Counted:
-    """An iterator that knows how many items were taken from it."""
-
-    def __init__(self, items: Any) -> None:
-        self._items = iter(items)
-        self.taken = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self._items)
-        self.taken += 1
-        return item
 
 
 def square(number: int) -> int:
@@ -48,12 +33,6 @@ def fail_at(number: int, bad: int) -> int:
 def leave_trace(folder: str, number: int) -> int:
     Path(folder, str(number)).touch()
     return number
-
-
-def settle(pool: mh.Pool) -> None:
-    """Returns when the pool has nothing to do."""
-    while pool.stats().pending:
-        time.sleep(0.001)
 
 
 # ---------------------------------------------------------------------------------------- basics

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import Gate, closed_gate, pass_through
 
 import manyhands as mh
+from gate import Gate, closed_gate, pass_through
 
 
 def square(number: int) -> int:

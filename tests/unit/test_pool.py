@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import Gate, closed_gate, pass_through, report_arrival
 
 import manyhands as mh
+from gate import Gate, closed_gate, pass_through, report_arrival
 
 connection: str | None = None
 births = 0
@@ -51,11 +51,6 @@ def fail_to_connect(text: str) -> None:
 def pass_and_tell_pid(path: str) -> int:
     pass_through(path)
     return os.getpid()
-
-
-def settle(pool: mh.Pool) -> None:
-    while pool.stats().pending:
-        time.sleep(0.001)
 
 
 # ------------------------------------------------------------------------------- its arguments

@@ -21,28 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import Gate, pass_through
 
 import manyhands as mh
+from gate import Gate, pass_through
+from observing import Counted, settle
 from programs import output_of, run_file
 
 EVERY_WAY = ["raise", "return", "skip", "group"]
-
-
-class Counted:
-    """An iterator that knows how many items were taken from it."""
-
-    def __init__(self, items: Any) -> None:
-        self._items = iter(items)
-        self.taken = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        item = next(self._items)
-        self.taken += 1
-        return item
 
 
 def same(value: Any) -> Any:
@@ -51,12 +36,6 @@ def same(value: Any) -> Any:
 
 def square(number: int) -> int:
     return number * number
-
-
-def settle(pool: mh.Pool) -> None:
-    """Returns when the pool has nothing to do."""
-    while pool.stats().pending:
-        time.sleep(0.001)
 
 
 class Fatal:
