@@ -20,11 +20,11 @@ class Capabilities:
     isolation: bool
     # Tasks run in processes of their own, each with its pid.
     own_pids: bool
-    # A task has private copies of its arguments, and the caller a copy of its result. So what cannot
-    # be pickled cannot be an argument or a result.
+    # A task has private copies of its arguments, and the caller a copy of its result. So what
+    # cannot be pickled cannot be an argument or a result.
     copies: bool
-    # What a function has captured, its defaults and its `self` are copies as well, as they were when
-    # the map was made; without it tasks and caller use the same ones.
+    # What a function has captured, its defaults and its `self` are copies as well, as they were
+    # when the map was made; without it tasks and caller use the same ones.
     copies_functions: bool
     # `copy=False` is accepted, and then arguments are the very objects.
     shares_on_request: bool
@@ -39,8 +39,8 @@ class Capabilities:
     interrupts_caller: bool
     # A task can use the pool that runs it: the pool is an object that it sees.
     sees_its_pool: bool
-    # An exception comes as the very object that was raised, its frames in its own traceback. Without
-    # it they are in the text of its cause, a `RemoteTraceback`.
+    # An exception comes as the very object that was raised, its frames in its own traceback.
+    # Without it they are in the text of its cause, a `RemoteTraceback`.
     own_exceptions: bool
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,3 +59,16 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     """A closed gate for tasks to wait at; open when the test is over."""
     with closed_gate(tmp_path) as gate:
         yield gate
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    """No thread of a pool outlives its block."""
+    yield
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("manyhands-")
+        and not thread.name.startswith(("manyhands-default", "manyhands-teller"))
+    ]
+    assert left == []
