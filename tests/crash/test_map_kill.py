@@ -84,7 +84,7 @@ def kills_in_a_map_of_short_items(ordered: bool, kills: int, chosen: int) -> Non
 @pytest.mark.parametrize("ordered", [True, False])
 def test_kills_in_a_map_of_short_items(ordered: bool) -> None:
     ended = kills_in_a_map_of_short_items.run(ordered=ordered, kills=60, chosen=seed()).check()
-    print(ended.output)
+    print(ended.out)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
