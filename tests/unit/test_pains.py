@@ -155,7 +155,7 @@ def switches(pid: int) -> int:
 
 
 def test_short_items_share_their_overhead() -> None:
-    """joblib#1830, distributed#3139. Times depend on the machine; how often workers sleep does less."""
+    """joblib#1830, distributed#3139. Times depend on the machine, waits of workers less."""
     count = 200_000
     with mh.Pool(2) as pool:
         warm(pool)
