@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import gc
 import itertools
 import json
+import os
+import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +19,8 @@ from typing import Any
 import pytest
 
 import manyhands as mh
-from gate import Gate, closed_gate, pass_through
+import procfs
+from programs import program_test
 
 
 def square(number: int) -> int:
@@ -30,19 +35,73 @@ def warm(pool: mh.Pool) -> None:
 # ------------------------------------------- P17: the whole input is consumed, memory explodes
 
 
-def test_endless_input_gives_its_first_result_at_once(pool: mh.Pool, gate: Gate) -> None:
-    """cpython#74028, cpython#101586: `map` and `imap` take the whole input first."""
-
-    def items() -> Iterator[int]:
-        yield from itertools.count()
-
-    results = pool.map(square, items())
-    assert [next(results) for _ in range(3)] == [0, 1, 4]
-    assert list(itertools.islice(pool.map(square, items(), ordered=False), 1000))
-    results.close()
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+def test_endless_input_gives_its_first_result_at_once(engine: str) -> None:
+    """cpython#74028, cpython#74508, cpython#101586: `map` and `imap` take the whole input first."""
+    with mh.Pool(2, engine=engine) as pool:
+        with pool.map(square, itertools.count()) as results:
+            assert [next(results) for _ in range(3)] == [0, 1, 4]
+        with pool.map(square, itertools.count(), ordered=False) as results:
+            assert len(list(itertools.islice(results, 1000))) == 1000
 
 
-def test_a_consumer_that_stays_away_holds_the_input_up(pool: mh.Pool) -> None:
+@program_test
+def test_millions_of_items_take_no_memory() -> None:
+    """distributed#2181 (3,123,120 commands that never start), dask#4051, ray#4657, distributed#3691
+    ("really choke when > 1,000,000 tasks")."""
+
+    def command(number):
+        return number % 1000
+
+    def commands():
+        for number in range(3_123_120):
+            progress["pulled"] = number + 1
+            yield number
+
+    progress = {"pulled": 0}
+    with mh.Pool(2) as pool:
+        assert pool.map(command, range(200_000)).run().done == 200_000
+        base = peak = procfs.resident_bytes()
+        results = pool.map(command, commands())
+        assert next(results) == 0
+        assert progress["pulled"] < 10_000, "it starts before the input has ended"
+        total = 0
+        for taken, result in enumerate(results, 2):
+            total += result
+            if taken % 100_000 == 0:
+                assert progress["pulled"] <= taken + 100_000
+                peak = max(peak, procfs.resident_bytes())
+        assert progress["pulled"] == taken == results.summary.done == 3_123_120
+        assert total == sum(range(1000)) * 3123 + sum(range(120))
+        pids = [worker.pid for worker in pool.stats().workers]
+        print(f"{(peak - base) / 1e6:.0f} MB, {results.summary.wall:.1f} s")
+        assert peak - base < 50e6
+        assert all(procfs.resident_bytes(pid) < 100e6 for pid in pids)
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+@pytest.mark.parametrize("large", ["items", "results"])
+def test_bytes_in_flight_are_bounded(engine: str, large: str) -> None:
+    """cpython#73781, pythonfutures#39: the queue has a limit, and it is not of items alone."""
+    megabyte = 1 << 20
+    pulled = 0
+
+    def items() -> Iterator[Any]:
+        nonlocal pulled
+        for pulled in itertools.count(1):  # noqa: B007 - `pulled` is what is looked at
+            yield bytes(megabyte) if large == "items" else megabyte
+
+    function: Any = len if large == "items" else bytes
+    with mh.Pool(2, engine=engine) as pool, pool.map(function, items()) as results:
+        for taken in range(1, 300):
+            next(results)
+            # 64 MB, the few that are sent before the size of a result is known, and what is
+            # being taken.
+            assert pulled <= taken + 64 + 64 + 8, taken
+
+
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+def test_a_consumer_that_stays_away_holds_the_input_up(engine: str) -> None:
     """cpython#136871, pythonfutures#57: back-pressure instead of a list."""
     pulled = 0
 
@@ -51,11 +110,12 @@ def test_a_consumer_that_stays_away_holds_the_input_up(pool: mh.Pool) -> None:
         for pulled in itertools.count(1):  # noqa: UP028 - `pulled` is what is looked at
             yield pulled
 
-    for buffersize in (1, 10, 500):
-        with pool.map(square, items(), buffersize=buffersize) as results:
-            for taken in range(1, 1000):
-                next(results)
-                assert pulled <= taken + buffersize
+    with mh.Pool(2, engine=engine) as pool:
+        for buffersize in (1, 10, 500):
+            with pool.map(square, items(), buffersize=buffersize) as results:
+                for taken in range(1, 1000):
+                    next(results)
+                    assert pulled <= taken + buffersize
 
 
 # ------------------------------------------------------- P18: results are kept by the library
@@ -78,10 +138,14 @@ def stream(number: int) -> Iterator[Big]:
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("way", ["plain", "batch", "yield", "with_input", "run"])
-def test_nothing_keeps_a_result_that_was_handed_over(
-    pool: mh.Pool, ordered: bool, way: str
-) -> None:
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+def test_nothing_keeps_a_result_that_was_handed_over(engine: str, ordered: bool, way: str) -> None:
     """cpython#78349, joblib#1577, ipyparallel#85."""
+    with mh.Pool(2, engine=engine) as pool:
+        check_that_nothing_is_kept(pool, ordered, way)
+
+
+def check_that_nothing_is_kept(pool: mh.Pool, ordered: bool, way: str) -> None:
     function: Any = {"batch": many, "yield": stream}.get(way, Big)
     batch = 7 if way == "batch" else None
     results: Any = pool.map(function, range(300), batch=batch, ordered=ordered)
@@ -99,6 +163,43 @@ def test_nothing_keeps_a_result_that_was_handed_over(
     assert len(seen) == 300
     # Without a collection: nothing refers to them, not even a cycle.
     assert all(ref() is None for ref in seen)
+
+
+def test_futures_that_were_completed_are_not_kept() -> None:
+    """pythonfutures#77: `as_completed` over 200,000 tasks keeps them all to its end."""
+    with mh.Pool(2) as pool:
+        warm(pool)
+        futures: set[mh.Future[Big]] = {pool.submit(Big, number) for number in range(200_000)}
+        seen: list[weakref.ref[Any]] = []
+        for future in concurrent.futures.as_completed(futures):
+            futures.remove(future)
+            result = future.result()
+            if result.number % 1000 == 0:
+                seen += [weakref.ref(future), weakref.ref(result)]
+            del future, result
+            if len(futures) % 50_000 == 0:
+                # The iterator may hold those that it has found done, and the last.
+                gone = sum(ref() is None for ref in seen)
+                assert len(seen) - gone <= 2, (len(seen), gone)
+        assert len(seen) == 400
+
+
+@program_test
+def test_large_results_stream_in_constant_memory() -> None:
+    """joblib#167, joblib#223, joblib#682, joblib#781: 2 GB by results of 1 MB."""
+    with mh.Pool(2) as pool:
+        assert sum(map(len, pool.map(bytes, [1_000_000] * 100))) == 100_000_000
+        base = peak = procfs.resident_bytes()
+        count = 0
+        for result in pool.map(bytes, itertools.repeat(1_000_000, 2000)):
+            count += len(result)
+            if count % 100_000_000 == 0:
+                peak = max(peak, procfs.resident_bytes())
+        assert count == 2_000_000_000
+        print(f"{(peak - base) / 1e6:.0f} MB over {base / 1e6:.0f} MB")
+        assert peak - base < 100e6
+        pids = [worker.pid for worker in pool.stats().workers]
+        assert all(procfs.resident_bytes(pid) < 100e6 for pid in pids)
 
 
 # ------------------------------------------- P21: what is captured is pickled again for each task
@@ -146,6 +247,59 @@ def test_what_a_function_captures_is_sent_once(way: str) -> None:
         assert results.summary.sent < 1_000_000, "items alone"
 
 
+@pytest.mark.parametrize("way", ["map", "submit"])
+@program_test
+def test_a_global_of_a_script_is_sent_once_per_worker(way: str) -> None:
+    """joblib#1733: the mesh is a global of the script; lkpy#150 leaves joblib for initializers."""
+
+    class Mesh:
+        pickled = unpickled = 0
+
+        def __init__(self):
+            self.data = bytes(3_000_000)
+
+        def __getstate__(self):
+            Mesh.pickled += 1
+            return {"data": self.data}
+
+        def __setstate__(self, state):
+            Mesh.unpickled += 1
+            self.__dict__ |= state
+
+    def work(n):
+        return len(mesh.data) + n, Mesh.unpickled, os.getpid()
+
+    mesh = Mesh()
+    with mh.Pool(2) as pool:
+        for _ in range(2):
+            if way == "map":
+                found = pool.map(work, range(5000)).list()
+            else:
+                found = [future.result() for future in [pool.submit(work, n) for n in range(5000)]]
+            assert [n for n, _, _ in found] == [3_000_000 + n for n in range(5000)]
+            assert {unpickled for _, unpickled, _ in found} == {1}
+            assert len({pid for _, _, pid in found}) <= 2
+        # A map takes what it captures anew, at most; nobody pickles it for each task.
+        assert Mesh.pickled <= 2, Mesh.pickled
+
+
+def test_what_is_captured_goes_to_a_replacement_too() -> None:
+    """plantcv#1773, PrefectHQ#12967: nobody has to scatter anything, whatever dies."""
+    mesh = Mesh()
+
+    def work(number: int) -> int:
+        if number % 1000 == 999:
+            os._exit(1)
+        return mesh.size(number)
+
+    Mesh.pickled = 0
+    with mh.Pool(2) as pool:
+        results = pool.map(work, range(5000), on_error="skip")
+        assert list(results) == [3_000_000 + n for n in range(5000) if n % 1000 != 999]
+        assert len(results.failures) == 5
+        assert Mesh.pickled == 1
+
+
 # -------------------------------------------------- P28: parallel is slower than serial
 
 
@@ -167,6 +321,37 @@ def test_short_items_share_their_overhead() -> None:
         slept = sum(map(switches, pids)) - before
         print(f"{each * 1e6:.2f} µs an item, workers slept {slept} times")
         assert slept < count / 20
+
+
+def own_switches() -> int:
+    return sum(switches(int(thread)) for thread in os.listdir("/proc/self/task"))
+
+
+@pytest.mark.parametrize("engine", ["thread", "inline"])
+def test_short_items_share_their_overhead_without_processes(engine: str) -> None:
+    """joblib#1830 (282 µs a call on threads), joblib#317, joblib#374, joblib#1400."""
+    count = 200_000
+    with mh.Pool(2, engine=engine) as pool:
+        warm(pool)
+        before = own_switches()
+        start = time.perf_counter()
+        assert pool.map(square, range(count)).run().done == count
+        each = (time.perf_counter() - start) / count
+        slept = own_switches() - before
+        print(f"{each * 1e6:.2f} µs an item, threads slept {slept} times")
+        assert slept < count / 20
+
+
+def test_one_worker_costs_no_more() -> None:
+    """joblib#1400: `n_jobs=1` is ten times as slow as a loop. Here no item is waited for alone."""
+    with mh.Pool(1) as pool:
+        warm(pool)
+        [worker] = pool.stats().workers
+        before = switches(worker.pid) + own_switches()
+        assert list(pool.map(square, range(50_000))) == [n * n for n in range(50_000)]
+        slept = switches(worker.pid) + own_switches() - before
+        print(f"{slept} waits for 50,000 items")
+        assert slept < 50_000 / 20
 
 
 def test_blocks_delay_no_result(pool: mh.Pool, gate: Gate) -> None:
@@ -244,6 +429,46 @@ def test_long_items_run_at_once(pool: mh.Pool, tmp_path: Path) -> None:
         assert [*taken, *results] == list(range(200))
 
 
+def test_what_was_handed_out_early_is_taken_back(pool: mh.Pool, tmp_path: Path) -> None:
+    """celery#6500, celery#4537, celery#3434: tasks that a worker has prefetched wait behind a long
+    one while others idle."""
+    warm(pool)
+    for turn in range(3):
+        with closed_gate(tmp_path, f"gate {turn}") as gate:
+            long = pool.submit(pass_through, gate.path)
+            short = [pool.submit(square, number) for number in range(500)]
+            assert [future.result(60) for future in short] == [n * n for n in range(500)]
+            gate.wait_arrivals()
+            assert not long.done()
+            gate.open()
+            assert long.result(60) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "first"), [("process", 0), ("process", 100), ("process", 392), ("thread", 0)]
+)
+def test_no_worker_idles_while_long_items_wait(tmp_path: Path, engine: str, first: int) -> None:
+    """datacube-core#325 ("75% of workers will sit idle"), antenna#1323: eight long items that stand
+    together among short ones are run by all four workers at once."""
+    with mh.Pool(4, engine=engine) as pool, closed_gate(tmp_path) as gate:
+        if engine == "process":
+            warm(pool)
+
+        def work(number: int) -> int:
+            if first <= number < first + 8:
+                pass_through(gate.path)
+            return number
+
+        results = pool.map(work, range(400))
+        taken = [next(results) for _ in range(first)]
+        taker = threading.Thread(target=lambda: taken.extend(results))
+        taker.start()
+        gate.wait_arrivals(4)
+        gate.open()
+        taker.join(60)
+        assert taken == list(range(400))
+
+
 # ------------------------------------------------------------------------ P50: progress
 
 
@@ -279,6 +504,37 @@ def test_progress_is_right_at_the_end(pool: mh.Pool, ordered: bool, way: str) ->
     done = [counts.done for counts in told]
     assert done == sorted(done)
     assert all(counts.taken <= counts.done for counts in told)
+
+
+@pytest.mark.parametrize(("engine", "ordered"), [("thread", True), ("process", False)])
+def test_progress_moves_while_the_first_item_runs(
+    tmp_path: Path, engine: str, ordered: bool
+) -> None:
+    """NiMARE#846 (stuck at 0/10), sbi#421: it counts what has ended, not what was sent."""
+    told: list[Any] = []
+    moved = threading.Event()
+
+    def tell(counts: Any) -> None:
+        told.append(counts)
+        if counts.done == 99:
+            moved.set()
+
+    with mh.Pool(2, engine=engine) as pool, closed_gate(tmp_path) as gate:
+
+        def work(number: int) -> int:
+            if number == 0:
+                pass_through(gate.path)
+            return number
+
+        results = pool.map(work, range(100), ordered=ordered, progress=tell)
+        taker = threading.Thread(target=results.run)
+        taker.start()
+        assert moved.wait(60), told[-1]
+        gate.open()
+        taker.join(60)
+    done = [counts.done for counts in told]
+    assert done == sorted(done)
+    assert (told[-1].done, told[-1].ended) == (100, True)
 
 
 # -------------------------------------------------------- P51: which item failed, and where
@@ -341,16 +597,30 @@ def test_an_exception_names_its_item_and_shows_its_frames(pool: mh.Pool, on_erro
     assert on_error == "return" or "700 of 1,000 items were done" in note
 
 
+@pytest.mark.parametrize("engine", ["thread", "inline"])
+def test_an_exception_names_its_item_on_other_engines(engine: str) -> None:
+    """pathos#238: the same note, and the very frames."""
+    with mh.Pool(2, engine=engine) as pool:
+        with pytest.raises(Needy) as caught:
+            list(pool.map(deep, range(1000), itertools.repeat("x")))
+        assert (caught.value.code, caught.value.reason) == (700, "x")
+        text = "".join(traceback.format_exception(caught.value))
+        assert "in deeper" in text
+        [note] = caught.value.__notes__
+        assert " 700: deep(700, 'x')" in note
+
+
 # ------------------------------------------------ P60: order, partial results, streaming
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("on_error", ["return", "skip"])
+@pytest.mark.parametrize("engine", ["process", "thread"])
 def test_results_stream_with_failures_in_their_places(
-    pool: mh.Pool, tmp_path: Path, ordered: bool, on_error: str
+    tmp_path: Path, engine: str, ordered: bool, on_error: str
 ) -> None:
     """joblib gives lists alone; ray#29466. Results come while others run, by either order."""
-    with closed_gate(tmp_path) as gate:
+    with mh.Pool(2, engine=engine) as pool, closed_gate(tmp_path) as gate:
 
         def work(number: int) -> int:
             if number == 300:
