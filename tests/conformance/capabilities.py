@@ -7,7 +7,11 @@ are true.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import manyhands as mh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +94,12 @@ INLINE = Capabilities(
 )
 
 ENGINES = (PROCESS, THREAD, INLINE)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """`map` and `starmap` of a pool, or of the module for the same engine and number of workers."""
+
+    engine: Capabilities
+    map: Callable[..., mh.Results[Any]]
+    starmap: Callable[..., mh.Results[Any]]

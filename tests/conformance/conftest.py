@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from capabilities import ENGINES, Capabilities
+from capabilities import ENGINES, Capabilities, Mapping
 
 import manyhands as mh
 from gate import Gate, closed_gate
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """`map` and `starmap` of a pool, or of the module for the same engine and number of workers."""
-
-    engine: Capabilities
-    map: Callable[..., mh.Results[Any]]
-    starmap: Callable[..., mh.Results[Any]]
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
@@ -70,5 +59,6 @@ def _nothing_is_left_running() -> Iterator[None]:
         for thread in threading.enumerate()
         if thread.name.startswith("manyhands-")
         and not thread.name.startswith(("manyhands-default", "manyhands-teller"))
+        and thread.name != "manyhands-progress"  # one, for all maps
     ]
     assert left == []

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from capabilities import Capabilities
-from conftest import Mapping
+from capabilities import Capabilities, Mapping
 from tasks import (
     Explodes,
     Fatal,
@@ -593,19 +592,17 @@ def test_an_item_that_raises_when_it_is_unpickled_fails_alone(mapping: Mapping) 
 
 def test_a_function_that_cannot_be_pickled(mapping: Mapping) -> None:
     lock = threading.Lock()
-    function = functools.partial(collect, lock)
+    function = functools.partial(try_lock, lock)
     if mapping.engine.copies_functions:
         with pytest.raises(mh.NotPicklable, match="is a thread lock"):
             list(mapping.map(function, [1]))
     else:
-        [((found, _), _)] = mapping.map(function, [1], **share(mapping))
-        assert found is lock
+        assert list(mapping.map(function, [1, 2])) == [True, False]
+        assert lock.locked()
 
 
-def share(mapping: Mapping) -> dict[str, Any]:
-    """So that a result comes as it is, where that can be had for one call."""
-    is_modules = isinstance(mapping.map, functools.partial)
-    return {"copy": False} if is_modules and mapping.engine.shares_on_request else {}
+def try_lock(lock: threading.Lock, _number: int) -> bool:
+    return lock.acquire(blocking=False)
 
 
 # ------------------------------------------------------------------------------- taking the results
@@ -632,7 +629,7 @@ def test_with_input(mapping: Mapping) -> None:
 
 
 def test_run_and_summary(mapping: Mapping) -> None:
-    results = mapping.map(odd_fail, iter(range(10)), on_error="skip")
+    results = mapping.map(odd_fail, iter(range(1000)), on_error="skip")
     assert results.summary.total is None
     assert dataclass_like(results.summary) == [
         "total",
@@ -647,7 +644,7 @@ def test_run_and_summary(mapping: Mapping) -> None:
     ]
     summary = results.run()
     assert isinstance(summary, mh.Summary)
-    assert (summary.total, summary.done, summary.failed) == (10, 10, 5)
+    assert (summary.total, summary.done, summary.failed) == (1000, 1000, 500)
     assert summary.engine == mapping.engine.name
     assert summary.workers == (2 if mapping.engine.background else 1)
     assert summary.wall > 0
@@ -656,7 +653,7 @@ def test_run_and_summary(mapping: Mapping) -> None:
     assert (summary.sent > 0) == mapping.engine.own_pids
     assert (summary.received > 0) == mapping.engine.own_pids
     assert results.summary == summary, "the clock has stopped"
-    assert results.run().done == 10
+    assert results.run().done == 1000
     assert list(results) == []
 
 

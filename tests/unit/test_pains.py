@@ -20,6 +20,7 @@ import pytest
 
 import manyhands as mh
 import procfs
+from gate import Gate, closed_gate, pass_through
 from programs import program_test
 
 
