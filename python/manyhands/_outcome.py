@@ -56,9 +56,22 @@ def rebuild_error(payload: bytes, label: str, index: int) -> tuple[BaseException
         error = RemoteError(
             f"{_task(label, index)} {why}", type_name=type_name, remote_message=message
         )
-    error.__cause__ = RemoteTraceback(text)
+    error.__cause__ = RemoteTraceback(_with_lines(text))
     error.add_note(note)
     return error, pid, attempt
+
+
+def _with_lines(text: str) -> str:
+    """The traceback, with lines of sources that only this process has: those of a notebook's cells."""
+    import linecache
+    import re
+
+    def with_line(frame: re.Match[str]) -> str:
+        line = linecache.getline(frame[2], int(frame[3])).strip()
+        return f"{frame[1]}    {line}\n" if line else frame[1]
+
+    without_line = r'^(  File "(.+)", line (\d+), in .+\n)(?!    )'
+    return re.sub(without_line, with_line, text, flags=re.MULTILINE)
 
 
 def bad_result(problem: BaseException, label: str, index: int) -> BaseException:

@@ -470,6 +470,27 @@ def test_no_worker_idles_while_long_items_wait(tmp_path: Path, engine: str, firs
         assert taken == list(range(400))
 
 
+@pytest.mark.parametrize("how", ["map", "unordered", "submit"])
+@pytest.mark.parametrize("before", [0, 1, 20_000])
+def test_all_threads_work_after_earlier_work(tmp_path: Path, how: str, before: int) -> None:
+    """Eight tasks meet at a gate, on eight threads, of which some idle and others are yet to come."""
+    with mh.Pool(8, engine="thread") as pool, closed_gate(tmp_path) as gate:
+        assert len(list(pool.map(square, range(before)))) == before
+
+        def run() -> None:
+            if how == "submit":
+                futures = [pool.submit(pass_through, gate.path, n) for n in range(8)]
+                concurrent.futures.wait(futures)
+            else:
+                pool.map(pass_through, [gate.path] * 8, range(8), ordered=how == "map").run()
+
+        taker = threading.Thread(target=run)
+        taker.start()
+        gate.wait_arrivals(8)
+        gate.open()
+        taker.join(60)
+
+
 # ------------------------------------------------------------------------ P50: progress
 
 
@@ -507,7 +528,8 @@ def test_progress_is_right_at_the_end(pool: mh.Pool, ordered: bool, way: str) ->
     assert all(counts.taken <= counts.done for counts in told)
 
 
-@pytest.mark.parametrize(("engine", "ordered"), [("thread", True), ("process", False)])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("engine", ["process", "thread"])
 def test_progress_moves_while_the_first_item_runs(
     tmp_path: Path, engine: str, ordered: bool
 ) -> None:
@@ -536,6 +558,22 @@ def test_progress_moves_while_the_first_item_runs(
     done = [counts.done for counts in told]
     assert done == sorted(done)
     assert (told[-1].done, told[-1].ended) == (100, True)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_progress_moves_while_the_consumer_is_busy(engine: str, ordered: bool) -> None:
+    """What was sent ends while the body of the loop runs."""
+    all_done = threading.Event()
+
+    def tell(counts: Any) -> None:
+        if counts.done == 20:
+            all_done.set()
+
+    with mh.Pool(2, engine=engine) as pool:
+        results = pool.map(abs, range(20), ordered=ordered, progress=tell)
+        assert all_done.wait(60)
+        assert sorted(results) == list(range(20))
 
 
 # -------------------------------------------------------- P51: which item failed, and where

@@ -671,7 +671,7 @@ impl Consumer {
     /// Sleeps until there is a result, or threads need more items.
     fn wait(&mut self, py: Python<'_>) -> PyResult<()> {
         if self.counts.closing.load(Ordering::Relaxed) {
-            self.cancel(py);
+            self.cancel(py, false);
             return Ok(());
         }
         let map = &self.map;
@@ -800,7 +800,7 @@ impl Source for Consumer {
         }
     }
 
-    fn cancel(&mut self, _py: Python<'_>) {
+    fn cancel(&mut self, _py: Python<'_>, _kill: bool) {
         self.input.end();
         self.in_flight = 0;
         self.ready.clear();
@@ -835,7 +835,7 @@ impl Source for Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         if self.in_flight > 0 {
-            Python::attach(|py| self.cancel(py));
+            Python::attach(|py| self.cancel(py, false));
         }
     }
 }

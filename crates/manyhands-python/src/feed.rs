@@ -5,7 +5,7 @@ use crate::codec::Decoder;
 use crate::input::Input;
 use crate::outcome;
 use crate::processes::{Shared, wait_for};
-use crate::results::{Counts, Failed, Source, Taken, is_interruption};
+use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
     Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Outcome, Over, Piece, Pool, Stream,
@@ -399,7 +399,7 @@ impl Feed {
     /// Waits for the next result, but no longer than workers have something to do.
     fn wait(&mut self, py: Python<'_>) -> PyResult<()> {
         if self.counts.closing.load(Ordering::Relaxed) {
-            self.cancel(py);
+            self.cancel(py, false);
             return Ok(());
         }
         let now = monotonic_nanos();
@@ -454,7 +454,7 @@ impl Feed {
                 self.taken_bytes += len as u64;
                 let outcome = match value {
                     Ok(value) => Ok(value),
-                    Err(error) if is_interruption(py, &error) => return Err(error),
+                    Err(error) if is_ctrl_c(py, &error) => return Err(error),
                     Err(error) => Err(self.bad_result(py, error)),
                 };
                 return Ok(Some(self.end(more, tag != calls::NOTHING, outcome)));
@@ -473,7 +473,7 @@ impl Feed {
                     let label = self.label();
                     let value = outcome::of_item(py, &outcome, &label, self.index);
                     if let (Outcome::Value(..), Err(failed)) = (&outcome, &value)
-                        && is_interruption(py, &failed.error)
+                        && is_ctrl_c(py, &failed.error)
                     {
                         return Err(failed.error.clone_ref(py));
                     }
@@ -624,7 +624,7 @@ impl Source for Feed {
         self.input.forget();
     }
 
-    fn cancel(&mut self, py: Python<'_>) {
+    fn cancel(&mut self, py: Python<'_>, kill: bool) {
         self.input.end();
         self.open.clear();
         self.open_count = 0;
@@ -641,7 +641,7 @@ impl Source for Feed {
         let stream = &self.stream;
         py.detach(|| {
             stream.abandon();
-            runtime.cancel_blocks(blocks);
+            runtime.cancel_blocks(blocks, kill);
         });
     }
 
@@ -669,7 +669,7 @@ impl Source for Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         if !self.window.is_empty() || self.block.is_some() {
-            Python::attach(|py| self.cancel(py));
+            Python::attach(|py| self.cancel(py, false));
         }
     }
 }

@@ -11,10 +11,10 @@ use crate::future::{Known, TaskFuture};
 use crate::input::Input;
 use crate::local::{self, Kind, Shown};
 use crate::pool::Initializer;
-use crate::results::{Counts, Failed, Source, Taken};
+use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
 use crate::{functions, hooks, pickle};
 use manyhands_os::monotonic_nanos;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyTimeoutError};
+use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyIterator, PyTuple};
@@ -152,7 +152,7 @@ fn copy_by_pickle<'py>(value: &Bound<'py, PyAny>, part: Part) -> PyResult<Bound<
     let py = value.py();
     match pickle::dumps(py, value).and_then(|bytes| pickle::loads(py, bytes.as_bytes())) {
         Ok(copied) => return Ok(copied),
-        Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+        Err(error) if is_ctrl_c(py, &error) => return Err(error),
         // The slow way says what is wrong, if it can do no better.
         Err(_) => {}
     }
@@ -229,7 +229,7 @@ impl Engine for Inline {
         let known = match answer {
             Ok(value) => Known::Value(value.unbind()),
             // Ctrl-C is for the caller.
-            Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+            Err(error) if is_ctrl_c(py, &error) => return Err(error),
             Err(error) => {
                 Known::Error(this.explained(error, function, Some(args), kwargs.as_ref(), index))
             }
@@ -408,7 +408,7 @@ impl Loop {
     fn failed(&self, error: PyErr, item: &Bound<'_, PyAny>) -> PyResult<End> {
         let py = item.py();
         // Ctrl-C ends the map, whose task runs in the very thread that it is for.
-        if error.is_instance_of::<PyKeyboardInterrupt>(py) {
+        if is_ctrl_c(py, &error) {
             return Err(error);
         }
         self.end_item();
@@ -452,7 +452,7 @@ impl Loop {
 impl Source for Loop {
     fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Taken<'py>>> {
         if self.counts.closing.load(Ordering::Relaxed) {
-            self.cancel(py);
+            self.cancel(py, false);
         }
         let end = match self.ends.pop_front() {
             Some(end) => Some(end),
@@ -510,7 +510,7 @@ impl Source for Loop {
         }
     }
 
-    fn cancel(&mut self, _py: Python<'_>) {
+    fn cancel(&mut self, _py: Python<'_>, _kill: bool) {
         self.input.end();
         self.streaming = None;
         self.ends.clear();
@@ -521,7 +521,7 @@ impl Source for Loop {
             match self.step(py) {
                 Ok(Some(end)) => self.ends.push_back(end),
                 Ok(None) => return Ok(()),
-                Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) => return Err(error),
+                Err(error) if is_ctrl_c(py, &error) => return Err(error),
                 Err(error) => {
                     // It comes after what was run.
                     self.input.end();

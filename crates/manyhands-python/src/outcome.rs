@@ -2,14 +2,14 @@
 
 use crate::calls::{self, ARGS_PLAIN, ONE_PLAIN};
 use crate::hooks;
-use crate::results::{Failed, is_interruption};
+use crate::results::{Failed, is_ctrl_c};
 use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Over, Task};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 /// What a result that cannot be decoded is raised as; a Ctrl-C that comes meanwhile is itself.
 pub(crate) fn bad_result(py: Python<'_>, error: PyErr, label: &str, index: u64) -> PyErr {
-    if is_interruption(py, &error) {
+    if is_ctrl_c(py, &error) {
         return error;
     }
     raise(hooks::bad_result(py).and_then(|hook| hook.call1((error.into_value(py), label, index))))

@@ -39,6 +39,11 @@ pub(crate) fn is_interruption(py: Python<'_>, error: &PyErr) -> bool {
     !error.is_instance_of::<PyException>(py)
 }
 
+/// Whether this is a Ctrl-C: what else comes while a result is unpickled is the result's.
+pub(crate) fn is_ctrl_c(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyKeyboardInterrupt>(py)
+}
+
 /// What an engine gives: the ends of the items of one map.
 pub(crate) trait Source: Send {
     /// The next end, in the order that was asked for; none when all are out. An error is no end of an
@@ -60,8 +65,9 @@ pub(crate) trait Source: Send {
     /// Keeps no more items than it needs: nobody will ask for those that succeed.
     fn forget_inputs(&mut self);
 
-    /// Takes no more input and cancels what has not started.
-    fn cancel(&mut self, py: Python<'_>);
+    /// Takes no more input and cancels what has not started; with `kill` what runs is ended, where that
+    /// can be done.
+    fn cancel(&mut self, py: Python<'_>, kill: bool);
 
     /// Takes all input now, whatever that needs of memory.
     fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()>;
@@ -277,7 +283,7 @@ impl ResultsBase {
             return Ok(()); // the tasks are the parent's
         }
         let mut taking = self.lock(py)?;
-        taking.end(py, &self.over);
+        taking.end(py, &self.over, false);
         taking.flat.clear();
         taking.late = None;
         Ok(())
@@ -405,7 +411,7 @@ impl Drop for Holding<'_> {
 #[cold]
 fn stopped(results: &Bound<'_, ResultsBase>, error: PyErr) -> PyResult<PyErr> {
     let py = results.py();
-    if !error.is_instance_of::<PyKeyboardInterrupt>(py) {
+    if !is_ctrl_c(py, &error) {
         return Ok(error);
     }
     let error = error.into_value(py);
@@ -481,7 +487,7 @@ impl ResultsBase {
             let taken = match taking.source.take(py) {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
-                    taking.end(py, &self.over);
+                    taking.end(py, &self.over, false);
                     slf.call_method0(intern!(py, "_finish"))?;
                     if taking.group.is_empty() {
                         return Ok(None);
@@ -492,7 +498,8 @@ impl ResultsBase {
                 }
                 Err(error) => {
                     process::check(self.generation, "this map")?;
-                    taking.end(py, &self.over);
+                    // Who pressed Ctrl-C does not want to wait for hours.
+                    taking.end(py, &self.over, is_ctrl_c(py, &error));
                     slf.call_method0(intern!(py, "_finish"))?;
                     return Err(stopped(slf, error)?);
                 }
@@ -515,7 +522,7 @@ impl ResultsBase {
                     Ok(Some(value)) => return Ok(Some(value)),
                     Ok(None) => continue,
                     Err(error) if is_interruption(py, &error) => {
-                        taking.end(py, &self.over);
+                        taking.end(py, &self.over, is_ctrl_c(py, &error));
                         slf.call_method0(intern!(py, "_finish"))?;
                         return Err(stopped(slf, error)?);
                     }
@@ -559,7 +566,7 @@ impl ResultsBase {
             ..
         } = failed;
         if taking.on_error == OnError::Raise {
-            taking.end(py, &self.over);
+            taking.end(py, &self.over, false);
             slf.call_method0(intern!(py, "_finish"))?;
             let error = hooks::raised(py)?.call1((error.into_value(py), slf, index))?;
             return Err(PyErr::from_value(error));
@@ -586,11 +593,11 @@ impl ResultsBase {
 }
 
 impl Taking {
-    fn end(&mut self, py: Python<'_>, over: &AtomicBool) {
+    fn end(&mut self, py: Python<'_>, over: &AtomicBool, kill: bool) {
         self.over = true;
         self.is_simple = false;
         over.store(true, Ordering::Relaxed);
-        self.source.cancel(py);
+        self.source.cancel(py, kill);
     }
 
     /// What is handed over for a value; nothing for an empty batch. An error is the item's.

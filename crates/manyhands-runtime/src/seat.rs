@@ -59,6 +59,8 @@ pub(crate) struct Worker {
     pub(crate) busy_nanos: u64,
     pub(crate) born_at: u64,
     pub(crate) leaving: bool,
+    /// It was killed because nobody wants what it runs: no fault of the item's.
+    pub(crate) dismissed: bool,
     pub(crate) violation: bool,
 }
 

@@ -106,6 +106,7 @@ impl Pool {
             last_block: None,
             last_stream: None,
             unwanted: None,
+            dismissed: false,
             paused: false,
             consumed: 0,
             finished: 0,
@@ -208,7 +209,7 @@ impl Pool {
             cause
         };
         let pid = worker.pid();
-        let killing = matches!(state.phase, Phase::Closing(true));
+        let killing = worker.dismissed || matches!(state.phase, Phase::Closing(true));
         let (mut blamed, mut initializing) = (false, false);
         let mut leaving = worker.leaving;
         for entry in loss.started {
@@ -229,7 +230,7 @@ impl Pool {
             state.scheduler.add(entry);
         }
         // A worker that was never born did not die, unless it ran unseen and a task is lost.
-        if !leaving && (blamed || worker.process.is_some()) {
+        if !leaving && !worker.dismissed && (blamed || worker.process.is_some()) {
             state.deaths += 1;
             if worker.finished == 0 && !blamed {
                 match cause {

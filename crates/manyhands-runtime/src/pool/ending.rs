@@ -35,8 +35,9 @@ impl Pool {
     }
 
     /// Cancels the items of these blocks that have not started, and of what was cut off from them. Those
-    /// that yield results end with the next one.
-    pub fn cancel_blocks(&self, blocks: impl IntoIterator<Item = Arc<Block>>) {
+    /// that run go on, but if they yield results they end with the next one; with `kill` their workers
+    /// are killed.
+    pub fn cancel_blocks(&self, blocks: impl IntoIterator<Item = Arc<Block>>, kill: bool) {
         let mut state = self.lock();
         for block in blocks {
             let mut next = Some(block);
@@ -47,7 +48,7 @@ impl Pool {
                         let ended = block.end(Over::Cancelled);
                         self.count_ended(&mut state, ended);
                     } else {
-                        Self::stop_yielding(&mut state, &block);
+                        self.end_running(&mut state, &block, kill);
                     }
                 }
                 next = block.rest();
@@ -58,16 +59,26 @@ impl Pool {
         self.tell_all(&mut state);
     }
 
-    /// Has the item of a cancelled block that runs, if one does, end at the next value that it yields.
-    fn stop_yielding(state: &mut State, block: &Block) {
-        if let Some((slot, first)) = block.place()
-            && let Seat::Taken(worker) = &mut state.seats[slot as usize]
-        {
-            // What had not started was taken back: no other can start, and all before it have ended.
-            let last = QueueWord::advance(first, block.count() - 1);
-            if QueueWord::distance(last, worker.control.queue().state().next) == 1 {
-                worker.set_unwanted(last, Unwanted::Dropped);
-            }
+    /// Ends the item of a cancelled block that runs, if one does.
+    fn end_running(&self, state: &mut State, block: &Block, kill: bool) {
+        let Some((slot, first)) = block.place() else {
+            return;
+        };
+        let Seat::Taken(worker) = &mut state.seats[slot as usize] else {
+            return;
+        };
+        // What had not started was taken back, so that nothing comes after the last that has.
+        let last = QueueWord::advance(first, block.count() - 1);
+        if QueueWord::distance(last, worker.control.queue().state().next) != 1 {
+            return; // it runs another's
+        }
+        worker.set_unwanted(last, Unwanted::Dropped);
+        if kill && let Some(process) = &worker.process {
+            // It claims nothing from here on, and is given nothing.
+            worker.control.queue().freeze();
+            worker.dismissed = true;
+            process.kill();
+            state.scheduler.close(Slot(slot));
         }
     }
 

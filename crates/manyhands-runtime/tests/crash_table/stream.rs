@@ -206,7 +206,7 @@ impl Items {
 
     /// Cancels what has not started; the last blocks first, to make it hard.
     pub(crate) fn cancel(&self, pool: &Pool) {
-        pool.cancel_blocks(self.heads.iter().rev().cloned());
+        pool.cancel_blocks(self.heads.iter().rev().cloned(), false);
     }
 
     /// Takes what has come; whether anything had.
