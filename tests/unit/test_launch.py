@@ -24,7 +24,7 @@ def test_the_variable_says_how_many_workers(tmp_path: Path, text: str) -> None:
             print(pool, two)
         mh.submit(abs, 1).result()
         from manyhands import _default
-        print(_default._pool)
+        print(_default._shared())
         """
     assert output_of(tmp_path, source, env={"MANYHANDS_WORKERS": text}) == (
         "<manyhands.Pool 'pool of 3': 3 workers, 0 tasks> "

@@ -25,7 +25,7 @@ import pytest
 import manyhands as mh
 from gate import Gate, pass_through
 from observing import Counted, settle
-from programs import output_of, run_file
+from programs import output_of, program_test, run_file
 
 EVERY_WAY = ["raise", "return", "skip", "group"]
 
@@ -847,6 +847,36 @@ def test_a_ctrl_c_is_nobodys_failure(pool: mh.Pool, on_error: str) -> None:
 def _interrupting() -> Iterator[int]:
     raise KeyboardInterrupt
     yield 0
+
+
+@program_test
+def test_a_ctrl_c_ends_what_runs_and_hits_no_other_map() -> None:
+    folder = Path("held")
+    folder.mkdir()
+
+    def hold(n):
+        Path(folder, str(os.getpid())).touch()
+        time.sleep(600)
+
+    def interrupt():
+        while len(list(folder.iterdir())) < 2:
+            time.sleep(0.001)
+        signal.raise_signal(signal.SIGINT)
+
+    with mh.Pool(2) as pool:
+        other = pool.map(lambda n: n * n, range(5000))
+        threading.Thread(target=interrupt).start()
+        try:
+            list(pool.map(hold, range(100)))
+        except KeyboardInterrupt as interruption:
+            print(interruption.__notes__)
+        else:
+            raise AssertionError
+        assert list(other) == [n * n for n in range(5000)]
+        assert list(pool.map(abs, range(100))) == list(range(100))
+        assert pool.stats().deaths == 0, "nobody's fault"
+        while pool.stats().pending:
+            time.sleep(0.001)
 
 
 def test_a_broken_pool_ends_endless_input() -> None:

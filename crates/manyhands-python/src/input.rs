@@ -2,6 +2,7 @@
 
 use crate::results::is_interruption;
 use manyhands_os::monotonic_nanos;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyTuple};
 use std::collections::VecDeque;
@@ -21,6 +22,8 @@ pub(crate) struct Input {
     pub(crate) ended: bool,
     /// What the input raised; it is raised when the results before it are out.
     pub(crate) error: Option<PyErr>,
+    /// Whether items are there before they are asked for: only who is preempted waits for them.
+    is_quick: bool,
     /// How long the input took when it was asked last, in nanoseconds.
     pull_nanos: u64,
     /// How many items the last batch has.
@@ -29,6 +32,17 @@ pub(crate) struct Input {
     /// will ask for them.
     kept: Option<VecDeque<Option<Py<PyAny>>>>,
     kept_from: u64,
+}
+
+/// Whether this iterates over a list, a tuple or a range.
+fn is_quick(iterator: &Bound<'_, PyAny>) -> bool {
+    let kind: *const ffi::PyTypeObject = iterator.get_type_ptr();
+    [
+        &raw const ffi::PyListIter_Type,
+        &raw const ffi::PyTupleIter_Type,
+        &raw const ffi::PyRangeIter_Type,
+    ]
+    .contains(&kind)
 }
 
 impl Input {
@@ -43,6 +57,7 @@ impl Input {
             .collect::<PyResult<Vec<_>>>()?;
         Ok(Self {
             star: star || (iterators.len() > 1 && batch.is_none()),
+            is_quick: iterators.iter().all(|iterator| is_quick(iterator.bind(iterables.py()))),
             iterators,
             batch,
             index: 0,
@@ -97,8 +112,9 @@ impl Input {
             return None;
         }
         // Every 64th time is enough to notice, and the clock costs as much as a short item.
-        let timed = (self.index < 16 || self.index.is_multiple_of(64) || self.is_slow())
-            .then(monotonic_nanos);
+        let timed = !self.is_quick
+            && (self.index < 16 || self.index.is_multiple_of(64) || self.is_slow());
+        let timed = timed.then(monotonic_nanos);
         let item = match self.batch {
             None => self.one(py),
             Some(size) => self.many(py, size),
