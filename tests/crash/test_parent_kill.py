@@ -6,6 +6,7 @@ mloda#1292 and bbot#3207 tell of workers that lived on for weeks and held memory
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import random
 import re
@@ -121,11 +122,35 @@ def ignoring_signals() -> None:
     futures[0].result()
 
 
+@program
+def in_a_map_of_short_items() -> None:
+    with mh.Pool(2) as pool:
+        list(pool.map(abs, range(10_000)))
+        print("READY", flush=True)
+        for _ in pool.map(abs, itertools.count(), ordered=False):
+            pass
+
+
+@program
+def in_a_map_whose_items_yield() -> None:
+    def parts(number):
+        while True:
+            yield number
+
+    with mh.Pool(2) as pool:
+        results = pool.map(parts, range(2), ordered=False)
+        next(results)
+        print("READY", flush=True)
+        time.sleep(60)  # nobody takes: the workers wait for room
+
+
 _PROGRAMS = [
     busy,
     idle,
     starting,
     transferring,
+    in_a_map_of_short_items,
+    in_a_map_whose_items_yield,
     stuck_in_c,
     stuck_in_a_regular_expression,
     with_a_stopped_worker,
