@@ -114,8 +114,9 @@ def real_package() -> None:
         return  # real already
 
     def become_real(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
+        if name.startswith("_"):
+            # Nothing that is public. Of its modules each can be imported first.
+            raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
         from importlib.util import module_from_spec, spec_from_file_location
 
         del package.__dict__["__getattr__"]
@@ -130,7 +131,11 @@ def real_package() -> None:
         package.__dict__.update(
             (key, value) for key, value in vars(module_from_spec(spec)).items() if key != "__doc__"
         )
-        spec.loader.exec_module(package)
+        try:
+            spec.loader.exec_module(package)
+        except BaseException:
+            package.__dict__["__getattr__"] = become_real  # who asks next is told why, too
+            raise
         return getattr(package, name)
 
     package.__dict__["__getattr__"] = become_real

@@ -65,7 +65,7 @@ def test_millions_of_items_take_no_memory() -> None:
         base = peak = procfs.resident_bytes()
         results = pool.map(command, commands())
         assert next(results) == 0
-        assert progress["pulled"] < 10_000, "it starts before the input has ended"
+        assert progress["pulled"] <= 100_000, "the window is all that is taken before a result is"
         total = 0
         for taken, result in enumerate(results, 2):
             total += result
@@ -473,7 +473,7 @@ def test_no_worker_idles_while_long_items_wait(tmp_path: Path, engine: str, firs
 @pytest.mark.parametrize("how", ["map", "unordered", "submit"])
 @pytest.mark.parametrize("before", [0, 1, 20_000])
 def test_all_threads_work_after_earlier_work(tmp_path: Path, how: str, before: int) -> None:
-    """Eight tasks meet at a gate, on eight threads, of which some idle and others are yet to come."""
+    """Eight tasks meet at a gate, on eight threads; some idle, others are yet to come."""
     with mh.Pool(8, engine="thread") as pool, closed_gate(tmp_path) as gate:
         assert len(list(pool.map(square, range(before)))) == before
 

@@ -25,6 +25,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, closed_gate, pass_through, report_arrival
+from programs import program_test
 
 connection: str | None = None
 births = 0
@@ -678,3 +679,13 @@ def test_arrivals_of_a_gate(gate: Gate) -> None:
     report_arrival(gate.path)
     report_arrival(gate.path)
     gate.wait_arrivals(2)
+
+
+@program_test
+def test_tasks_use_the_package_after_a_part_of_it() -> None:
+    """The first task names a private module, which workers have before the package itself."""
+    from manyhands import _pool
+
+    with mh.Pool(1) as pool:
+        assert pool.submit(_pool._refuse_unknown, {}).result() is None
+        assert pool.submit(lambda: mh.Pool.__name__).result() == "Pool"

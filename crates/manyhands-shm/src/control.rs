@@ -31,7 +31,7 @@ pub const RESULT_AREA: usize = 512 * 1024;
 
 const HEADER: usize = 4096;
 const MAGIC: u32 = 0x6d68_6332;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[repr(C)]
 struct Layout {
