@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 import traceback
@@ -468,6 +469,49 @@ def test_no_worker_idles_while_long_items_wait(tmp_path: Path, engine: str, firs
         gate.open()
         taker.join(60)
         assert taken == list(range(400))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 60])
+def test_few_items_do_not_wait_behind_the_first(pool: mh.Pool, tmp_path: Path, count: int) -> None:
+    """All of them fit in the first block, which one worker gets while the other idles."""
+    warm(pool)
+    with closed_gate(tmp_path) as gate:
+
+        def work(number: int) -> int:
+            if number == 0:
+                pass_through(gate.path)
+            return number
+
+        results = pool.map(work, range(count), ordered=False)
+        assert sorted(next(results) for _ in range(count - 1)) == list(range(1, count))
+        gate.open()
+        assert list(results) == [0]
+
+
+def test_a_worker_that_stands_still_keeps_nothing_waiting(pool: mh.Pool) -> None:
+    """What it has not started goes to the other one."""
+    pids = {worker.pid for worker in started(pool)}
+    stopped = pids.pop()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        for _ in range(10):
+            assert pool.submit(os.getpid).result(60) in pids
+            assert set(pool.map(pid_of, range(5))) == pids
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+def pid_of(_number: int) -> int:
+    return os.getpid()
+
+
+def started(pool: mh.Pool) -> tuple[mh.WorkerStats, ...]:
+    """Both workers, which are there and have nothing to do."""
+    while len({*pool.map(pid_of, range(1000))}) < 2:
+        pass
+    while pool.stats().pending:
+        time.sleep(0.001)
+    return pool.stats().workers
 
 
 @pytest.mark.parametrize("how", ["map", "unordered", "submit"])

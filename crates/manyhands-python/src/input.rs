@@ -57,7 +57,9 @@ impl Input {
             .collect::<PyResult<Vec<_>>>()?;
         Ok(Self {
             star: star || (iterators.len() > 1 && batch.is_none()),
-            is_quick: iterators.iter().all(|iterator| is_quick(iterator.bind(iterables.py()))),
+            is_quick: iterators
+                .iter()
+                .all(|iterator| is_quick(iterator.bind(iterables.py()))),
             iterators,
             batch,
             index: 0,
@@ -112,8 +114,8 @@ impl Input {
             return None;
         }
         // Every 64th time is enough to notice, and the clock costs as much as a short item.
-        let timed = !self.is_quick
-            && (self.index < 16 || self.index.is_multiple_of(64) || self.is_slow());
+        let timed =
+            !self.is_quick && (self.index < 16 || self.index.is_multiple_of(64) || self.is_slow());
         let timed = timed.then(monotonic_nanos);
         let item = match self.batch {
             None => self.one(py),

@@ -100,10 +100,10 @@ impl Stream {
         })
     }
 
-    /// Whether an end waits for the consumer.
-    pub(crate) fn is_ready(&self) -> bool {
-        // Relaxed: asked again under the pool's lock.
-        self.unread.load(Ordering::Relaxed) > 0
+    /// How many ends wait for the consumer.
+    pub fn unread(&self) -> usize {
+        // Relaxed: whoever waits asks again under the pool's lock.
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// The first block with an end that nobody took, in the order in which they got one.

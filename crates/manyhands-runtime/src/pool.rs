@@ -30,6 +30,8 @@ use waiting::{Follower, SPIN_NANOS};
 const ONE_MOMENT: u64 = 2_000_000;
 /// How often a submitting thread drains while tasks queue up.
 const SUBMITS_PER_DRAIN: u64 = 64;
+/// How long one worker may have items that wait, and others none, in nanoseconds.
+const BALANCE_AFTER: u64 = 500_000;
 
 /// What a pool is made of.
 #[derive(Debug)]
@@ -147,6 +149,10 @@ pub(crate) struct State {
     late_wakes: u64,
     /// A task waits for nothing but the kernel: the supervisor tries again soon.
     try_again: bool,
+    /// When it is to be looked whether idle workers can take what waits elsewhere, if that is planned.
+    balance_at: Option<u64>,
+    /// When to look again for workers that stand still.
+    relieve_at: u64,
 }
 
 /// A pool of workers.
@@ -200,6 +206,8 @@ impl Pool {
                 ended: Vec::new(),
                 late_wakes: 0,
                 try_again: false,
+                balance_at: None,
+                relieve_at: 0,
             }),
             quiet: Condvar::new(),
             supervisor,
@@ -251,6 +259,9 @@ impl Pool {
             if behind_another || state.scheduler.queued() > 0 {
                 self.ask_for_workers(&mut state);
             }
+            if is_block {
+                self.balance_later(&mut state);
+            }
         } else {
             state.scheduler.add(entry);
             self.ask_for_workers(&mut state);
@@ -295,6 +306,15 @@ impl Pool {
         }
     }
 
+    /// One worker has got several items, and others idle: if its items are as short as they should be,
+    /// it has done them before the others are awake. If not, they are shared out in a moment.
+    fn balance_later(&self, state: &mut State) {
+        if state.balance_at.is_none() && state.scheduler.steal().is_some() {
+            state.balance_at = Some(monotonic_nanos() + BALANCE_AFTER);
+            self.supervisor.command(Command::LookAgain(self.id));
+        }
+    }
+
     /// Asks for all workers at once.
     pub fn start_all(&self) {
         let mut state = self.lock();
@@ -311,6 +331,11 @@ impl Pool {
 }
 
 impl State {
+    /// Whether the supervisor has to come again soon, whatever else happens.
+    fn is_to_be_looked_at(&self) -> bool {
+        self.try_again || self.balance_at.is_some()
+    }
+
     /// The first task of the queue that was not cancelled while it was there. Other records than
     /// tasks are their worker's, and of no use when they were taken back.
     fn next_entry(&mut self) -> Option<Entry> {

@@ -302,6 +302,17 @@ impl<T: Work> Scheduler<T> {
         self.queued
     }
 
+    /// The worker stands still: others come before it until it is heard again.
+    pub fn stands(&mut self, slot: Slot) {
+        self.place(slot).last_heard = 0;
+    }
+
+    /// Whether a worker that is there has nothing to do.
+    pub fn has_idle(&self) -> bool {
+        let idles = |place: &Place<T>| place.open && place.born && place.held.is_empty();
+        self.places.iter().any(idles)
+    }
+
     /// From whom an idle worker should get how many: only while nothing is queued. A worker that is
     /// there may get all that one holds that is still on its way.
     pub fn steal(&self) -> Option<(Slot, usize)> {

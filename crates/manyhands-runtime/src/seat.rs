@@ -49,6 +49,8 @@ pub(crate) struct Worker {
     pub(crate) last_block: Option<u64>,
     /// The stream whose items it ran last, for the time that they took.
     pub(crate) last_stream: Option<Arc<Stream>>,
+    /// Number of the record with which it stood still when that was looked for.
+    pub(crate) stands_at: Option<u32>,
     /// Number of the item of which it was told that nobody wants what it yields, until that has ended.
     pub(crate) unwanted: Option<u32>,
     /// It is read no further, because its results would pile up: see `Stream::is_full`.

@@ -66,8 +66,8 @@ pub(crate) enum Command {
     Preload(Vec<String>),
     /// Start the zygote now.
     Warm,
-    /// The pool has a task that waits for nothing but the kernel.
-    TryAgain(u32),
+    /// The pool waits for something of which nobody will tell: the kernel, or a time.
+    LookAgain(u32),
     /// End the zygote and the thread.
     Stop,
 }
@@ -361,7 +361,7 @@ impl Thread {
                         .log(true, format!("the zygote could not be started: {error}"));
                 }
             }
-            Command::TryAgain(id) => {
+            Command::LookAgain(id) => {
                 self.hot.entry(id).or_insert(0);
             }
             Command::Stop => self.stopping = true,

@@ -29,16 +29,19 @@ impl Pool {
     /// per result; then it is armed.
     pub(crate) fn supervise(&self, last_drains: &mut u64) -> bool {
         let mut state = self.lock();
-        if std::mem::take(&mut state.try_again) {
+        if std::mem::take(&mut state.try_again)
+            || state.balance_at.is_some_and(|at| at <= monotonic_nanos())
+        {
+            state.balance_at = None;
             self.balance(&mut state);
             self.tell_all(&mut state);
         }
         if state.role.is_held() {
-            return state.try_again;
+            return state.is_to_be_looked_at();
         }
         self.page.parent().awake();
         self.drain(&mut state);
-        if state.try_again {
+        if state.is_to_be_looked_at() {
             return true;
         }
         if state.drains != *last_drains && state.pending > 0 {
@@ -105,6 +108,7 @@ impl Pool {
             files_taken: 0,
             last_block: None,
             last_stream: None,
+            stands_at: None,
             unwanted: None,
             dismissed: false,
             paused: false,
@@ -153,7 +157,7 @@ impl Pool {
             process.kill();
             return Ok(None);
         };
-        if killing || worker.violation {
+        if killing || worker.violation || worker.dismissed {
             process.kill();
         }
         let watch = process

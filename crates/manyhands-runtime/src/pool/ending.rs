@@ -73,11 +73,14 @@ impl Pool {
             return; // it runs another's
         }
         worker.set_unwanted(last, Unwanted::Dropped);
-        if kill && let Some(process) = &worker.process {
+        if kill {
             // It claims nothing from here on, and is given nothing.
             worker.control.queue().freeze();
             worker.dismissed = true;
-            process.kill();
+            // Who is not reported yet is killed then.
+            if let Some(process) = &worker.process {
+                process.kill();
+            }
             state.scheduler.close(Slot(slot));
         }
     }

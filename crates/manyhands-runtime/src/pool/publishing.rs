@@ -10,9 +10,13 @@ use crate::protocol::{
 use crate::scheduler::{Revoked, Slot};
 use crate::supervisor::Command;
 use crate::task::{Bytes, Entry};
+use manyhands_os::monotonic_nanos;
 use manyhands_shm::{QueueWord, TASK_AREA};
 use std::io;
 use std::sync::atomic::Ordering;
+
+/// How long a worker may stand still with tasks while others idle, at least, in nanoseconds.
+const RELIEVE_AFTER: u64 = 100_000_000;
 
 impl Pool {
     /// Writes a task's record to a worker; gives the entry back if there is no room.
@@ -58,7 +62,7 @@ impl Pool {
                         } else {
                             // The kernel has no room; nothing that happens here will tell when it has.
                             state.try_again = true;
-                            self.supervisor.command(Command::TryAgain(self.id));
+                            self.supervisor.command(Command::LookAgain(self.id));
                         }
                     }
                     return Some(entry);
@@ -224,6 +228,47 @@ impl Pool {
             if state.scheduler.queued() > 0 {
                 break;
             }
+        }
+    }
+
+    /// What workers have that stand still goes to those that idle: who was stopped, or gets no
+    /// processor, has started nothing of it since the last look, long ago.
+    pub(super) fn relieve(&self, state: &mut State) {
+        let now = monotonic_nanos();
+        if now < state.relieve_at {
+            return;
+        }
+        state.relieve_at = now + RELIEVE_AFTER;
+        let mut taken = 0;
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            let is_work = state
+                .scheduler
+                .oldest(slot)
+                .is_some_and(|entry| matches!(entry.kind, TaskKind::Run | TaskKind::Block));
+            let Seat::Taken(worker) = &mut state.seats[index] else {
+                continue;
+            };
+            let stands = is_work
+                && !worker.leaving
+                && worker.process.is_some()
+                && worker.control.queue().state().next == worker.oldest;
+            let number = stands.then_some(worker.oldest);
+            let stood = std::mem::replace(&mut worker.stands_at, number);
+            if number.is_some() && stood == number && state.scheduler.has_idle() {
+                let held = state.scheduler.held_count(slot);
+                taken += self.take_back(state, slot, held);
+                state.scheduler.stands(slot);
+            }
+        }
+        if taken > 0 {
+            while let Some(slot) = state.scheduler.choose()
+                && state.scheduler.held_count(slot) == 0
+                && state.scheduler.queued() > 0
+            {
+                self.fill_idle(state, slot, taken);
+            }
+            self.balance(state);
         }
     }
 

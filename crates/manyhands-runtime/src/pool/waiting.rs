@@ -38,7 +38,7 @@ impl Awaited for Block {
 
 impl Awaited for Stream {
     fn is_ready(&self) -> bool {
-        Self::is_ready(self)
+        self.unread() > 0
     }
 }
 
@@ -196,7 +196,10 @@ impl Pool {
             state = self.lock();
             match waited {
                 Waited::Interrupted => return state,
-                Waited::TimedOut if !found => state.late_wakes += u64::from(state.has_unread()),
+                Waited::TimedOut if !found => {
+                    state.late_wakes += u64::from(state.has_unread());
+                    self.relieve(&mut state);
+                }
                 _ => {}
             }
         }

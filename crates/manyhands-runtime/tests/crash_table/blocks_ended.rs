@@ -22,6 +22,11 @@ pub(crate) fn cases() -> Vec<Case> {
             cancelling_often,
         ),
         scenario(
+            "cancel a stream, kill what runs",
+            "no other item is hit",
+            killing,
+        ),
+        scenario(
             "cancel tasks among blocks",
             "cancelled tasks never run, items once",
             cancelling_tasks,
@@ -94,6 +99,30 @@ fn cancelling_often(site: &Site) {
         assert_eq!(kept.settle(site, &pool).values, 30);
     }
     println!("{values} values, {cancelled} cancelled");
+    assert_eq!(site.finish(pool).deaths, 0);
+}
+
+/// Both workers run an item of the stream, with items of others behind; at any instant.
+fn killing(site: &Site) {
+    let pool = site.pool(2);
+    warm(site, &pool);
+    let never = format!("until:{}", site.path("never"));
+    for round in 0..20 {
+        let mut items = Items::new(round % 2 == 0);
+        let mut kept = Items::new(round % 3 == 0);
+        items.send(site, &pool, &around(5, &never, 20));
+        kept.send(site, &pool, &echoes(30));
+        items.send_single(site, &pool, &never);
+        kept.send(site, &pool, &echoes(30));
+        let other = site.submit(&pool, "echo:behind");
+        std::thread::sleep(Duration::from_micros(200 * round));
+        items.kill(&pool);
+        let tally = items.settle(site, &pool);
+        assert_eq!(tally.values + tally.cancelled, items.len());
+        assert!(tally.died.is_empty() && tally.cancelled_runs <= 2);
+        assert_eq!(kept.settle(site, &pool).values, 60);
+        assert_eq!(site.settle(&pool, &[other]).values, 1);
+    }
     assert_eq!(site.finish(pool).deaths, 0);
 }
 

@@ -5,6 +5,7 @@ use crate::crash_table::helpers::{signal, take_tokens, until, until_stats, worke
 use crate::crash_table::site::Site;
 use crate::crash_table::stream::Items;
 use manyhands_runtime::{Cause, Pool};
+use std::fmt::Display;
 use std::time::Duration;
 
 /// What a task yields at a time; so many of them fill what may wait, and one more ring.
@@ -45,17 +46,32 @@ pub(crate) fn cases() -> Vec<Case> {
             "they are dropped, the worker goes on",
             cancelled,
         ),
+        scenario(
+            "results without end, cancelled",
+            "the item ends, the worker goes on",
+            endless_cancelled,
+        ),
+        scenario(
+            "results without end, the pool is left",
+            "what was there, then an error",
+            endless_left,
+        ),
     ]
 }
 
-fn yielding(count: usize) -> String {
+fn yielding(count: impl Display) -> String {
     format!("yield:{count} {SIZE} echo:x")
 }
 
 /// A stream of which so much has come that its worker is read no further.
 fn stalled(site: &Site, pool: &Pool) -> Items {
-    let mut items = Items::new(true);
-    let commands = [yielding(2 * FULL), "echo:y".into(), "echo:z".into()];
+    stalled_by(site, pool, 2 * FULL, true)
+}
+
+/// The same, by an item that yields so often.
+fn stalled_by(site: &Site, pool: &Pool, count: impl Display, ordered: bool) -> Items {
+    let mut items = Items::new(ordered);
+    let commands = [yielding(count), "echo:y".into(), "echo:z".into()];
     items.send(site, pool, &commands);
     until_still(&items);
     let waiting = items.stream.unread() * SIZE;
@@ -142,6 +158,32 @@ fn another_stream(site: &Site) {
     assert_eq!(others.settle(site, &pool).values, 2);
     assert_eq!(items.settle(site, &pool).values, 3);
     site.finish(pool);
+}
+
+fn endless_cancelled(site: &Site) {
+    let pool = site.pool(1);
+    for ordered in [true, false] {
+        let items = stalled_by(site, &pool, "endless", ordered);
+        items.stream.abandon();
+        items.cancel(&pool);
+        drop(items);
+        let job = site.submit(&pool, "echo:behind");
+        assert_eq!(site.settle(&pool, &[job]).values, 1);
+    }
+    assert_eq!(site.finish(pool).deaths, 0);
+}
+
+fn endless_left(site: &Site) {
+    let pool = site.pool(1);
+    let mut items = stalled_by(site, &pool, "endless", true);
+    items.expect_error(0, "no room");
+    items.stream.leave(true);
+    pool.close(false, false);
+    until(|| pool.wait_quiet(true, Duration::from_millis(100)));
+    let tally = items.settle(site, &pool);
+    assert_eq!(tally.values, 3, "an error is one, too: {tally:?}");
+    assert!(items.yielded(0) * SIZE > 16 << 20);
+    site.finish_closed(pool);
 }
 
 /// Nobody will take these results any more.

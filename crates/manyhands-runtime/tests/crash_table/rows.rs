@@ -395,9 +395,11 @@ impl Row {
                 }
                 for items in &mut streams {
                     items.take_until(pool, 1);
-                    for _ in 0..3 {
-                        items.send(site, pool, &[&["sleep:1"; 8][..], &echoes].concat());
-                    }
+                }
+                // One has something to do, of which the other gets half, again and again.
+                streams[0].send(site, pool, &[&["sleep:100"][..], &["echo:x"; 60]].concat());
+                for _ in 0..3 {
+                    streams[1].send(site, pool, &echoes);
                 }
             }
             Load::BlocksCancelled => {

@@ -420,10 +420,11 @@ fn parent_killed(site: &Site, number: u64) {
         if number.is_multiple_of(3) {
             kill_one(&pool, &mut random, &killed);
         }
+        // One that has not come as far as its life line would stand still for ever.
         if number % 3 == 2
-            && let Some(&pid) = worker_pids(&pool).first()
+            && let Some(worker) = pool.stats().workers.iter().find(|worker| worker.done > 0)
         {
-            signal(pid, libc::SIGSTOP);
+            signal(worker.pid, libc::SIGSTOP);
         }
         wait(&pool, &jobs[0].task);
     }

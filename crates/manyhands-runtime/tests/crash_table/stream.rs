@@ -42,8 +42,11 @@ impl Item {
     fn new(site: &Site, command: &str, expected: Expected) -> Self {
         let mut yields = Vec::new();
         if let Some(rest) = command.strip_prefix("yield:") {
-            let mut parts = rest.split(' ').map(|part| part.parse().unwrap());
+            let mut parts = rest.split(' ');
             let (count, size) = (parts.next().unwrap(), parts.next().unwrap());
+            // Of what has no end, more than may wait.
+            let count = count.parse().unwrap_or(10_000);
+            let size = size.parse().unwrap();
             yields.extend((0..count).map(|index| worker::yielded(index, size)));
         }
         Self {
@@ -207,6 +210,11 @@ impl Items {
     /// Cancels what has not started; the last blocks first, to make it hard.
     pub(crate) fn cancel(&self, pool: &Pool) {
         pool.cancel_blocks(self.heads.iter().rev().cloned(), false);
+    }
+
+    /// Cancels all, also what runs.
+    pub(crate) fn kill(&self, pool: &Pool) {
+        pool.cancel_blocks(self.heads.iter().rev().cloned(), true);
     }
 
     /// Takes what has come; whether anything had.

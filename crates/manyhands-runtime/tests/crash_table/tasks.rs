@@ -96,12 +96,17 @@ fn a_task_stops_its_worker(site: &Site) {
         .collect();
     assert_eq!(site.settle(&pool, &jobs).values, 100);
     assert!(!stopper.task.is_done());
+    // Its worker may be the slower one.
+    until(|| site.runs_of(&stopper) == 1);
     let order = site.run_order();
     let (_, pid) = order
         .iter()
         .find(|(number, _)| *number == stopper.number)
         .unwrap();
-    signal(*pid, libc::SIGCONT);
+    until(|| {
+        signal(*pid, libc::SIGCONT);
+        stopper.task.is_done()
+    });
     assert_eq!(site.settle(&pool, &[stopper]).values, 1);
     assert_eq!(site.finish(pool).deaths, 0);
 }

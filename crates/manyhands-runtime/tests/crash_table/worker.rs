@@ -13,6 +13,7 @@
 //! | `mirror:bytes`     | nothing                                                      | them           |
 //! | `error:text`       | fails                                                        | (error) text   |
 //! | `yield:n size end` | yields n times so many bytes, then obeys the command `end`   | see `yielded`  |
+//! |                    | with n = `endless` until nobody wants more                   |                |
 //! | `exit:status`      | exits                                                        | never          |
 //! | `kill:`, `stop:`   | sends itself SIGKILL, SIGSTOP                                | `continued`    |
 //! | `fork:`            | forks a child that sleeps a second, and kills itself         | never          |
@@ -27,7 +28,8 @@
 
 use crate::crash_table::scribble::scribble;
 use manyhands_runtime::{
-    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, WorkerEnd, Zygote,
+    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, Unwanted, WorkerEnd,
+    Zygote,
 };
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -291,8 +293,15 @@ impl Worker {
             let text = std::str::from_utf8(argument).unwrap();
             let (count, text) = text.split_once(' ').unwrap();
             let (size, rest) = text.split_once(' ').unwrap();
+            let endless = count == "endless";
+            let count = if endless { "1000000000" } else { count };
             for index in 0..count.parse().unwrap() {
                 publish(&mut self.end, &yielded(index, size.parse().unwrap()));
+                match self.end.unwanted().filter(|_| endless) {
+                    None => {}
+                    Some(Unwanted::Dropped) => break,
+                    Some(Unwanted::NoRoom) => return Err("no room".to_owned()),
+                }
             }
             (tag, command) = (NOTHING, rest.as_bytes());
         }
