@@ -62,7 +62,7 @@ def rebuild_error(payload: bytes, label: str, index: int) -> tuple[BaseException
 
 
 def _with_lines(text: str) -> str:
-    """The traceback, with lines of sources that only this process has: those of a notebook's cells."""
+    """The traceback, with lines of sources that this process alone has: of a notebook's cells."""
     import linecache
     import re
 
