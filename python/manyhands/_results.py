@@ -103,6 +103,10 @@ class Summary(Snapshot):
         "failed": "how many of these failed",
         "wall": "seconds since the map was made, until its last result",
         "busy": "seconds that workers spent in the function, all together",
+        "cpu": (
+            "processor seconds of that: far below `busy` where items wait, for a disk, the network, "
+            "a lock or a core"
+        ),
         "sent": "encoded bytes of items",
         "received": "encoded bytes of results",
         "workers": "the most workers that could run it",
@@ -114,6 +118,7 @@ class Summary(Snapshot):
     failed: int
     wall: float
     busy: float
+    cpu: float
     sent: int
     received: int
     workers: int
@@ -220,13 +225,14 @@ class Results(_core.ResultsBase, Generic[R]):
         """What was done so far."""
         pulled, taken, failed, _, complete, _ = self._counts()
         until = self._ended if self._ended is not None else time.monotonic()
-        busy, sent, received = self._measures()
+        busy, cpu, sent, received = self._measures()
         return Summary(
             total=pulled if complete else self._total,
             done=taken,
             failed=failed,
             wall=until - self._started,
             busy=busy,
+            cpu=cpu,
             sent=sent,
             received=received,
             workers=self._workers,

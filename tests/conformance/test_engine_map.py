@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -637,6 +638,7 @@ def test_run_and_summary(mapping: Mapping) -> None:
         "failed",
         "wall",
         "busy",
+        "cpu",
         "sent",
         "received",
         "workers",
@@ -649,12 +651,34 @@ def test_run_and_summary(mapping: Mapping) -> None:
     assert summary.workers == (2 if mapping.engine.background else 1)
     assert summary.wall > 0
     assert summary.busy >= 0
+    assert summary.cpu >= 0
     # Bytes are counted where some are sent.
     assert (summary.sent > 0) == mapping.engine.own_pids
     assert (summary.received > 0) == mapping.engine.own_pids
     assert results.summary == summary, "the clock has stopped"
     assert results.run().done == 1000
     assert list(results) == []
+
+
+def test_processor_time(mapping: Mapping) -> None:
+    """It tells items that compute from those that wait."""
+    waiting = mapping.map(time.sleep, [0.01] * 20).run()
+    assert waiting.busy > 0.1
+    assert waiting.cpu < waiting.busy / 2
+    computing = mapping.map(use_processor, [0.01] * 20).run()
+    assert computing.cpu > 0.1
+    large = mapping.map(use_processor_for, [(0.05, bytes(100_000))] * 4).run()
+    assert large.cpu > 0.1
+
+
+def use_processor_for(item: tuple[float, bytes]) -> None:
+    use_processor(item[0])
+
+
+def use_processor(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 def dataclass_like(snapshot: object) -> list[str]:

@@ -18,6 +18,20 @@ pub fn coarse_nanos() -> u64 {
     (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Processor time of this process, all its threads together, in nanoseconds. A system call.
+#[inline]
+pub fn process_cpu_nanos() -> u64 {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Processor time of this thread in nanoseconds. A system call.
+#[inline]
+pub fn thread_cpu_nanos() -> u64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// A duration as the system calls want it; saturates instead of overflowing.
 pub fn to_timespec(duration: Duration) -> Timespec {
     Timespec {

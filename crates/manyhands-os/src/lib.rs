@@ -17,7 +17,7 @@ mod process;
 mod signal;
 mod socket;
 
-pub use clock::{coarse_nanos, monotonic_nanos, to_timespec};
+pub use clock::{coarse_nanos, monotonic_nanos, process_cpu_nanos, thread_cpu_nanos, to_timespec};
 pub use cpu::{CpuLimits, cpu_count, cpu_limits};
 pub use event::{Event, Poller, Signal as EventSignal};
 pub use file::{

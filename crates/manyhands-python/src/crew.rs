@@ -136,6 +136,8 @@ pub(crate) struct Member {
     pub(crate) busy_nanos: AtomicU64,
     /// When its running task started, 0 while none runs; and its number.
     pub(crate) started_at: AtomicU64,
+    /// Its processor time at the end of its last lap, 0 if it has done something else since.
+    pub(crate) cpu_since: AtomicU64,
     pub(crate) index: AtomicU64,
 }
 
@@ -294,6 +296,7 @@ impl Crew {
             done: AtomicU64::new(0),
             busy_nanos: AtomicU64::new(0),
             started_at: AtomicU64::new(0),
+            cpu_since: AtomicU64::new(0),
             index: AtomicU64::new(0),
         });
         queue.slot += 1;
@@ -405,12 +408,14 @@ impl Crew {
                 Some(Entry::Task(task)) => {
                     let start = monotonic_nanos();
                     member.starts(task.index());
+                    member.cpu_since.store(0, Ordering::Relaxed);
                     task.run(py, place);
                     drop(task);
                     member.ends(1, monotonic_nanos() - start);
                 }
                 Some(Entry::Map(map)) => map.run_lap(py, member, place),
                 None => {
+                    member.cpu_since.store(0, Ordering::Relaxed);
                     if !py.detach(|| self.sleep(&mut is_waking)) {
                         break;
                     }

@@ -23,7 +23,9 @@ use crate::engine::MapCall;
 use crate::input::Input;
 use crate::local::{self, Kind, Shown};
 use crate::results::{Counts, Failed, Source, Taken};
-use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
+use manyhands_os::{
+    Waited, futex_wait_private, futex_wake_private, monotonic_nanos, thread_cpu_nanos,
+};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 use std::collections::VecDeque;
@@ -284,6 +286,11 @@ impl CrewMap {
             self.end_waiting(refused.breakage());
         }
         let start = monotonic_nanos();
+        // A lap that follows another at once needs one look at that clock, which is a system call.
+        let cpu_since = match member.cpu_since.load(Ordering::Relaxed) {
+            0 => thread_cpu_nanos(),
+            since => since,
+        };
         let estimate = self.item_nanos.load(Ordering::Relaxed);
         let lap = match estimate {
             0 => 1,
@@ -333,6 +340,9 @@ impl CrewMap {
         member.ends(count, nanos);
         // Relaxed, and no exchange: an estimate, and figures to show.
         Counts::add(&self.counts.tally.busy_nanos, nanos);
+        let cpu = thread_cpu_nanos();
+        member.cpu_since.store(cpu, Ordering::Relaxed);
+        Counts::add(&self.counts.tally.cpu_nanos, cpu.saturating_sub(cpu_since));
         let estimate = mean(estimate, (nanos / count).max(1));
         self.item_nanos.store(estimate, Ordering::Relaxed);
     }

@@ -13,7 +13,7 @@ use crate::local::{self, Kind, Shown};
 use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
 use crate::{functions, hooks, pickle};
-use manyhands_os::monotonic_nanos;
+use manyhands_os::{monotonic_nanos, thread_cpu_nanos};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// Where a task runs, in words.
 const PLACE: &str = "the calling thread";
+/// Of what takes longer than so many nanoseconds the processor time is looked at.
+const LONG: u64 = 20_000;
 
 /// A pool without workers.
 pub(crate) struct Inline(Arc<Shared>);
@@ -254,6 +256,7 @@ impl Engine for Inline {
             deadline: call.deadline,
             copier: Copier::default(),
             streaming: None,
+            was_long: false,
             ends: VecDeque::new(),
             item: None,
         }))
@@ -298,6 +301,8 @@ struct Loop {
     copier: Copier,
     /// A generator that was made for an item, and the item.
     streaming: Option<(Py<PyIterator>, Py<PyAny>)>,
+    /// Whether what ran last was longer than `LONG`.
+    was_long: bool,
     /// What was run before somebody asked for it.
     ends: VecDeque<(u64, bool, End)>,
     /// The item whose end was handed over last, if it failed or is a batch.
@@ -336,10 +341,9 @@ impl Loop {
             .store(self.input.index, Ordering::Relaxed);
         self.shared.ready(py)?;
         let index = self.input.index - 1;
-        let start = monotonic_nanos();
+        let clock = self.start();
         let answer = self.run(&item);
-        let nanos = monotonic_nanos() - start;
-        Counts::add(&self.counts.tally.busy_nanos, nanos);
+        self.stop(clock);
         Ok(Some(match answer {
             Ok((value, Kind::Generator)) => {
                 self.streaming = Some((value.try_iter()?.unbind(), item.unbind()));
@@ -351,6 +355,26 @@ impl Loop {
             }
             Err(error) => (index, false, self.failed(error, &item)?),
         }))
+    }
+
+    /// The time, and the processor time if what ran last was long enough to look at that: it is a system
+    /// call.
+    #[inline]
+    fn start(&self) -> (u64, Option<u64>) {
+        (monotonic_nanos(), self.was_long.then(thread_cpu_nanos))
+    }
+
+    /// Counts what ran since. What is short is all processor time.
+    #[inline]
+    fn stop(&mut self, (start, cpu_start): (u64, Option<u64>)) {
+        let nanos = monotonic_nanos() - start;
+        let cpu = match cpu_start {
+            Some(cpu_start) => thread_cpu_nanos().saturating_sub(cpu_start),
+            None => nanos.min(LONG),
+        };
+        self.was_long = nanos > LONG;
+        Counts::add(&self.counts.tally.busy_nanos, nanos);
+        Counts::add(&self.counts.tally.cpu_nanos, cpu);
     }
 
     #[inline]
@@ -379,9 +403,9 @@ impl Loop {
         let Some((generator, item)) = self.streaming.take() else {
             return Ok((index, false, End::Nothing));
         };
-        let start = monotonic_nanos();
+        let clock = self.start();
         let value = generator.bind(py).clone().next();
-        Counts::add(&self.counts.tally.busy_nanos, monotonic_nanos() - start);
+        self.stop(clock);
         let value = match value {
             None => {
                 self.end_item();

@@ -350,12 +350,13 @@ impl ResultsBase {
         PyList::new(py, taking.flat.drain(..count))
     }
 
-    /// (seconds in the function, encoded bytes of items, encoded bytes of results).
-    fn _measures(&self) -> (f64, u64, u64) {
+    /// (seconds in the function, processor seconds of that, encoded bytes of items, and of results).
+    fn _measures(&self) -> (f64, f64, u64, u64) {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
         (
             get(&counts.tally.busy_nanos) as f64 / 1e9,
+            get(&counts.tally.cpu_nanos) as f64 / 1e9,
             get(&counts.sent),
             get(&counts.received),
         )

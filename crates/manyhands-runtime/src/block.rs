@@ -55,6 +55,8 @@ pub struct Tally {
     pub ended: AtomicU64,
     /// Time spent in them, in nanoseconds.
     pub busy_nanos: AtomicU64,
+    /// Processor time of that, in nanoseconds.
+    pub cpu_nanos: AtomicU64,
 }
 
 /// What the blocks of one consumer have in common.
@@ -111,8 +113,9 @@ impl Stream {
         lock(self.ready.as_ref()?).pop_front()
     }
 
-    pub(crate) fn add_busy(&self, nanos: u64) {
+    pub(crate) fn add_busy(&self, nanos: u64, cpu: u64) {
         self.tally.busy_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.tally.cpu_nanos.fetch_add(cpu, Ordering::Relaxed);
     }
 
     /// Its consumer waits for the end of the pool, or is back from that.

@@ -123,7 +123,8 @@ pub enum ResultKind {
     Value = 1,
     /// The task failed.
     Error = 2,
-    /// How long some items took.
+    /// How long some items took, and as the payload how much processor time, in nanoseconds; that may
+    /// be of items of earlier laps, too.
     Lap = 3,
 }
 

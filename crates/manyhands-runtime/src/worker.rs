@@ -29,7 +29,7 @@ use crate::protocol::{
 use crate::zygote::Birth;
 use manyhands_os::{
     Event, MessageFile, Received, Socket, View, arm_life_line, become_group_leader,
-    enter_directory, monotonic_nanos, replace_standard_streams,
+    enter_directory, monotonic_nanos, process_cpu_nanos, replace_standard_streams,
 };
 pub use manyhands_shm::Unwanted;
 use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter, TASK_AREA};
@@ -39,6 +39,10 @@ use std::sync::atomic::Ordering;
 
 /// How long a lap of items takes, as far as whole items allow, in nanoseconds.
 const LAP_NANOS: u64 = 50_000;
+/// How often processor time is looked at, in nanoseconds: that is a system call.
+const CPU_NANOS: u64 = 1_000_000;
+/// Length of the record of a lap.
+const LAP_RECORD: usize = HEAD + 8;
 /// The most items of a lap.
 const LAP_ITEMS: u32 = 64;
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
@@ -105,6 +109,10 @@ struct Lap {
     items: u32,
     /// After how many items to look again.
     stride: u32,
+    /// The processor time from which on it is the items', while they or a task of a map run.
+    cpu: Option<u64>,
+    /// When that was looked at.
+    cpu_at: u64,
 }
 
 #[derive(Debug)]
@@ -205,7 +213,8 @@ impl WorkerEnd {
     pub fn claim(&mut self) -> Option<Next> {
         debug_assert!(self.running.is_none());
         let Some(number) = self.control.queue().claim() else {
-            self.end_lap();
+            self.end_lap(true);
+            self.lap.cpu = None;
             return None;
         };
         fail_point("worker.claimed");
@@ -226,11 +235,18 @@ impl WorkerEnd {
 
     #[cold]
     fn start_record(&mut self, number: u32) -> Result<Claimed, Unreadable> {
-        self.end_lap();
+        self.end_lap(true);
         // The end of one task is the start of the next.
         let start = self.last_end.take().unwrap_or_else(monotonic_nanos);
         self.control.set_started_at(start);
         let record = self.read_record();
+        if self.block.is_some() || record.as_ref().is_ok_and(Claimed::is_streamed) {
+            if self.lap.cpu.is_none() {
+                (self.lap.cpu, self.lap.cpu_at) = (Some(process_cpu_nanos()), start);
+            }
+        } else {
+            self.lap.cpu = None;
+        }
         if let Some(block) = &mut self.block {
             block.first = number;
             self.lap.start = start;
@@ -470,7 +486,7 @@ impl WorkerEnd {
             self.running = None;
             self.lap.items += 1;
             if self.lap.items >= self.lap.stride {
-                self.end_lap();
+                self.end_lap(false);
             }
         }
         self.announce();
@@ -483,40 +499,51 @@ impl WorkerEnd {
         self.control.unwanted(self.running.as_ref()?.number)
     }
 
-    /// Says how long the items since the last lap took.
-    fn end_lap(&mut self) {
+    /// Says how long the items since the last lap took, and how much processor time it was if that is
+    /// due, as it is with the `last` one. Of a task of a map, which tells its time itself, it says that
+    /// alone.
+    fn end_lap(&mut self, last: bool) {
         let Lap { start, items, .. } = self.lap;
-        if items == 0 {
+        if items == 0 && self.lap.cpu.is_none() {
             return;
         }
         let now = monotonic_nanos();
-        let duration = now.saturating_sub(start).max(1);
-        let each = duration / u64::from(items);
-        let stride = (LAP_NANOS / each.max(1)).clamp(1, LAP_ITEMS.into()) as u32;
-        self.lap = Lap {
-            start: now,
-            items: 0,
+        let mut cpu = 0;
+        if let Some(since) = self.lap.cpu
+            && (last || now.saturating_sub(self.lap.cpu_at) >= CPU_NANOS)
+        {
+            let until = process_cpu_nanos();
+            cpu = until.saturating_sub(since);
+            (self.lap.cpu, self.lap.cpu_at) = (Some(until), now);
+        }
+        let mut duration = 0;
+        if items > 0 {
+            duration = now.saturating_sub(start).max(1);
+            let each = duration / u64::from(items);
+            let stride = (LAP_NANOS / each.max(1)).clamp(1, LAP_ITEMS.into()) as u32;
             // Faster only step by step: one short item says little.
-            stride: stride.min(self.lap.stride * 2),
-        };
-        self.control.set_started_at(now);
+            self.lap.stride = stride.min(self.lap.stride * 2);
+            (self.lap.start, self.lap.items) = (now, 0);
+            self.control.set_started_at(now);
+        }
         let head = ResultHead {
-            length: HEAD as u32,
+            length: LAP_RECORD as u32,
             kind: ResultKind::Lap,
             tag: 0,
             flags: 0,
             number: items,
-            payload: 0,
+            payload: 8,
             duration,
         };
         loop {
-            if let Some(record) = self.results.reserve(HEAD) {
-                record.copy_from_slice(&head.encode());
+            if let Some(record) = self.results.reserve(LAP_RECORD) {
+                record[..HEAD].copy_from_slice(&head.encode());
+                record[HEAD..].copy_from_slice(&cpu.to_ne_bytes());
                 break;
             }
-            self.wait_for_room(HEAD);
+            self.wait_for_room(LAP_RECORD);
         }
-        self.results.publish(HEAD);
+        self.results.publish(LAP_RECORD);
         fail_point("worker.lap_published");
     }
 
@@ -593,7 +620,7 @@ impl WorkerEnd {
         if running_is_item {
             self.lap.items += 1;
             self.running = None;
-            self.end_lap();
+            self.end_lap(false);
             self.announce();
             return Ok(());
         }

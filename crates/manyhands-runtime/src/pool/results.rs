@@ -120,12 +120,15 @@ impl Pool {
         let (head, payload) = ResultHead::decode(unread)?;
         let length = head.length as usize;
         if head.kind == ResultKind::Lap {
+            let cpu = payload.try_into().map_err(|_| Malformed)?;
             worker.taken(length);
             worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
             if let Some(stream) = &worker.last_stream {
-                stream.add_busy(head.duration);
+                stream.add_busy(head.duration, u64::from_ne_bytes(cpu));
             }
-            state.scheduler.observe(head.number as usize, head.duration);
+            if head.number > 0 {
+                state.scheduler.observe(head.number as usize, head.duration);
+            }
             return Ok(());
         }
         let next = worker.control.queue().state().next;
@@ -156,7 +159,7 @@ impl Pool {
             block.take_one(outcome, more);
             worker.last_stream = Some(block.stream.clone());
             if head.duration > 0 {
-                block.stream.add_busy(head.duration);
+                block.stream.add_busy(head.duration, 0);
                 worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
                 state.scheduler.observe(1, head.duration);
             }
