@@ -104,7 +104,7 @@ class Summary(Snapshot):
         "wall": "seconds since the map was made, until its last result",
         "busy": "seconds that workers spent in the function, all together",
         "cpu": (
-            "processor seconds of that: far below `busy` where items wait, for a disk, the network, "
+            "processor seconds of that: far below `busy` where items wait, for a disk, a network, "
             "a lock or a core"
         ),
         "sent": "encoded bytes of items",
