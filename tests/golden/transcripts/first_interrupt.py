@@ -4,10 +4,10 @@ import manyhands as mh
 
 
 def slow(n):
+    if n == 100:
+        print("READY", flush=True)
     time.sleep(0.002)
     return n
 
 
-for result in mh.map(slow, range(10_000)):
-    if result == 100:
-        print("READY", flush=True)
+mh.map(slow, range(10_000)).run()
