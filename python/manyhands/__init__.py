@@ -11,7 +11,7 @@
 
 from manyhands._config import configure
 from manyhands._cpu import cpu_count
-from manyhands._default import map, starmap, submit
+from manyhands._default import map, options, starmap, submit
 from manyhands._errors import (
     NotPicklable,
     OwnerDied,
@@ -20,11 +20,12 @@ from manyhands._errors import (
     RemoteTraceback,
     TaskError,
     TaskMemoryExceeded,
+    TaskStopped,
     TaskTimeout,
     WorkerDied,
 )
 from manyhands._future import Future
-from manyhands._pool import Pool
+from manyhands._pool import Pool, PoolView
 from manyhands._results import Failure, Results, Summary
 from manyhands._stats import PoolStats, WorkerStats
 
@@ -38,18 +39,21 @@ __all__ = [
     "Pool",
     "PoolStalled",
     "PoolStats",
+    "PoolView",
     "RemoteError",
     "RemoteTraceback",
     "Results",
     "Summary",
     "TaskError",
     "TaskMemoryExceeded",
+    "TaskStopped",
     "TaskTimeout",
     "WorkerDied",
     "WorkerStats",
     "configure",
     "cpu_count",
     "map",
+    "options",
     "starmap",
     "submit",
 ]

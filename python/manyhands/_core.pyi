@@ -22,6 +22,7 @@ __all__ = [
     "cpu_count",
     "cpu_limits",
     "forget_functions",
+    "is_to_stop",
     "machine_facts",
     "parse_command_line",
     "preload",
@@ -68,6 +69,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
+        limits: tuple[float | None, float],
     ) -> Self: ...
     def __init__(
         self,
@@ -77,9 +79,17 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
+        limits: tuple[float | None, float],
     ) -> None: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Future[_R]: ...
+    def _submit(
+        self,
+        limits: tuple[float | None, float],
+        function: Callable[..., _R],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Future[_R]: ...
     def _map(
         self,
@@ -90,6 +100,7 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
+        limits: tuple[float | None, float],
     ) -> SourceHandle: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
     def _close(self, cancel: bool, kill: bool) -> None: ...
@@ -143,6 +154,7 @@ class Zygote:
     def abandon(self) -> None: ...
     def become_worker(self, birth: Birth) -> None: ...
 
+def is_to_stop() -> bool: ...
 def run_worker(birth: Birth) -> None: ...
 def forget_functions() -> None: ...
 def after_fork_in_child() -> None: ...

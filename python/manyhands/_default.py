@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 from manyhands import _core
 from manyhands._config import configured, default_engine, default_show_args
 from manyhands._future import Future
-from manyhands._pool import Pool
+from manyhands._options import UNSET, Limits, Unset
+from manyhands._pool import Pool, PoolView
 from manyhands._results import Results
 
 A = TypeVar("A")
@@ -96,6 +97,8 @@ def map(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -114,6 +117,8 @@ def map(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -133,6 +138,8 @@ def map(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -153,6 +160,8 @@ def map(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -195,6 +204,8 @@ def starmap(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -212,6 +223,8 @@ def starmap(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -229,6 +242,8 @@ def starmap(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -246,6 +261,8 @@ def starmap(
     batch: int | None = None,
     progress: Any = None,
     chunksize: int | None = None,
+    task_timeout: float | None = None,
+    grace: float = 0.5,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -264,3 +281,15 @@ def starmap(
     [2, 4]
     """
     return _shared(engine, workers, copy)._results(fn, (iterable,), True, None, "starmap", options)
+
+
+def options(
+    *, task_timeout: float | Unset | None = UNSET, grace: float | Unset = UNSET
+) -> PoolView:
+    """The shared default pool, with other options for tasks; see `Pool.options`.
+
+    >>> import manyhands as mh
+    >>> mh.options(task_timeout=60).submit(abs, -1).result()
+    1
+    """
+    return PoolView(_shared, Limits().but(_shared()._engine, task_timeout, grace))

@@ -70,6 +70,25 @@ def task_note(
     return f"manyhands: task {index}: {what}, in {where}"
 
 
+# What is given by `options()`, and not to the function.
+_TASK_OPTIONS = ("task_timeout", "grace")
+
+
+def option_hint(error: BaseException, kwargs: Mapping[str, Any] | None) -> str | None:
+    """What to say of a function that was given one of our options as its own argument."""
+    if type(error) is not TypeError or not error.args or type(error.args[0]) is not str:
+        return None
+    message = error.args[0]
+    for name in _TASK_OPTIONS:
+        if f"unexpected keyword argument '{name}'" in message:
+            value = short(kwargs[name]) if kwargs and name in kwargs else "..."
+            return (
+                f"manyhands: every argument of submit() goes to the function; the option is given "
+                f"by pool.options({name}={value}).submit(...)"
+            )
+    return None
+
+
 def users_part(trace: TracebackType | None) -> TracebackType | None:
     """A traceback without the frames of manyhands that it begins with."""
     while trace is not None:

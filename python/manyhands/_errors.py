@@ -17,6 +17,7 @@ __all__ = [
     "RemoteTraceback",
     "TaskError",
     "TaskMemoryExceeded",
+    "TaskStopped",
     "TaskTimeout",
     "WorkerDied",
 ]
@@ -52,6 +53,15 @@ class WorkerDied(TaskError, BrokenExecutor):
 
 class TaskTimeout(TaskError, TimeoutError):
     """The task ran longer than its time limit and was stopped."""
+
+
+class TaskStopped(BaseException):
+    """Raised in a task that is to end, because its time is up or it was cancelled.
+
+    It has the `grace` of the task to clean up; then its worker is killed. Whatever it returns or
+    raises is dropped. Like `KeyboardInterrupt` it is no `Exception`, so that `except Exception`
+    lets it through.
+    """
 
 
 class TaskMemoryExceeded(TaskError, MemoryError):

@@ -92,9 +92,12 @@ class Future(_core.TaskFuture, futures.Future[T]):
         return True, False, None if error is not None else self.result(), error
 
     def cancel(self) -> bool:
-        """Cancels the task if it has not started.
+        """Cancels the task; whether it is cancelled.
 
-        Returns whether it is cancelled. A task that runs, or has ended, is left alone.
+        One that has not started never does. One that runs in a process is ended: the future is
+        cancelled at once, `TaskStopped` is raised in the task, and after its `grace` its worker is
+        killed, and what it has started. Whatever it comes to meanwhile is dropped. Threads cannot
+        be stopped: what they run is left alone, and so is a task that has ended.
         """
         return self._cancel()
 

@@ -6,7 +6,7 @@ from _pickle import loads
 from typing import Any
 
 from manyhands import _encoding, _resolve
-from manyhands._describe import name_of, task_note
+from manyhands._describe import name_of, option_hint, task_note
 from manyhands._errors import RemoteError
 from manyhands._outcome import kept_from_ending
 
@@ -34,6 +34,9 @@ def explained(
     if isinstance(error, _ENDS):
         error = _stand_in(error, name_of(function), index)
     call = None if args is None else (args, kwargs)
+    hint = option_hint(error, kwargs)
+    if hint is not None:
+        error.add_note(hint)
     note = task_note(index, function, call, where)
     notes: list[str] = getattr(error, "__notes__", [])
     if len(notes) < _MOST_NOTES:

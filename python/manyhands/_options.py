@@ -25,10 +25,76 @@ _FOREIGN = {
 }
 
 
+class Unset:
+    """The type of `UNSET`: what stands for an option that was not given."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET = Unset()
+
+
+class Limits:
+    """What tasks may take, as `task_timeout=` and `grace=` say. It does not change."""
+
+    __slots__ = ("grace", "task_timeout")
+
+    def __init__(self, task_timeout: float | None = None, grace: float = 0.5) -> None:
+        self.task_timeout = task_timeout
+        self.grace = grace
+
+    def but(
+        self,
+        engine: str,
+        task_timeout: float | Unset | None = UNSET,
+        grace: float | Unset = UNSET,
+    ) -> Limits:
+        """The same, but for what is given."""
+        if isinstance(task_timeout, Unset) and isinstance(grace, Unset):
+            return self
+        if isinstance(task_timeout, Unset):
+            task_timeout = self.task_timeout
+        elif task_timeout is not None:
+            _check_seconds("task_timeout", task_timeout)
+            if task_timeout == 0:
+                raise ValueError("task_timeout must be above 0, in seconds; None is no limit")
+            if engine != "process":
+                raise ValueError(
+                    f'task_timeout needs engine="process": engine={engine!r} cannot end a task '
+                    "that runs"
+                )
+        if isinstance(grace, Unset):
+            grace = self.grace
+        else:
+            _check_seconds("grace", grace)
+        return Limits(task_timeout, grace)
+
+    def seconds(self) -> tuple[float | None, float]:
+        """As the native part takes them."""
+        return self.task_timeout, self.grace
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= 1e9:
+        raise ValueError(f"{name} must be from 0 to a billion seconds, not {value!r}")
+
+
 class MapOptions:
     """What a call of `map` asks for."""
 
-    __slots__ = ("batch", "buffersize", "on_error", "ordered", "progress", "total")
+    __slots__ = (
+        "batch",
+        "buffersize",
+        "grace",
+        "on_error",
+        "ordered",
+        "progress",
+        "task_timeout",
+        "total",
+    )
 
     def __init__(
         self,
@@ -40,6 +106,8 @@ class MapOptions:
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | Unset | None = UNSET,
+        grace: float | Unset = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -55,6 +123,8 @@ class MapOptions:
         self.total = total
         self.batch = batch
         self.progress = progress
+        self.task_timeout = task_timeout
+        self.grace = grace
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -64,7 +134,17 @@ def _check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-_NAMES = ("ordered", "on_error", "buffersize", "total", "batch", "progress", "chunksize")
+_NAMES = (
+    "ordered",
+    "on_error",
+    "buffersize",
+    "total",
+    "batch",
+    "progress",
+    "chunksize",
+    "task_timeout",
+    "grace",
+)
 _DEFAULT = MapOptions()
 
 

@@ -7,7 +7,14 @@ from _pickle import loads
 from typing import Any
 
 from manyhands._describe import call_text
-from manyhands._errors import NotPicklable, RemoteError, RemoteTraceback, TaskError, WorkerDied
+from manyhands._errors import (
+    NotPicklable,
+    RemoteError,
+    RemoteTraceback,
+    TaskError,
+    TaskTimeout,
+    WorkerDied,
+)
 
 
 def _task(label: str, index: int) -> str:
@@ -124,6 +131,14 @@ def death(
         pid=pid,
         cause=cause,
         code=code,
+    )
+
+
+def timed_out(label: str, index: int, pid: int, seconds: float) -> BaseException:
+    """For a task whose time was up."""
+    return TaskTimeout(
+        f"{_task(label, index)} took longer than its task_timeout of {seconds:g} s, and was ended "
+        f"in worker {pid}; other tasks go on"
     )
 
 

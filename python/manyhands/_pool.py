@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core, _encoding, _future
 from manyhands._config import (
@@ -21,9 +21,9 @@ from manyhands._config import (
     default_workers,
 )
 from manyhands._describe import is_coroutine_function, name_of
-from manyhands._future import forward_logs, stop_teller
+from manyhands._future import Future, forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
-from manyhands._options import map_options, shortest
+from manyhands._options import UNSET, Limits, Unset, map_options, shortest
 from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, WorkerStats
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+P = ParamSpec("P")
 R = TypeVar("R")
 
 _FOREIGN_SPELLINGS = ("max_workers", "processes", "n_jobs", "num_workers", "nprocs")
@@ -75,6 +76,10 @@ class Pool(_core.PoolBase, Executor):
         name: for messages, and the names of threads.
         show_args: whether errors show shortened arguments; by default `mh.configure`'s, else yes,
             unless `MANYHANDS_SHOW_ARGS` is 0.
+        task_timeout: the most seconds that a task may take from its start; `TaskTimeout` after
+            that. By default without limit. On processes alone: nothing else can end what runs.
+        grace: how many seconds a task that is to end has to clean up, from the `TaskStopped` that
+            is raised in it until its worker is killed; 0.5 by default.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine.
@@ -101,6 +106,8 @@ class Pool(_core.PoolBase, Executor):
         preload: Sequence[str] | None = None,
         name: str | None = None,
         show_args: bool | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -127,7 +134,11 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        pool = super().__new__(cls, engine, workers, start, show_args, copy, prefix)
+        limits = Limits().but(engine, task_timeout, grace)
+        pool = super().__new__(
+            cls, engine, workers, start, show_args, copy, prefix, limits.seconds()
+        )
+        pool._limits = limits
         pool.name = name if name is not None else f"pool of {workers}"
         pool._engine = engine
         pool._workers = workers
@@ -139,6 +150,7 @@ class Pool(_core.PoolBase, Executor):
 
     _engine: str
     _workers: int
+    _limits: Limits
     _is_default: bool
     # What was mapped and not dropped: a clean end finishes what nobody has iterated.
     _maps: weakref.WeakSet[Results[Any]]
@@ -157,6 +169,8 @@ class Pool(_core.PoolBase, Executor):
             preload: Sequence[str] | None = None,
             name: str | None = None,
             show_args: bool | None = None,
+            task_timeout: float | None = None,
+            grace: float = 0.5,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -175,6 +189,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -192,6 +208,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -210,6 +228,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -229,6 +249,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     def map(
         self,
@@ -259,6 +281,8 @@ class Pool(_core.PoolBase, Executor):
             progress: True and False show it or not; by default it is shown on a terminal and in a
                 notebook after two seconds. A callable, or a bar of tqdm or rich, is told instead.
             chunksize: accepted as a hint and not needed: portions follow the measured durations.
+            task_timeout: the most seconds that an item may take from its start, as in `Pool`.
+            grace: how many seconds it has to clean up then.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -283,6 +307,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -298,6 +324,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -313,6 +341,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -328,6 +358,8 @@ class Pool(_core.PoolBase, Executor):
         batch: int | None = None,
         progress: Any = None,
         chunksize: int | None = None,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -349,8 +381,12 @@ class Pool(_core.PoolBase, Executor):
         timeout: float | None,
         method: str,
         options: dict[str, Any],
+        limits: Limits | None = None,
     ) -> Results[R]:
         chosen = map_options(method, fn, options)
+        if limits is None:
+            limits = self._limits
+        limits = limits.but(self._engine, chosen.task_timeout, chosen.grace)
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -365,7 +401,14 @@ class Pool(_core.PoolBase, Executor):
         watch = Watch(name, total, self._workers, progress)
         try:
             source = self._map(
-                fn, iterables, star, chosen.ordered, chosen.batch, timeout, chosen.buffersize
+                fn,
+                iterables,
+                star,
+                chosen.ordered,
+                chosen.batch,
+                timeout,
+                chosen.buffersize,
+                limits.seconds(),
             )
         except BaseException:
             watch.stop()
@@ -385,6 +428,40 @@ class Pool(_core.PoolBase, Executor):
         results._pool = self
         self._maps.add(results)
         return results
+
+    def options(
+        self, *, task_timeout: float | Unset | None = UNSET, grace: float | Unset = UNSET
+    ) -> PoolView:
+        """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
+
+        Args:
+            task_timeout: the most seconds that a task may take from its start; None is no limit.
+            grace: how many seconds a task that is to end has to clean up.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(1) as pool:
+        ...     strict = pool.options(task_timeout=30)
+        ...     strict.submit(pow, 2, 3).result()
+        8
+        """
+        return PoolView(lambda: self, self._limits.but(self._engine, task_timeout, grace))
+
+    def terminate(self) -> None:
+        """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
+
+        Threads cannot be killed: what they run is waited for.
+
+        >>> import time, manyhands as mh
+        >>> pool = mh.Pool(1)
+        >>> future = pool.submit(time.sleep, 600)
+        >>> pool.terminate()
+        >>> future.cancelled()
+        True
+        """
+        self._close(True, True)
+        self._wait(True, None)
+        self._kept.drop()
+        forward_logs()
 
     def stats(self) -> PoolStats:
         """What the pool and its workers do now.
@@ -467,6 +544,57 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
         if name in _FOREIGN_SPELLINGS:
             raise TypeError(f"Pool() has no {name}=; write workers={value!r}")
         raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
+
+
+class PoolView:
+    """A pool with options of its own for tasks; made by `options()`. It needs no end.
+
+    >>> import manyhands as mh
+    >>> mh.options(task_timeout=60).map(abs, [-1, -2]).list()
+    [1, 2]
+    """
+
+    __slots__ = ("_limits", "_pool")
+
+    def __init__(self, pool: Callable[[], Pool], limits: Limits) -> None:
+        self._pool = pool
+        self._limits = limits
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """As `Pool.submit`."""
+        return self._pool()._submit(self._limits.seconds(), fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., R],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        **options: Any,
+    ) -> Results[R]:
+        """As `Pool.map`."""
+        if not iterables:
+            raise TypeError("map() needs at least one iterable besides the function")
+        pool = self._pool()
+        return pool._results(fn, iterables, False, timeout, "map", options, self._limits)
+
+    def starmap(
+        self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
+    ) -> Results[R]:
+        """As `Pool.starmap`."""
+        pool = self._pool()
+        return pool._results(fn, (iterable,), True, None, "starmap", options, self._limits)
+
+    def options(
+        self, *, task_timeout: float | Unset | None = UNSET, grace: float | Unset = UNSET
+    ) -> PoolView:
+        """The same, but for what is given."""
+        engine = self._pool()._engine
+        return PoolView(self._pool, self._limits.but(engine, task_timeout, grace))
+
+    def __repr__(self) -> str:
+        time, grace = self._limits.seconds()
+        return f"<manyhands.PoolView of {self._pool()!r}: task_timeout={time}, grace={grace}>"
 
 
 class _Kept:

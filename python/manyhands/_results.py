@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from manyhands import _core
-from manyhands._errors import NotPicklable, RemoteTraceback, WorkerDied
+from manyhands._errors import NotPicklable, RemoteTraceback, TaskTimeout, WorkerDied
 from manyhands._snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class Failure(Snapshot):
         "pid": "the worker's process id, 0 where there was none",
         "cause": (
             "'exception': the function raised; 'not_picklable': the item or its result cannot be "
-            "sent; 'cancelled': it never ran; else why its worker died, as `WorkerDied.cause`"
+            "sent; 'timeout': its `task_timeout` was up; 'cancelled': it never ran, or was ended; "
+            "else why its worker died, as `WorkerDied.cause`"
         ),
     }
 
@@ -412,6 +413,8 @@ def _cause(error: BaseException, ran_here: bool) -> str:
         return "exception"  # whatever it is, the function raised it: it may use pools of its own
     if isinstance(error, WorkerDied):
         return error.cause
+    if isinstance(error, TaskTimeout):
+        return "timeout"
     if isinstance(error, CancelledError):
         return "cancelled"
     return "exception"

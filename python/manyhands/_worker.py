@@ -5,6 +5,7 @@ The loop over its tasks is in Rust (`_core.run_worker`). Imports as little as it
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` imports `enum`, which takes long
 import builtins
 import marshal
 import os
@@ -13,7 +14,7 @@ import types
 from _pickle import dumps
 
 from manyhands import _core, _resolve
-from manyhands._describe import task_note, users_part
+from manyhands._describe import option_hint, task_note, users_part
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def main(birth: _core.Birth) -> NoReturn:
     try:
         os.register_at_fork(after_in_child=_core.after_fork_in_child)
         _be_born(marshal.loads(birth.content))
+        _signal.signal(_signal.SIGURG, _stop)
         _core.run_worker(birth)
         _leave()
         status = 0
@@ -41,6 +43,14 @@ def main(birth: _core.Birth) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _stop(_number: int, _frame: object) -> None:
+    """The parent asks: the task that runs is to end, if it is still the one that was meant."""
+    if _core.is_to_stop():
+        from manyhands._errors import TaskStopped
+
+        raise TaskStopped("the task is to end: its time is up, or it was cancelled")
 
 
 def _be_born(content: dict[str, Any]) -> None:
@@ -168,6 +178,9 @@ def encode_error(
     hint = _resolve.note_for(error)
     if hint is not None:
         error.add_note(f"manyhands: {hint}")
+    hint = option_hint(error, None if call is None else call[1])
+    if hint is not None:
+        error.add_note(hint)
     try:
         message = str(error)
     except BaseException as problem:  # the user's __str__

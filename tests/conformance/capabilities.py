@@ -36,7 +36,8 @@ class Capabilities:
     background: bool
     # Two tasks run at the same time.
     parallel: bool
-    # A block that is left by an exception ends tasks that run; without it they are waited for.
+    # Tasks that run can be ended: by `cancel`, by a time limit, by leaving the block with an
+    # exception. Without it they are waited for.
     kill: bool
     # A Ctrl-C that comes while a task runs in the calling thread is the caller's, who can't tell it
     # from a KeyboardInterrupt of the task's own: such a one ends the call, or the map.

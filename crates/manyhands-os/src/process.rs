@@ -106,6 +106,27 @@ impl Process {
         };
     }
 
+    /// Has the process look whether what it does is to end: by a signal that programs ignore which do not
+    /// wait for it.
+    pub fn ask(&self) {
+        // It may be gone already.
+        let _asked = match &self.pidfd {
+            Some(pidfd) => pidfd_send_signal(pidfd, Signal::URG),
+            None => kill_process(self.pid, Signal::URG),
+        };
+    }
+
+    /// Whether it may have child processes; yes where the system does not tell.
+    pub fn may_have_children(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
+            return true;
+        };
+        threads.flatten().any(|thread| {
+            let children = std::fs::read(thread.path().join("children"));
+            children.map_or(true, |children| !children.is_empty())
+        })
+    }
+
     /// Takes the exit status of a child of this process, waiting for its end.
     pub fn reap(&self) -> ExitStatus {
         loop {

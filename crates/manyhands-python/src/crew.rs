@@ -33,6 +33,7 @@ use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
+use manyhands_runtime::Limits;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -499,6 +500,7 @@ impl Engine for Arc<Crew> {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
+        _limits: Limits,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
         if !function.is_callable() {

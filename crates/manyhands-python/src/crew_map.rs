@@ -202,6 +202,7 @@ impl CrewMap {
             deadline,
             buffer,
             counts,
+            ..
         } = call;
         let most_items = buffer.unwrap_or(WINDOW_ITEMS).max(1);
         let map = Arc::new(Self {

@@ -2,6 +2,7 @@
 
 use crate::input::Input;
 use crate::results::{Counts, Source};
+use manyhands_runtime::Limits;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub(crate) struct MapCall {
     pub(crate) deadline: Option<u64>,
     /// The most items on their way.
     pub(crate) buffer: Option<u64>,
+    /// What each item may take.
+    pub(crate) limits: Limits,
     pub(crate) counts: Arc<Counts>,
 }
 
@@ -26,6 +29,7 @@ pub(crate) trait Engine: Send + Sync {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
+        limits: Limits,
     ) -> PyResult<Bound<'py, PyAny>>;
 
     /// Runs a function for the items of an input.

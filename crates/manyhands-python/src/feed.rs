@@ -8,8 +8,8 @@ use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
-    Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Outcome, Over, Piece, Pool, Stream,
-    item_word, next_item,
+    Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Limits, Outcome, Over, Piece, Pool,
+    Stream, item_word, next_item,
 };
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -85,6 +85,7 @@ pub(crate) struct FeedOptions {
     pub(crate) ordered: bool,
     pub(crate) deadline: Option<u64>,
     pub(crate) buffer: Option<u64>,
+    pub(crate) limits: Limits,
 }
 
 impl Feed {
@@ -102,11 +103,12 @@ impl Feed {
             ordered,
             deadline,
             buffer,
+            limits,
         } = options;
         let mut feed = Self {
             pool,
             runtime,
-            stream: Stream::new(Some(definition), tag, ordered, counts.tally.clone()),
+            stream: Stream::new(Some(definition), tag, ordered, limits, counts.tally.clone()),
             ordered,
             counts,
             deadline,

@@ -30,6 +30,8 @@ hook!(/// `(payload, …) -> BaseException`, from what a worker sent.
     rebuild_error, "manyhands._outcome", "rebuild_error");
 hook!(/// `(…) -> BaseException`, for a worker that died.
     death, "manyhands._outcome", "death");
+hook!(/// `(label, index, pid, seconds) -> BaseException`, for a task whose time was up.
+    timed_out, "manyhands._outcome", "timed_out");
 hook!(/// `(…) -> BaseException`, for a pool that broke.
     breakage, "manyhands._outcome", "breakage");
 hook!(/// `(…) -> BaseException`, for a result that cannot be unpickled.

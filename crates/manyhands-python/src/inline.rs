@@ -14,6 +14,7 @@ use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
 use crate::{functions, hooks, pickle};
 use manyhands_os::{monotonic_nanos, thread_cpu_nanos};
+use manyhands_runtime::Limits;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -190,6 +191,7 @@ impl Engine for Inline {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
+        _limits: Limits,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         if !function.is_callable() {

@@ -46,5 +46,5 @@ mod _core {
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};
     #[pymodule_export]
-    use super::worker::{PyBirth, PyZygote, run_worker};
+    use super::worker::{PyBirth, PyZygote, is_to_stop, run_worker};
 }

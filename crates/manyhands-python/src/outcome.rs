@@ -106,6 +106,12 @@ pub(crate) fn of_item<'py>(
                 ..failed(error, *pid, 1)
             })
         }
+        Outcome::TimedOut { limit, pid } => {
+            let seconds = *limit as f64 / 1e9;
+            let hook = hooks::timed_out(py);
+            let error = raise(hook.and_then(|hook| hook.call1((label, index, *pid, seconds))));
+            Err(failed(error, *pid, 1))
+        }
         Outcome::Cancelled => Err(failed(cancelled(py), 0, 0)),
         Outcome::Broken(why) => Err(failed(breakage(py, why), 0, 0)),
         Outcome::Failed(why) => Err(failed(never_ran(py, why, label, index), 0, 0)),

@@ -8,6 +8,7 @@ use crate::process;
 use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
 use manyhands_os::monotonic_nanos;
+use manyhands_runtime::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -31,6 +32,19 @@ pub(crate) type Initializer<'py> = Option<(Bound<'py, PyAny>, Bound<'py, PyTuple
 pub(crate) struct PoolBase {
     engine: Box<dyn Engine>,
     generation: u32,
+    /// What tasks may take where a call says nothing else.
+    limits: Limits,
+}
+
+/// Limits in seconds, as the face gives them.
+type Seconds = (Option<f64>, f64);
+
+fn limits_of((time, grace): Seconds) -> Limits {
+    let nanos = |seconds: f64| (seconds * 1e9) as u64;
+    Limits {
+        time: time.map(nanos),
+        grace: nanos(grace),
+    }
 }
 
 impl PoolBase {
@@ -42,7 +56,7 @@ impl PoolBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, limits))]
     fn new(
         engine: &str,
         workers: usize,
@@ -50,6 +64,7 @@ impl PoolBase {
         show_args: bool,
         copy: bool,
         name: &str,
+        limits: Seconds,
     ) -> PyResult<Self> {
         let engine: Box<dyn Engine> = match engine {
             "process" => Box::new(Processes::new(workers, initializer, show_args)?),
@@ -60,6 +75,7 @@ impl PoolBase {
         Ok(Self {
             engine,
             generation: process::generation(),
+            limits: limits_of(limits),
         })
     }
 
@@ -89,13 +105,27 @@ impl PoolBase {
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
-        self.engine.submit(function, args, kwargs)
+        self.engine.submit(function, args, kwargs, self.limits)
+    }
+
+    /// As `submit`, with limits of its own.
+    fn _submit<'py>(
+        &self,
+        limits: Seconds,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.check_process()?;
+        let kwargs = (!kwargs.is_empty()).then_some(kwargs);
+        self.engine
+            .submit(function, args, kwargs, limits_of(limits))
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
     /// `function(*item)` for the items of the one iterable; with `batch`, `function(list)` for lists of
     /// up to so many. `timeout` is for all results, `buffer` the most items on their way.
-    #[pyo3(signature = (function, iterables, star, ordered, batch, timeout, buffer))]
+    #[pyo3(signature = (function, iterables, star, ordered, batch, timeout, buffer, limits))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a map, by position"
@@ -109,6 +139,7 @@ impl PoolBase {
         batch: Option<usize>,
         timeout: Option<f64>,
         buffer: Option<u64>,
+        limits: Seconds,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
         let counts = Arc::new(Counts::default());
@@ -117,6 +148,7 @@ impl PoolBase {
             ordered,
             deadline: deadline_after(timeout),
             buffer,
+            limits: limits_of(limits),
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))

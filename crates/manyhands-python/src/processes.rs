@@ -8,7 +8,7 @@ use crate::results::Source;
 use crate::{hooks, outcome, pool, process};
 use manyhands_os::coarse_nanos;
 use manyhands_runtime::{
-    Awaited, Block, Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind,
+    Awaited, Block, Entry, Initializer, Limits, Pool, PoolOptions, Refused, Task, TaskKind,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -100,7 +100,7 @@ impl Shared {
         }
     }
 
-    fn send(&self, py: Python<'_>, call: Call) -> PyResult<Arc<Task>> {
+    fn send(&self, py: Python<'_>, call: Call, limits: Limits) -> PyResult<Arc<Task>> {
         // Relaxed: a number for messages.
         let index = self.index.fetch_add(1, Ordering::Relaxed);
         let tag = if self.hide_args {
@@ -109,7 +109,7 @@ impl Shared {
             call.tag
         };
         let task = Task::new(index, call.definition.clone());
-        let entry = Entry::new(
+        let mut entry = Entry::new(
             Some(task.clone()),
             TaskKind::Run,
             call.definition,
@@ -117,6 +117,7 @@ impl Shared {
             tag,
             call.payload,
         );
+        entry.limits = limits;
         self.pool
             .submit(entry)
             .map_err(|refused| Self::refused(py, refused))?;
@@ -182,12 +183,13 @@ impl Engine for Processes {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
+        limits: Limits,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         this.ready(function)?;
         let call = calls::encode_call(function, args, kwargs)?;
         let future = hooks::future(py)?.call0()?;
-        let task = this.send(py, call)?;
+        let task = this.send(py, call, limits)?;
         let work = Work::Process(this.pool.clone(), task);
         future.cast::<TaskFuture>()?.get().fill(work);
         Ok(future)
@@ -205,6 +207,7 @@ impl Engine for Processes {
             ordered: call.ordered,
             deadline: call.deadline,
             buffer: call.buffer,
+            limits: call.limits,
         };
         let feed = Feed::new(
             function.py(),

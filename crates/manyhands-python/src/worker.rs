@@ -5,8 +5,8 @@ use crate::codec::{Decoder, Encoder};
 use crate::local::{self, Kind};
 use crate::pickle;
 use manyhands_runtime::{
-    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, Unwanted, WorkerEnd,
-    Zygote,
+    Birth, Claimed, Next, Request, ResultKind, Section, StopWord, TaskKind, Unreadable, Unwanted,
+    WorkerEnd, Zygote,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
@@ -14,7 +14,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A worker that is wanted.
 #[pyclass(name = "Birth", module = "manyhands._core", frozen)]
@@ -168,6 +169,42 @@ struct OpenBlock<'py> {
     attempt: u8,
 }
 
+/// Says whether what runs is to end; set once, by the worker.
+static STOP: OnceLock<StopWord> = OnceLock::new();
+/// The number of what runs, while code of the user's does; else `NOTHING_RUNS`.
+static RUNNING: AtomicU64 = AtomicU64::new(NOTHING_RUNS);
+const NOTHING_RUNS: u64 = u64::MAX;
+
+/// While it lives a signal may end what runs.
+struct MayStop;
+
+impl MayStop {
+    #[inline]
+    fn new(end: &WorkerEnd) -> Self {
+        // Relaxed, here and below: written and read by one thread, in between of a signal's handler.
+        let number = end.number().map_or(NOTHING_RUNS, u64::from);
+        RUNNING.store(number, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for MayStop {
+    #[inline]
+    fn drop(&mut self) {
+        RUNNING.store(NOTHING_RUNS, Ordering::Relaxed);
+    }
+}
+
+/// Whether the task that runs is to end. Asked by the handler of a signal, which may come late.
+#[pyfunction]
+pub(crate) fn is_to_stop() -> bool {
+    let running = u32::try_from(RUNNING.load(Ordering::Relaxed));
+    match (running, STOP.get()) {
+        (Ok(number), Some(word)) => word.names(number),
+        _ => false,
+    }
+}
+
 /// Runs tasks until the parent says to leave.
 #[pyfunction]
 pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
@@ -178,6 +215,7 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         .take();
     let birth = taken.ok_or_else(|| PyValueError::new_err("this worker was born already"))?;
     let end = WorkerEnd::new(birth, manyhands_os::cpu_count())?;
+    let _first = STOP.set(end.stop_word());
     let resolve = py.import("manyhands._resolve")?;
     let worker = py.import("manyhands._worker")?;
     Worker {
@@ -327,6 +365,7 @@ impl<'py> Worker<'py> {
             Ok(item) => item,
             Err(error) => return Err((error, None)),
         };
+        let _may_stop = MayStop::new(&self.end);
         let answer = match &item {
             // SAFETY: live objects, and a new reference or an exception. Unlike a call with a tuple
             // this makes none.
@@ -368,7 +407,13 @@ impl<'py> Worker<'py> {
     /// Publishes what a generator yields as it comes; `alone` if it is of a task and not of a block.
     #[cold]
     fn publish_yielded(&mut self, generator: &Bound<'py, PyAny>, alone: bool) -> PyResult<()> {
-        for value in generator.try_iter()? {
+        let mut values = generator.try_iter()?;
+        loop {
+            let value = {
+                let _may_stop = MayStop::new(&self.end);
+                values.next()
+            };
+            let Some(value) = value else { break };
             let value = value?;
             if crate::process::generation() != self.generation {
                 self.end_forked_child(Ok(value))?;
@@ -380,7 +425,7 @@ impl<'py> Worker<'py> {
                 // It hears that as it does when it is dropped.
                 generator.call_method0("close")?;
                 match why {
-                    Unwanted::Dropped => break,
+                    Unwanted::Dropped | Unwanted::Stopped => break,
                     Unwanted::NoRoom => return Err(local::left()),
                 }
             }
@@ -491,7 +536,11 @@ impl<'py> Worker<'py> {
             Some(function) => function,
             None => self.function(Vec::new(), claimed.definition)?,
         };
-        match function.call(&args, kwargs.as_ref()) {
+        let answer = {
+            let _may_stop = MayStop::new(&self.end);
+            function.call(&args, kwargs.as_ref())
+        };
+        match answer {
             Ok(value) => Ok(value),
             Err(error) => {
                 *shown = Shown {

@@ -10,7 +10,7 @@
 
 use crate::definition::Definition;
 use crate::protocol::{ITEM_MORE, Malformed};
-use crate::task::{Breakage, Bytes, Outcome};
+use crate::task::{Breakage, Bytes, Limits, Outcome};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -75,6 +75,8 @@ pub struct Stream {
     /// Whether its consumer waits for the end of the pool, and takes nothing until then.
     left: AtomicBool,
     tally: Arc<Tally>,
+    /// What each item may take.
+    pub limits: Limits,
     /// What is run.
     pub definition: Option<Arc<Definition>>,
     /// The upper bits of records' tags; the face's business.
@@ -87,6 +89,7 @@ impl Stream {
         definition: Option<Arc<Definition>>,
         tag: u8,
         ordered: bool,
+        limits: Limits,
         tally: Arc<Tally>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -97,6 +100,7 @@ impl Stream {
             abandoned: AtomicBool::new(false),
             left: AtomicBool::new(false),
             tally,
+            limits,
             definition,
             tag,
         })

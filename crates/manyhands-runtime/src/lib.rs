@@ -58,9 +58,9 @@ pub use scheduler::{Loss, Revoked, Scheduler, Slot, Work};
 #[cfg(not(manyhands_loom))]
 pub use supervisor::{Launcher, LogLine, Supervisor};
 #[cfg(not(manyhands_loom))]
-pub use task::{Breakage, Bytes, Cause, Entry, Outcome, Task};
+pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Task};
 #[cfg(not(manyhands_loom))]
-pub use worker::{Claimed, Next, Unreadable, Unwanted, WorkerEnd};
+pub use worker::{Claimed, Next, StopWord, Unreadable, Unwanted, WorkerEnd};
 #[cfg(not(manyhands_loom))]
 pub use zygote::{Birth, Request, Zygote};
 

@@ -8,7 +8,10 @@ mod births;
 mod ending;
 mod publishing;
 mod results;
+mod stopping;
 mod waiting;
+
+pub(crate) use stopping::Stop;
 
 pub use waiting::Awaited;
 
@@ -153,6 +156,10 @@ pub(crate) struct State {
     balance_at: Option<u64>,
     /// When to look again for workers that stand still.
     relieve_at: u64,
+    /// Whether the supervisor looks whether running tasks have to be ended.
+    is_watched: bool,
+    /// The shortest time that a task had of those that came since there were none.
+    shortest_limit: Option<u64>,
 }
 
 /// A pool of workers.
@@ -208,6 +215,8 @@ impl Pool {
                 try_again: false,
                 balance_at: None,
                 relieve_at: 0,
+                is_watched: false,
+                shortest_limit: None,
             }),
             quiet: Condvar::new(),
             supervisor,
@@ -246,6 +255,11 @@ impl Pool {
         }
         state.pending += entry.left as usize;
         state.submits += 1;
+        if let Some(time) = entry.limits.time {
+            let shortest = state.shortest_limit.into_iter().chain([time]).min();
+            state.shortest_limit = shortest;
+            self.watch(&mut state);
+        }
         // A block is worth many tasks.
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0

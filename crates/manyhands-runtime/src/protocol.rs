@@ -83,6 +83,9 @@ pub(crate) const FLAG_UNREAD: u8 = 4;
 /// In a task: what it yields is wanted one by one.
 pub(crate) const FLAG_STREAM: u8 = 8;
 
+/// In a task: its time is limited, so that its start has to be known.
+pub(crate) const FLAG_TIMED: u8 = 32;
+
 /// In a result: the task has yielded this and has not ended.
 pub(crate) const FLAG_MORE: u8 = 16;
 

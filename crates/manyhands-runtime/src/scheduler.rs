@@ -148,6 +148,11 @@ impl<T: Work> Scheduler<T> {
         self.place(slot).open = false;
     }
 
+    /// The worker takes tasks again.
+    pub fn reopen(&mut self, slot: Slot) {
+        self.place(slot).open = true;
+    }
+
     /// Whether the slot may be given tasks.
     pub fn is_open(&self, slot: Slot) -> bool {
         self.places[slot.0 as usize].open

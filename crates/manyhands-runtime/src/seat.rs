@@ -3,6 +3,7 @@
 use crate::block::Stream;
 use crate::definition::Definition;
 use crate::life_line::LifeLine;
+use crate::pool::Stop;
 use crate::protocol::{self, MOST_FILES_AHEAD, Malformed, SECTION_FORGET};
 use crate::task::{Bytes, Entry};
 use manyhands_os::{MessageFile, Process, Received, Socket};
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) last_block: Option<u64>,
     /// The stream whose items it ran last, for the time that they took.
     pub(crate) last_stream: Option<Arc<Stream>>,
+    /// What it runs is being ended.
+    pub(crate) stop: Option<Stop>,
     /// Number of the record with which it stood still when that was looked for.
     pub(crate) stands_at: Option<u32>,
     /// Number of the item of which it was told that nobody wants what it yields, until that has ended.

@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Warm,
     /// The pool waits for something of which nobody will tell: the kernel, or a time.
     LookAgain(u32),
+    /// Tasks of the pool may have to be ended.
+    Watch(u32),
     /// End the zygote and the thread.
     Stop,
 }
@@ -240,6 +242,8 @@ struct Thread {
     /// Pools whose seats wait for the zygote's answers.
     waiting_births: HashSet<u32>,
     hot: HashMap<u32, u64>,
+    /// When to look whether tasks of a pool have to be ended.
+    watches: HashMap<u32, u64>,
     stopping: bool,
 }
 
@@ -259,6 +263,7 @@ impl Thread {
             leaving: HashMap::new(),
             waiting_births: HashSet::new(),
             hot: HashMap::new(),
+            watches: HashMap::new(),
             stopping: false,
         }
     }
@@ -275,6 +280,7 @@ impl Thread {
                 self.handle(signal);
             }
             self.poll_hot();
+            self.end_overdue();
             self.end_waits();
             if self.stopping && self.supervisor.shared().pools.is_empty() {
                 let supervisor = self.supervisor.clone();
@@ -305,7 +311,8 @@ impl Thread {
             .dying
             .iter()
             .map(|dying| dying.until)
-            .chain(self.leaving.values().copied());
+            .chain(self.leaving.values().copied())
+            .chain(self.watches.values().copied());
         let wait = until
             .min()
             .map(|until| Duration::from_nanos(until.saturating_sub(now)));
@@ -364,8 +371,33 @@ impl Thread {
             Command::LookAgain(id) => {
                 self.hot.entry(id).or_insert(0);
             }
+            Command::Watch(id) => {
+                self.watches.insert(id, 0);
+            }
             Command::Stop => self.stopping = true,
         }
+    }
+
+    /// Ends tasks that run for too long, or do not end by themselves.
+    fn end_overdue(&mut self) {
+        if self.watches.is_empty() {
+            return;
+        }
+        let now = monotonic_nanos();
+        let supervisor = self.supervisor.clone();
+        self.watches.retain(|&id, at| {
+            if *at > now {
+                return true;
+            }
+            let pool = supervisor.shared().pools.get(&id).cloned();
+            match pool.and_then(|pool| pool.look()) {
+                Some(next) => {
+                    *at = next;
+                    true
+                }
+                None => false,
+            }
+        });
     }
 
     // ---- Births -----------------------------------------------------------------------------

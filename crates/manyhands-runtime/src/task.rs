@@ -92,6 +92,25 @@ impl From<ExitStatus> for Cause {
     }
 }
 
+/// What a task may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The most nanoseconds from its start.
+    pub time: Option<u64>,
+    /// How many nanoseconds a task has to end by itself when it was asked to, before its worker is
+    /// killed.
+    pub grace: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            time: None,
+            grace: 500_000_000,
+        }
+    }
+}
+
 /// How a task ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -110,7 +129,14 @@ pub enum Outcome {
         /// The task's payload.
         payload: Bytes,
     },
-    /// It never started and never will.
+    /// Its time was up.
+    TimedOut {
+        /// The nanoseconds that it had.
+        limit: u64,
+        /// The worker's process id.
+        pid: i32,
+    },
+    /// Somebody cancelled it: it never started, or was ended.
     Cancelled,
     /// It never started, because the pool cannot run anything any more.
     Broken(Arc<Breakage>),
@@ -219,6 +245,8 @@ pub struct Entry {
     pub tag: u8,
     /// The arguments; a block has its own.
     pub payload: Bytes,
+    /// What it may take; a block has its stream's.
+    pub limits: Limits,
     /// Items that have not ended.
     pub(crate) left: u32,
     /// Items that have ended.
@@ -254,6 +282,7 @@ impl Entry {
             needs,
             tag,
             payload,
+            limits: Limits::default(),
             left: 1,
             ended: 0,
             position,
@@ -273,6 +302,7 @@ impl Entry {
         let (definition, tag) = (block.stream.definition.clone(), tag | block.stream.tag);
         Self {
             left: block.count(),
+            limits: block.stream.limits,
             block: Some(block),
             ..Self::new(None, kind, definition, Vec::new(), tag, Bytes::default())
         }

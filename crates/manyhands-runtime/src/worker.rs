@@ -23,8 +23,8 @@
 use crate::block::{ITEM_WORD, LONGEST_ITEM, item_word, next_item};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_MORE, FLAG_STREAM, FLAG_UNREAD, HEAD, ITEM_MORE, LONGEST_RECORD,
-    ResultHead, ResultKind, Section, TaskHead, TaskKind, padded, split_body,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_MORE, FLAG_STREAM, FLAG_TIMED, FLAG_UNREAD, HEAD, ITEM_MORE,
+    LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead, TaskKind, padded, split_body,
 };
 use crate::zygote::Birth;
 use manyhands_os::{
@@ -35,6 +35,7 @@ pub use manyhands_shm::Unwanted;
 use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter, TASK_AREA};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// How long a lap of items takes, as far as whole items allow, in nanoseconds.
@@ -51,7 +52,7 @@ const SPIN_NANOS: u64 = 50_000;
 /// The worker's end of its control block.
 #[derive(Debug)]
 pub struct WorkerEnd {
-    control: ControlBlock,
+    control: Arc<ControlBlock>,
     page: PoolPage,
     results: RingWriter,
     event: Event,
@@ -81,6 +82,8 @@ struct OpenBlock {
     end: u64,
     /// Index of its first item, for messages.
     index: u64,
+    /// Whether the start of each item has to be known.
+    is_timed: bool,
     /// Its items; none if they could not be had.
     items: Option<Items>,
 }
@@ -113,6 +116,17 @@ struct Lap {
     cpu: Option<u64>,
     /// When that was looked at.
     cpu_at: u64,
+}
+
+/// Says whether what a worker runs is to end.
+#[derive(Debug, Clone)]
+pub struct StopWord(Arc<ControlBlock>);
+
+impl StopWord {
+    /// Whether what has this number is to end.
+    pub fn names(&self, number: u32) -> bool {
+        self.0.unwanted(number) == Some(Unwanted::Stopped)
+    }
 }
 
 #[derive(Debug)]
@@ -187,7 +201,7 @@ impl WorkerEnd {
         let results = unsafe { control.result_writer() };
         fail_point("worker.started");
         Ok(Self {
-            control,
+            control: Arc::new(control),
             page: PoolPage::open(birth.page)?,
             results,
             event: Event::from_descriptor(birth.event),
@@ -238,7 +252,7 @@ impl WorkerEnd {
         self.end_lap(true);
         // The end of one task is the start of the next.
         let start = self.last_end.take().unwrap_or_else(monotonic_nanos);
-        self.control.set_started_at(start);
+        self.control.set_running(number, start);
         let record = self.read_record();
         if self.block.is_some() || record.as_ref().is_ok_and(Claimed::is_streamed) {
             if self.lap.cpu.is_none() {
@@ -272,12 +286,26 @@ impl WorkerEnd {
             self.lap.start = self.last_end.take().unwrap_or_else(monotonic_nanos);
             self.control.set_started_at(self.lap.start);
         }
+        if self.block.as_ref().is_some_and(|block| block.is_timed) {
+            self.control.set_running(number, monotonic_nanos());
+        }
         let is_read = self.next_item();
         self.running = Some(Running {
             number,
             is_read,
             start: 0,
         });
+    }
+
+    /// The number of what runs.
+    #[inline]
+    pub fn number(&self) -> Option<u32> {
+        Some(self.running.as_ref()?.number)
+    }
+
+    /// By which a signal handler learns whether what runs is to end.
+    pub fn stop_word(&self) -> StopWord {
+        StopWord(self.control.clone())
     }
 
     /// Goes to the next item of the block; false if its items could not be had.
@@ -346,6 +374,7 @@ impl WorkerEnd {
                 count_at: at + HEAD as u64,
                 end: after,
                 index: head.index,
+                is_timed: head.flags & FLAG_TIMED != 0,
                 items: None,
             });
         }

@@ -7,8 +7,8 @@
 //! | 64                | 64          | queue word (`queue_word`)             | both, by CAS    |
 //! | 128               | 64          | park word of the worker (`park`)      | both            |
 //! | 192               | 128         | positions of the result ring (`ring`) | each its own    |
-//! | 320               | 64          | start of the running task, in ns      | worker          |
-//! | 384               | 64          | the item whose yields nobody wants    | parent          |
+//! | 320               | 64          | start of the running task, its number | worker          |
+//! | 384               | 64          | the item that nobody wants            | parent          |
 //! | 4096              | `TASK_AREA` | task records                          | parent          |
 //! | after that        | `RESULT_AREA` | result records                      | worker          |
 //!
@@ -53,22 +53,29 @@ struct QueueLine(QueueWord);
 struct ParkLine(ParkWord);
 
 #[repr(C, align(64))]
-struct RunningLine(AtomicU64);
+struct RunningLine {
+    start: AtomicU64,
+    number: AtomicU64,
+}
 
 #[repr(C, align(64))]
 struct UnwantedLine(AtomicU64);
 
-/// In the word of what is unwanted: whether there is anything, and whether it was for want of room.
-const UNWANTED: u64 = 1 << 32;
+/// In the words of the running and of the unwanted item: whether there is one.
+const IS_THERE: u64 = 1 << 32;
+/// In that of the unwanted: why.
 const NO_ROOM: u64 = 1 << 33;
+const STOPPED: u64 = 1 << 34;
 
-/// Why nobody wants what an item yields.
+/// Why nobody wants what an item yields, or what it comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unwanted {
     /// Its consumer wants no more.
     Dropped,
     /// Its consumer may come back, and there is no room for so much until then.
     NoRoom,
+    /// It is to end: its time is up, or it was cancelled.
+    Stopped,
 }
 
 /// The mapped block.
@@ -143,13 +150,31 @@ impl ControlBlock {
     #[inline]
     pub fn started_at(&self) -> u64 {
         // Relaxed: shown, never acted on.
-        self.layout().running.0.load(Ordering::Relaxed)
+        self.layout().running.start.load(Ordering::Relaxed)
     }
 
     /// Worker: notes when a task started.
     #[inline]
     pub fn set_started_at(&self, nanos: u64) {
-        self.layout().running.0.store(nanos, Ordering::Relaxed);
+        self.layout().running.start.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Worker: notes which item runs, and since when.
+    #[inline]
+    pub fn set_running(&self, number: u32, nanos: u64) {
+        let running = &self.layout().running;
+        running.start.store(nanos, Ordering::Relaxed);
+        // Release: who sees the number sees a start that is not earlier.
+        let word = IS_THERE | u64::from(number);
+        running.number.store(word, Ordering::Release);
+    }
+
+    /// Parent: since when the item of this number runs, if the worker has noted it. If it has noted a later
+    /// one meanwhile, the time is later too: nobody seems to run for longer than he does.
+    pub fn running_since(&self, number: u32) -> Option<u64> {
+        let running = &self.layout().running;
+        let word = running.number.load(Ordering::Acquire);
+        (word == IS_THERE | u64::from(number)).then(|| running.start.load(Ordering::Relaxed))
     }
 
     /// Parent: says that nobody wants what the item of this number yields, or takes that back. The worker
@@ -157,8 +182,9 @@ impl ControlBlock {
     pub fn set_unwanted(&self, what: Option<(u32, Unwanted)>) {
         let word = match what {
             None => 0,
-            Some((number, Unwanted::Dropped)) => UNWANTED | u64::from(number),
-            Some((number, Unwanted::NoRoom)) => UNWANTED | NO_ROOM | u64::from(number),
+            Some((number, Unwanted::Dropped)) => IS_THERE | u64::from(number),
+            Some((number, Unwanted::NoRoom)) => IS_THERE | NO_ROOM | u64::from(number),
+            Some((number, Unwanted::Stopped)) => IS_THERE | STOPPED | u64::from(number),
         };
         // Relaxed: nothing else is read behind it.
         self.layout().unwanted.0.store(word, Ordering::Relaxed);
@@ -168,12 +194,14 @@ impl ControlBlock {
     #[inline]
     pub fn unwanted(&self, number: u32) -> Option<Unwanted> {
         let word = self.layout().unwanted.0.load(Ordering::Relaxed);
-        if word & UNWANTED == 0 || word as u32 != number {
+        if word & IS_THERE == 0 || word as u32 != number {
             None
-        } else if word & NO_ROOM == 0 {
-            Some(Unwanted::Dropped)
-        } else {
+        } else if word & STOPPED != 0 {
+            Some(Unwanted::Stopped)
+        } else if word & NO_ROOM != 0 {
             Some(Unwanted::NoRoom)
+        } else {
+            Some(Unwanted::Dropped)
         }
     }
 

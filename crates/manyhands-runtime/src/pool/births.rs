@@ -108,6 +108,7 @@ impl Pool {
             files_taken: 0,
             last_block: None,
             last_stream: None,
+            stop: None,
             stands_at: None,
             unwanted: None,
             dismissed: false,
@@ -220,7 +221,11 @@ impl Pool {
             match entry.kind {
                 TaskKind::Run | TaskKind::Block => {
                     blamed = true;
-                    self.lost_with_worker(&mut state, entry, (pid, cause), killing);
+                    let ended = match &worker.stop {
+                        Some(stop) => Some(stop.outcome(pid)),
+                        None => killing.then_some(Outcome::Cancelled),
+                    };
+                    self.lost_with_worker(&mut state, entry, (pid, cause), ended);
                 }
                 TaskKind::Exit => leaving = true,
                 TaskKind::Initialize => initializing = true,
@@ -234,7 +239,11 @@ impl Pool {
             state.scheduler.add(entry);
         }
         // A worker that was never born did not die, unless it ran unseen and a task is lost.
-        if !leaving && !worker.dismissed && (blamed || worker.process.is_some()) {
+        if !leaving
+            && !worker.dismissed
+            && worker.stop.is_none()
+            && (blamed || worker.process.is_some())
+        {
             state.deaths += 1;
             if worker.finished == 0 && !blamed {
                 match cause {
@@ -285,18 +294,15 @@ impl Pool {
         state: &mut State,
         entry: Entry,
         (pid, cause): (i32, Cause),
-        killing: bool,
+        ended: Option<Outcome>,
     ) {
         let died = |tag, payload| {
-            if killing {
-                return Outcome::Cancelled;
-            }
-            Outcome::Died {
+            ended.unwrap_or(Outcome::Died {
                 pid,
                 cause,
                 tag,
                 payload,
-            }
+            })
         };
         if let Some(block) = &entry.block {
             let of_stream = block.stream.tag;

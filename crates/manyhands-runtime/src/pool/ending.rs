@@ -12,12 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Pool {
-    /// Cancels a task that has not started; whether it is cancelled now.
-    pub fn cancel(&self, task: &Arc<Task>) -> bool {
-        self.cancel_all(std::slice::from_ref(task));
-        matches!(task.outcome(), Some(Outcome::Cancelled))
-    }
-
     /// Cancels those of the tasks that have not started.
     pub fn cancel_all(&self, tasks: &[Arc<Task>]) {
         let mut state = self.lock();

@@ -4,8 +4,8 @@ use super::{Pool, Seat, State};
 use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_SECTIONS, FLAG_STREAM, HEAD, LONGEST_RECORD, TaskHead, TaskKind,
-    padded,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD, LONGEST_RECORD,
+    TaskHead, TaskKind, padded,
 };
 use crate::scheduler::{Revoked, Slot};
 use crate::supervisor::Command;
@@ -48,6 +48,9 @@ impl Pool {
         let mut flags = if sections.is_some() { FLAG_SECTIONS } else { 0 };
         if entry.block.is_some() {
             flags |= FLAG_STREAM;
+        }
+        if entry.limits.time.is_some() {
+            flags |= FLAG_TIMED;
         }
         if by_file {
             flags |= FLAG_FILE;

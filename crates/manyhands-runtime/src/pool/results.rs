@@ -67,10 +67,12 @@ impl Pool {
                 worker.set_unwanted(worker.oldest, Unwanted::NoRoom);
             }
             let unread = worker.reader.unread().unwrap_or_default();
-            let read = if unread.get(3).is_some_and(|&tag| tag != 0) {
-                self.take_items(state, slot)
-            } else {
-                self.take_record(state, slot)
+            let is_items = unread.get(3).is_some_and(|&tag| tag != 0);
+            let read = match self.take_stopped(state, slot) {
+                Ok(false) if is_items => self.take_items(state, slot),
+                Ok(false) => self.take_record(state, slot),
+                Ok(true) => Ok(()),
+                Err(error) => Err(error),
             };
             if read.is_err() {
                 if let Seat::Taken(worker) = &mut state.seats[index] {
@@ -94,7 +96,11 @@ impl Pool {
         let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
         let block = entry.block.as_ref().ok_or(Malformed)?;
         let started = QueueWord::distance(worker.oldest, worker.control.queue().state().next);
-        let left = entry.left.min(started) as usize;
+        let mut left = entry.left.min(started);
+        if let Some(stop) = &worker.stop {
+            left = left.min(QueueWord::distance(worker.oldest, stop.number));
+        }
+        let left = left as usize;
         if left == 0 {
             return Err(Malformed); // a result of what was never started
         }
@@ -177,7 +183,7 @@ impl Pool {
     }
 
     /// The oldest items of a worker have ended; gives its oldest entry if that has ended with them.
-    fn ended(
+    pub(super) fn ended(
         &self,
         state: &mut State,
         slot: Slot,

@@ -1,7 +1,9 @@
 //! Streams of items in blocks: deaths, cuts and thefts in their middle.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{signal, submit_blocker, until, until_stats, warm, worker_pids};
+use crate::crash_table::helpers::{
+    cancel_waiting, signal, submit_blocker, until, until_stats, warm, worker_pids,
+};
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::stream::Items;
 use manyhands_runtime::{Cause, Definition, Pool};
@@ -160,7 +162,7 @@ fn area_goes_round(site: &Site) {
             if index % 5 == 0 {
                 // Taking back makes room from the other end.
                 let job = site.submit(&pool, "echo:between");
-                pool.cancel(&job.task);
+                cancel_waiting(&pool, &job.task);
             }
         }
         assert_eq!(items.settle(site, &pool).values, items.len());

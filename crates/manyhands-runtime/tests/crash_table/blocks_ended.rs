@@ -2,7 +2,7 @@
 
 use crate::crash_table::blocks::{around, echoes, send_mixture};
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{submit_blocker, until, warm};
+use crate::crash_table::helpers::{cancel_waiting, submit_blocker, until, warm};
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::stream::Items;
 use crate::crash_table::worker::SLOW_FORK;
@@ -138,7 +138,7 @@ fn cancelling_tasks(site: &Site) {
     }
     for job in jobs.iter().rev().step_by(2) {
         // All that is behind is taken back with it, and goes out again.
-        assert!(pool.cancel(&job.task));
+        assert!(cancel_waiting(&pool, &job.task));
     }
     site.touch("go");
     assert_eq!(items.settle(site, &pool).values, 400);

@@ -1,7 +1,7 @@
 //! What cases do again and again.
 
 use crate::crash_table::site::{Job, Site};
-use manyhands_runtime::{Awaited, Breakage, Bytes, Completions, Outcome, Pool, PoolStats};
+use manyhands_runtime::{Awaited, Breakage, Bytes, Completions, Outcome, Pool, PoolStats, Task};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +42,12 @@ pub(crate) fn worker_pids(pool: &Pool) -> Vec<i32> {
         .collect()
 }
 
+/// Cancels a task if it has not started; whether it is cancelled.
+pub(crate) fn cancel_waiting(pool: &Pool, task: &Arc<Task>) -> bool {
+    pool.cancel_all(std::slice::from_ref(task));
+    matches!(task.outcome(), Some(Outcome::Cancelled))
+}
+
 /// Sends a signal.
 pub(crate) fn signal(pid: i32, signal: i32) {
     // SAFETY: a plain system call.
@@ -68,6 +74,7 @@ pub(crate) fn show(outcome: &Outcome) -> String {
         Outcome::Value(_, bytes) => format!("the value {:?}", text(bytes)),
         Outcome::Error(_, bytes) => format!("the error {:?}", text(bytes)),
         Outcome::Died { pid, cause, .. } => format!("the death of {pid} by {cause:?}"),
+        Outcome::TimedOut { limit, pid } => format!("the end of its {limit} ns in {pid}"),
         Outcome::Cancelled => "its cancelling".into(),
         Outcome::Broken(why) => match &**why {
             Breakage::Initializer(_, bytes) => format!("a failed initializer: {:?}", text(bytes)),

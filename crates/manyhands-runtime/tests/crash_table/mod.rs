@@ -22,6 +22,7 @@ mod rows;
 mod runner;
 mod scribble;
 mod site;
+mod stopping;
 mod storms;
 mod storms_of_blocks;
 mod stream;

@@ -2,7 +2,7 @@
 
 use crate::crash_table::blocks;
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{until_stats, wait};
+use crate::crash_table::helpers::{cancel_waiting, until_stats, wait};
 use crate::crash_table::site::{Job, LARGE, Site};
 use crate::crash_table::stream::Items;
 use crate::crash_table::worker::THREAD_MODULE;
@@ -361,7 +361,7 @@ impl Row {
                 jobs.push(site.submit(pool, "sleep:100"));
                 jobs.extend((0..20).map(|index| site.submit(pool, &format!("echo:{index}"))));
                 for job in jobs.iter().rev().step_by(2) {
-                    pool.cancel(&job.task);
+                    cancel_waiting(pool, &job.task);
                 }
                 jobs
             }

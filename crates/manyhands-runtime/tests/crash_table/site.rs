@@ -5,7 +5,7 @@ use crate::crash_table::processes::{self, MARK};
 use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker;
 use manyhands_runtime::{
-    Bytes, Definition, Entry, Initializer, Launcher, Pool, PoolOptions, PoolStats, Refused,
+    Bytes, Definition, Entry, Initializer, Launcher, Limits, Pool, PoolOptions, PoolStats, Refused,
     Supervisor, Task, TaskKind,
 };
 use std::collections::HashMap;
@@ -191,6 +191,16 @@ impl Site {
             payload,
         ))?;
         Ok(job)
+    }
+
+    /// Submits a command that may take so much.
+    pub(crate) fn submit_limited(&self, pool: &Pool, command: &str, limits: Limits) -> Job {
+        let (job, payload) = self.job(command, Expected::of(command));
+        let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
+        let mut entry = Entry::new(task, TaskKind::Run, None, Vec::new(), 1, payload);
+        entry.limits = limits;
+        pool.submit(entry).unwrap();
+        job
     }
 
     /// Submits a command.

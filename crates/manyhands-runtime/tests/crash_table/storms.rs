@@ -3,7 +3,7 @@
 //! `MANYHANDS_SEED` replays a storm's choices (not its timing), `MANYHANDS_STORM` multiplies its length.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{signal, until, until_stats, wait, worker_pids};
+use crate::crash_table::helpers::{cancel_waiting, signal, until, until_stats, wait, worker_pids};
 use crate::crash_table::site::{Job, LARGE, Site};
 use crate::crash_table::tally::Tally;
 use manyhands_runtime::{Cause, Definition, Pool};
@@ -295,7 +295,7 @@ fn cancels(site: &Site) {
         random.pause(2000);
         for _ in 0..10 {
             let job = &batch[random.below(60) as usize];
-            let cancelled = pool.cancel(&job.task);
+            let cancelled = cancel_waiting(&pool, &job.task);
             assert!(!cancelled || job.task.is_done());
         }
         let tasks: Vec<_> = batch[50..].iter().map(|job| job.task.clone()).collect();

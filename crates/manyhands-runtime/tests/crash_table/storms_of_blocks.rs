@@ -1,7 +1,7 @@
 //! As `storms`, with streams of items in blocks among the tasks.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{signal, until, until_stats, wait, worker_pids};
+use crate::crash_table::helpers::{cancel_waiting, signal, until, until_stats, wait, worker_pids};
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::storms::{
     Kills, Random, check_losses, definitions, kill_one, submit_any, times,
@@ -193,7 +193,7 @@ fn cancels(site: &Site) {
             send_any(site, &pool, &mut random, items);
             let job = submit_any(site, &pool, &mut random, &definitions);
             if random.below(8) == 0 {
-                pool.cancel(&job.task);
+                cancel_waiting(&pool, &job.task);
             }
             jobs.push(job);
         }

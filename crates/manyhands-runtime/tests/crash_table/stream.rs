@@ -5,8 +5,8 @@ use crate::crash_table::site::Site;
 use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker::{self, NOTHING};
 use manyhands_runtime::{
-    Block, Bytes, Definition, Entry, Form, ITEM_MORE, Outcome, Over, Piece, Pool, Stream, Taken,
-    item_word, next_item,
+    Block, Bytes, Definition, Entry, Form, ITEM_MORE, Limits, Outcome, Over, Piece, Pool, Stream,
+    Taken, item_word, next_item,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -93,8 +93,17 @@ impl Items {
 
     /// Items that run a definition.
     pub(crate) fn of(definition: Option<Arc<Definition>>, ordered: bool) -> Self {
+        Self::made_of(definition, ordered, Limits::default())
+    }
+
+    /// Items that may take so much.
+    pub(crate) fn limited(ordered: bool, limits: Limits) -> Self {
+        Self::made_of(None, ordered, limits)
+    }
+
+    fn made_of(definition: Option<Arc<Definition>>, ordered: bool, limits: Limits) -> Self {
         Self {
-            stream: Stream::new(definition, 0, ordered, Arc::default()),
+            stream: Stream::new(definition, 0, ordered, limits, Arc::default()),
             ordered,
             items: Vec::new(),
             heads: Vec::new(),

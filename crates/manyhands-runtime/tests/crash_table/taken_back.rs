@@ -1,7 +1,7 @@
 //! Tasks that are taken back from workers: cancelled, or given to another.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{submit_blocker, warm};
+use crate::crash_table::helpers::{cancel_waiting, submit_blocker, warm};
 use crate::crash_table::site::{Job, Site};
 use manyhands_runtime::Definition;
 
@@ -48,11 +48,14 @@ fn cancelling(site: &Site) {
         (1..3000).contains(&waiting),
         "{waiting}: some published, some queued"
     );
-    assert!(!pool.cancel(&blocker.task), "it runs");
+    assert!(!cancel_waiting(&pool, &blocker.task), "it runs");
     let chosen = [0, 1, 7, 8, waiting - 1, waiting, waiting + 1, 2998, 2999];
     for index in chosen {
-        assert!(pool.cancel(&jobs[index].task));
-        assert!(pool.cancel(&jobs[index].task), "it stays cancelled");
+        assert!(cancel_waiting(&pool, &jobs[index].task));
+        assert!(
+            cancel_waiting(&pool, &jobs[index].task),
+            "it stays cancelled"
+        );
     }
     site.touch("go");
     let tally = site.settle(&pool, &jobs);
@@ -63,7 +66,7 @@ fn cancelling(site: &Site) {
         order.is_sorted(),
         "what was taken back returned to its place"
     );
-    assert!(!pool.cancel(&jobs[3].task), "it has ended");
+    assert!(!cancel_waiting(&pool, &jobs[3].task), "it has ended");
     assert_eq!(site.settle(&pool, &[blocker]).values, 1);
     site.finish(pool);
 }
@@ -75,8 +78,8 @@ fn large_arguments_taken_back(site: &Site) {
     let jobs: Vec<Job> = (0..6)
         .map(|i| site.submit_bytes(&pool, 100_000 + i / 2))
         .collect();
-    assert!(pool.cancel(&jobs[0].task));
-    assert!(pool.cancel(&jobs[3].task));
+    assert!(cancel_waiting(&pool, &jobs[0].task));
+    assert!(cancel_waiting(&pool, &jobs[3].task));
     site.touch("go");
     let tally = site.settle(&pool, &jobs);
     assert_eq!(
@@ -95,7 +98,7 @@ fn many_large_taken_back(site: &Site) {
         let blocker = submit_blocker(site, &pool, &file);
         for _ in 0..400 {
             let job = site.submit_bytes(&pool, 50_000);
-            assert!(pool.cancel(&job.task));
+            assert!(cancel_waiting(&pool, &job.task));
         }
         let jobs: Vec<Job> = (0..5)
             .map(|i| site.submit_bytes(&pool, 60_000 + i))
@@ -119,10 +122,10 @@ fn definitions_taken_back(site: &Site) {
             .map(|_| site.submit_definition(&pool, definition))
             .collect();
         assert!(
-            pool.cancel(&jobs[0].task),
+            cancel_waiting(&pool, &jobs[0].task),
             "the one that carries the definition"
         );
-        assert!(pool.cancel(&jobs[2].task));
+        assert!(cancel_waiting(&pool, &jobs[2].task));
         site.touch(&file);
         let tally = site.settle(&pool, &jobs);
         assert_eq!(

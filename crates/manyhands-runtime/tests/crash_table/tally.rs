@@ -53,6 +53,8 @@ pub(crate) struct Tally {
     /// How many of these had started; only killing cancels what runs.
     pub(crate) cancelled_runs: usize,
     pub(crate) broken: usize,
+    /// Those whose time was up.
+    pub(crate) timed_out: usize,
 }
 
 impl Tally {
@@ -112,6 +114,10 @@ impl Tally {
                 self.cancelled += 1;
                 self.cancelled_runs += runs;
             }
+            (Outcome::TimedOut { .. }, _) => {
+                assert_eq!(runs, 1, "runs of {number} ({command}), which took too long");
+                self.timed_out += 1;
+            }
             (Outcome::Broken(_), _) => {
                 assert_eq!(runs, 0, "runs of {number} ({command}), which never started");
                 self.broken += 1;
@@ -127,5 +133,6 @@ impl Tally {
         self.cancelled += other.cancelled;
         self.cancelled_runs += other.cancelled_runs;
         self.broken += other.broken;
+        self.timed_out += other.timed_out;
     }
 }

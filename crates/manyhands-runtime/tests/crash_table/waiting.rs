@@ -1,7 +1,9 @@
 //! Who waits for results, and nobody.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{submit_blocker, take_tokens, until, until_stats, wait, warm};
+use crate::crash_table::helpers::{
+    cancel_waiting, submit_blocker, take_tokens, until, until_stats, wait, warm,
+};
 use crate::crash_table::site::{Job, LARGE, Site};
 use manyhands_os::monotonic_nanos;
 use std::convert::Infallible;
@@ -210,7 +212,7 @@ fn nobody_waits(site: &Site) {
         observed += usize::from(pool.observe(&job.task, job.number + 1));
     }
     for job in &behind {
-        pool.cancel(&job.task);
+        cancel_waiting(&pool, &job.task);
     }
     site.touch("go");
     let mut tokens = take_tokens(site.supervisor.completions(), observed);

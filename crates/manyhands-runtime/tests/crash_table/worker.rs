@@ -299,7 +299,7 @@ impl Worker {
                 publish(&mut self.end, &yielded(index, size.parse().unwrap()));
                 match self.end.unwanted().filter(|_| endless) {
                     None => {}
-                    Some(Unwanted::Dropped) => break,
+                    Some(Unwanted::Dropped | Unwanted::Stopped) => break,
                     Some(Unwanted::NoRoom) => return Err("no room".to_owned()),
                 }
             }

@@ -1,0 +1,290 @@
+//! Ending tasks that run: their time is up, or somebody cancels them.
+//!
+//! Only the one that is meant may be hit. The steps, each under the pool's lock:
+//!
+//! | step | what | what may have happened until then |
+//! |---|---|---|
+//! | FREEZE | the worker starts nothing any more; what it has not started goes elsewhere | it has gone on to the next task: nothing is done |
+//! | ASK | the word of the unwanted names the task, and a signal has its main thread look there | it ends by itself: the result is dropped, the worker thawed |
+//! | KILL | after the grace, the worker and its process group | the result is there and was not read: it is read first |
+//!
+//! A worker that is being stopped is given nothing. Whatever comes of the task from ASK on, it ends as
+//! `TimedOut` or `Cancelled`, once: with its result, or with its worker.
+//!
+//! The supervisor has the clock. It looks at a pool when the time of a running task may be up, and as
+//! long as tasks with a limit wait at least as often as the shortest limit: nothing tells it that a task has started.
+
+use super::{Pool, Seat, State};
+use crate::block::next_item;
+use crate::protocol::{
+    FLAG_FILE, FLAG_MORE, FLAG_UNREAD, ITEM_MORE, Malformed, ResultHead, ResultKind,
+};
+use crate::scheduler::Slot;
+use crate::supervisor::Command;
+use crate::task::{Entry, Limits, Outcome, Task};
+use manyhands_os::monotonic_nanos;
+use manyhands_shm::{QueueWord, Unwanted};
+use std::sync::Arc;
+
+/// The shortest time between two looks, in nanoseconds.
+const SHORTEST_LOOK: u64 = 500_000;
+
+/// A task that is being ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stop {
+    /// Its number at its worker.
+    pub(crate) number: u32,
+    /// The limit that it has reached; none if it was cancelled.
+    limit: Option<u64>,
+    /// When its worker is killed; none once it was.
+    kill_at: Option<u64>,
+}
+
+impl Stop {
+    /// How the task ends.
+    pub(crate) fn outcome(&self, pid: i32) -> Outcome {
+        match self.limit {
+            Some(limit) => Outcome::TimedOut { limit, pid },
+            None => Outcome::Cancelled,
+        }
+    }
+}
+
+impl Pool {
+    /// Cancels a task: one that has not started never does, one that runs is ended. Whether it is
+    /// cancelled now.
+    pub fn cancel(&self, task: &Arc<Task>) -> bool {
+        self.cancel_all(std::slice::from_ref(task));
+        if !task.is_done() {
+            let mut state = self.lock();
+            if let Some((slot, number)) = task.place() {
+                // Its result may be there.
+                self.drain_seat(&mut state, slot as usize);
+                if !task.is_done() && self.stop(&mut state, Slot(slot), number, None) {
+                    self.complete(&mut state, task, Outcome::Cancelled);
+                }
+            }
+            self.balance(&mut state);
+            self.tell_all(&mut state);
+        }
+        matches!(task.outcome(), Some(Outcome::Cancelled))
+    }
+
+    /// Has the supervisor look at this pool in time.
+    pub(super) fn watch(&self, state: &mut State) {
+        if !state.is_watched {
+            state.is_watched = true;
+            self.supervisor.command(Command::Watch(self.id));
+        }
+    }
+
+    /// For the supervisor: ends what has run for too long; when to look again, if that is needed.
+    pub(crate) fn look(&self) -> Option<u64> {
+        let mut state = self.lock();
+        let now = monotonic_nanos();
+        let mut next = None;
+        for index in 0..state.seats.len() {
+            let at = self.look_at_seat(&mut state, index, now);
+            next = next.into_iter().chain(at).min();
+        }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
+        if state.pending == 0 {
+            state.shortest_limit = None;
+        }
+        let later = state.shortest_limit.map(|limit| now.saturating_add(limit));
+        next = next.into_iter().chain(later).min();
+        state.is_watched = next.is_some();
+        next.map(|at| at.max(now + SHORTEST_LOOK))
+    }
+
+    /// When to look at this worker again.
+    fn look_at_seat(&self, state: &mut State, index: usize, now: u64) -> Option<u64> {
+        let slot = Slot(index as u32);
+        if let Some(due) = self.due(state, slot, now)
+            && due > now
+        {
+            return Some(due);
+        }
+        self.due(state, slot, now)?;
+        // Its time is up, unless its result is there.
+        if self.drain_seat(state, index) {
+            self.refill(state, slot);
+        }
+        match self.due(state, slot, now) {
+            Some(due) if due <= now => {}
+            due => return due,
+        }
+        let Seat::Taken(worker) = &mut state.seats[index] else {
+            return None;
+        };
+        if let Some(stop) = &mut worker.stop {
+            match &worker.process {
+                Some(process) => {
+                    process.kill();
+                    stop.kill_at = None;
+                    return None;
+                }
+                // Nobody knows yet who it is.
+                None => return Some(now),
+            }
+        }
+        let number = QueueWord::distance(1, worker.control.queue().state().next);
+        let limits = limits_of(state, slot, number)?;
+        self.stop(state, slot, number, limits.time);
+        self.due(state, slot, now)
+    }
+
+    /// When there is something to do about what this worker runs.
+    fn due(&self, state: &State, slot: Slot, now: u64) -> Option<u64> {
+        let Seat::Taken(worker) = &state.seats[slot.0 as usize] else {
+            return None;
+        };
+        if let Some(stop) = &worker.stop {
+            return stop.kill_at;
+        }
+        let next = worker.control.queue().state().next;
+        if next == worker.oldest {
+            return None; // nothing runs
+        }
+        let number = QueueWord::distance(1, next);
+        let time = limits_of(state, slot, number)?.time?;
+        // It was claimed just now, where its start is not known yet.
+        let start = worker.control.running_since(number).unwrap_or(now);
+        Some(start.saturating_add(time))
+    }
+
+    /// Steps FREEZE and ASK for the item of that number, which is ended for its limit or, without one,
+    /// because it was cancelled; false if it has ended, or is being ended.
+    pub(super) fn stop(
+        &self,
+        state: &mut State,
+        slot: Slot,
+        number: u32,
+        limit: Option<u64>,
+    ) -> bool {
+        let Some(limits) = limits_of(state, slot, number) else {
+            return false;
+        };
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return false;
+        };
+        if worker.stop.is_some() || worker.leaving || worker.dismissed {
+            return false;
+        }
+        let next = worker.control.queue().freeze().next;
+        if QueueWord::distance(number, next) != 1 {
+            worker.control.queue().thaw();
+            return false; // it has gone on
+        }
+        let behind = QueueWord::distance(next, worker.next) as usize;
+        worker.stop = Some(Stop {
+            number,
+            limit,
+            kill_at: Some(monotonic_nanos().saturating_add(limits.grace)),
+        });
+        worker.set_unwanted(number, Unwanted::Stopped);
+        if let Some(process) = &worker.process {
+            process.ask();
+        }
+        state.scheduler.close(slot);
+        self.take_back(state, slot, behind);
+        self.watch(state);
+        true
+    }
+
+    /// Takes what stands first in the ring of a worker that is being stopped, if it is of the task that
+    /// is to end; false if it is not.
+    pub(super) fn take_stopped(&self, state: &mut State, slot: Slot) -> Result<bool, Malformed> {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return Ok(false);
+        };
+        let Some(stop) = worker.stop else {
+            return Ok(false);
+        };
+        if stop.number != worker.oldest {
+            return Ok(false); // one that ended before
+        }
+        let pid = worker.pid();
+        let mut unread = worker.reader.unread().ok_or(Malformed)?;
+        let (length, more, file, is_read);
+        if unread.get(3).is_some_and(|&tag| tag != 0) {
+            let all = unread.len();
+            let (tag, _) = next_item(&mut unread).ok_or(Malformed)?;
+            (length, more) = (all - unread.len(), tag & ITEM_MORE != 0);
+            (file, is_read) = (false, true);
+        } else {
+            let (head, _) = ResultHead::decode(unread)?;
+            if head.kind == ResultKind::Lap {
+                return Ok(false);
+            }
+            if head.number != stop.number {
+                return Err(Malformed);
+            }
+            (length, more) = (head.length as usize, head.flags & FLAG_MORE != 0);
+            file = head.flags & FLAG_FILE != 0;
+            is_read = head.flags & FLAG_UNREAD == 0;
+        }
+        if file {
+            // Nobody wants it.
+            let _content = worker.receive_file()?;
+        }
+        worker.taken(length);
+        if !is_read {
+            worker.known.clear();
+            worker.known_last = 0;
+            worker.forget.clear();
+        }
+        if more {
+            return Ok(true);
+        }
+        let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
+        if let Some(block) = entry.block.clone() {
+            block.take_one(stop.outcome(pid), false);
+            self.ended(state, slot, 1)?;
+        } else if let Some(entry) = self.ended(state, slot, 1)?
+            && let Some(task) = entry.task
+        {
+            self.complete(state, &task, stop.outcome(pid));
+        }
+        self.stopped(state, slot);
+        Ok(true)
+    }
+
+    /// The task has ended by itself: its worker goes on, unless it was killed meanwhile or has processes
+    /// of its own, which may be the task's.
+    fn stopped(&self, state: &mut State, slot: Slot) {
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return;
+        };
+        let Some(stop) = &mut worker.stop else { return };
+        if stop.kill_at.is_none() {
+            return;
+        }
+        if let Some(process) = &worker.process
+            && process.may_have_children()
+        {
+            stop.kill_at = None;
+            process.kill();
+            return;
+        }
+        worker.stop = None;
+        worker.control.queue().thaw();
+        worker.wake();
+        state.scheduler.reopen(slot);
+    }
+}
+
+/// What the item of that number, which the worker has, may take.
+fn limits_of(state: &State, slot: Slot, number: u32) -> Option<Limits> {
+    let Seat::Taken(worker) = &state.seats[slot.0 as usize] else {
+        return None;
+    };
+    let mut before = QueueWord::distance(worker.oldest, number);
+    let entry: &Entry = state.scheduler.held(slot).find(|entry| {
+        let is_in = before < entry.left;
+        before = before.wrapping_sub(entry.left);
+        is_in
+    })?;
+    Some(entry.limits)
+}
