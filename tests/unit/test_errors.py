@@ -570,7 +570,7 @@ def test_the_tree_of_our_errors() -> None:
     for name in mh.__all__:
         kind = getattr(mh, name)
         if isinstance(kind, type) and issubclass(kind, BaseException):
-            assert issubclass(kind, mh.TaskError) or kind is mh.RemoteTraceback
+            assert issubclass(kind, mh.TaskError) or kind in (mh.RemoteTraceback, mh.TaskStopped)
     assert issubclass(mh.TaskTimeout, TimeoutError)
     assert issubclass(mh.TaskMemoryExceeded, MemoryError)
 

@@ -147,7 +147,7 @@ def test_signatures_can_be_read() -> None:
             inspect.signature(value)
             checked += 1
     assert checked >= 5
-    assert list(inspect.signature(mh.Pool).parameters)[:9] == [
+    assert list(inspect.signature(mh.Pool).parameters)[:11] == [
         "workers",
         "engine",
         "copy",
@@ -156,6 +156,8 @@ def test_signatures_can_be_read() -> None:
         "preload",
         "name",
         "show_args",
+        "task_timeout",
+        "grace",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

@@ -165,6 +165,10 @@ impl Pool {
             .descriptor()
             .map(|pidfd| pidfd.try_clone_to_owned())
             .transpose()?;
+        if worker.stop.is_some() {
+            // What it runs already was to end before anybody could ask.
+            process.ask();
+        }
         worker.process = Some(process);
         state.scheduler.born(Slot(key.slot));
         if state.pending == 0 {

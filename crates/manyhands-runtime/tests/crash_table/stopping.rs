@@ -6,6 +6,7 @@ use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{signal, submit_blocker, until, wait, warm, worker_pids};
 use crate::crash_table::site::{Job, Site};
 use crate::crash_table::stream::Items;
+use crate::crash_table::worker::SLOW_REPORT;
 use manyhands_runtime::{Limits, Outcome, Pool};
 use std::time::Duration;
 
@@ -43,6 +44,16 @@ pub(crate) fn cases() -> Vec<Case> {
             "cancel what runs",
             "its worker is killed, what waits runs elsewhere",
             cancel_what_runs,
+        ),
+        scenario(
+            "time is up, it listens",
+            "it ends when it is asked",
+            it_listens,
+        ),
+        scenario(
+            "cancel before the pool knows its worker",
+            "it is asked as soon as it does",
+            asked_late,
         ),
         scenario(
             "cancel at any instant",
@@ -151,6 +162,34 @@ fn limits_that_equal_the_durations(site: &Site) {
         "{} and {} took too long",
         tally.timed_out, of_items.timed_out
     );
+    assert_eq!(site.finish(pool).deaths, 0);
+}
+
+fn it_listens(site: &Site) {
+    let pool = site.pool(1);
+    warm(site, &pool);
+    let pids = worker_pids(&pool);
+    let jobs = [
+        site.submit_limited(&pool, "listen:", limits(10, 60_000)),
+        site.submit_limited(&pool, "listen:", limits(1, 60_000)),
+    ];
+    assert_eq!(site.settle(&pool, &jobs).timed_out, 2);
+    assert_eq!(worker_pids(&pool), pids);
+    site.finish(pool);
+}
+
+fn asked_late(site: &Site) {
+    site.launch_with(&[(SLOW_REPORT, "100")]);
+    let pool = site.pool(1);
+    let patient = Limits {
+        time: None,
+        grace: 60_000 * MILLISECOND,
+    };
+    let job = site.submit_limited(&pool, "listen:", patient);
+    until(|| site.runs_of(&job) == 1);
+    assert!(pool.cancel(&job.task));
+    let behind = site.submit(&pool, "echo:behind");
+    assert_eq!(site.settle(&pool, &[behind]).values, 1);
     assert_eq!(site.finish(pool).deaths, 0);
 }
 

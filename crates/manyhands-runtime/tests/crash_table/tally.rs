@@ -22,6 +22,7 @@ impl Expected {
             ("sleep", _) => Self::Value(b"slept".to_vec()),
             ("big", count) => Self::Value(worker::big(count.parse().unwrap())),
             ("error", text) => Self::Error(text.to_owned()),
+            ("listen", _) => Self::Error("asked".to_owned()),
             ("stop", _) => Self::Value(b"continued".to_vec()),
             ("until", _) => Self::Value(b"seen".to_vec()),
             ("touch", _) => Self::Value(b"touched".to_vec()),

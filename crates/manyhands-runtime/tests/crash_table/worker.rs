@@ -19,6 +19,7 @@
 //! | `fork:`            | forks a child that sleeps a second, and kills itself         | never          |
 //! | `scribble:what`    | writes nonsense to its control block, see `scribble`         | never          |
 //! | `until:path`       | waits for a file                                             | `seen`         |
+//! | `listen:`          | waits until it is asked to end                               | (error) asked  |
 //! | `touch:path`       | makes a file                                                 | `touched`      |
 //! | `meet:path count`  | makes a file in a folder, waits until there are so many      | `met`          |
 //! | `limit:count`      | may open no descriptor from this number on                   | `limited`      |
@@ -37,12 +38,15 @@ use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Workers of this slot and higher ones are not forked.
 pub(crate) const REFUSE_FROM: &str = "MANYHANDS_REFUSE_FROM";
 /// Before each fork the zygote waits so many milliseconds.
 pub(crate) const SLOW_FORK: &str = "MANYHANDS_SLOW_FORK";
+/// After each fork the zygote waits so many milliseconds before it tells of it.
+pub(crate) const SLOW_REPORT: &str = "MANYHANDS_SLOW_REPORT";
 /// Preloading this starts a thread in the zygote.
 pub(crate) const THREAD_MODULE: &str = "thread";
 /// The tag of the end of a task that has yielded.
@@ -75,6 +79,7 @@ pub(crate) fn zygote(arguments: &[String]) -> ! {
     let mut zygote = Zygote::new(socket, life_line, 0).unwrap();
     let refuse_from = number_in(REFUSE_FROM);
     let slow = number_in(SLOW_FORK);
+    let slow_report = number_in(SLOW_REPORT);
     loop {
         match zygote.next_request().unwrap() {
             Request::Preload(names, _) => {
@@ -106,6 +111,9 @@ pub(crate) fn zygote(arguments: &[String]) -> ! {
                     }
                     pid => {
                         drop(birth);
+                        if let Some(pause) = slow_report {
+                            std::thread::sleep(Duration::from_millis(pause));
+                        }
                         zygote.forked(key, pid).unwrap();
                     }
                 }
@@ -124,6 +132,13 @@ fn runs_path(birth: &Birth) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(&birth.content))
 }
 
+/// Whether the signal came by which a worker is asked to end what it runs.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_asked(_: libc::c_int) {
+    ASKED.store(true, Ordering::Relaxed);
+}
+
 struct Worker {
     runs: File,
     end: WorkerEnd,
@@ -134,6 +149,9 @@ struct Worker {
 }
 
 fn serve(birth: Birth) -> ! {
+    let handler: extern "C" fn(libc::c_int) = note_asked;
+    // SAFETY: the handler stores to an atomic, and nothing else.
+    unsafe { libc::signal(libc::SIGURG, handler as libc::sighandler_t) };
     let runs = OpenOptions::new()
         .append(true)
         .open(runs_path(&birth))
@@ -327,6 +345,15 @@ impl Worker {
             }
             b"big" => big(text.parse().unwrap()),
             b"error" => return Err(text.to_owned()),
+            b"listen" => loop {
+                std::thread::sleep(Duration::from_millis(1));
+                // Relaxed: the same thread sets it.
+                if ASKED.swap(false, Ordering::Relaxed)
+                    && self.end.unwanted() == Some(Unwanted::Stopped)
+                {
+                    return Err("asked".to_owned());
+                }
+            },
             b"exit" => std::process::exit(text.parse().unwrap()),
             b"kill" => {
                 send_self(libc::SIGKILL);
