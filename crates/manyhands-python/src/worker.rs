@@ -195,14 +195,21 @@ impl Drop for MayStop {
     }
 }
 
-/// Whether the task that runs is to end. Asked by the handler of a signal, which may come late.
+/// Whether the task that runs is to end; said once of each, which may clean up then. Asked by the
+/// handler of a signal, which may come late, and more than once.
 #[pyfunction]
 pub(crate) fn is_to_stop() -> bool {
-    let running = u32::try_from(RUNNING.load(Ordering::Relaxed));
-    match (running, STOP.get()) {
+    static TOLD: AtomicU64 = AtomicU64::new(NOTHING_RUNS);
+    let running = RUNNING.load(Ordering::Relaxed);
+    let is_named = match (u32::try_from(running), STOP.get()) {
         (Ok(number), Some(word)) => word.names(number),
         _ => false,
+    };
+    // Numbers come again, but not while they are named.
+    if !is_named {
+        TOLD.store(NOTHING_RUNS, Ordering::Relaxed);
     }
+    is_named && TOLD.swap(running, Ordering::Relaxed) != running
 }
 
 /// Runs tasks until the parent says to leave.

@@ -5,7 +5,7 @@
 //! | step | what | what may have happened until then |
 //! |---|---|---|
 //! | FREEZE | the worker starts nothing any more; what it has not started goes elsewhere | it has gone on to the next task: nothing is done |
-//! | ASK | the word of the unwanted names the task, and a signal has its main thread look there | it ends by itself: the result is dropped, the worker thawed |
+//! | ASK | the word of the unwanted names the task, and a signal has its main thread look there; again and again, since one that comes just before a system call is looked at only after that | it ends by itself: the result is dropped, the worker thawed |
 //! | KILL | after the grace, the worker and its process group | the result is there and was not read: it is read first |
 //!
 //! A worker that is being stopped is given nothing. Whatever comes of the task from ASK on, it ends as
@@ -26,6 +26,10 @@ use manyhands_os::monotonic_nanos;
 use manyhands_shm::{QueueWord, Unwanted};
 use std::sync::Arc;
 
+/// After how long a task that is to end is asked for the second time, and at the latest for each later
+/// one, in nanoseconds.
+const ASK_AGAIN: u64 = 5_000_000;
+const ASK_SELDOM: u64 = 1_000_000_000;
 /// The shortest time between two looks, in nanoseconds.
 const SHORTEST_LOOK: u64 = 500_000;
 
@@ -38,6 +42,9 @@ pub(crate) struct Stop {
     limit: Option<u64>,
     /// When its worker is killed; none once it was.
     kill_at: Option<u64>,
+    /// When it is asked once more, and after how long the next time.
+    ask_at: u64,
+    ask_after: u64,
 }
 
 impl Stop {
@@ -120,6 +127,12 @@ impl Pool {
         };
         if let Some(stop) = &mut worker.stop {
             match &worker.process {
+                Some(process) if stop.kill_at.is_some_and(|at| at > now) => {
+                    process.ask();
+                    stop.ask_at = now + stop.ask_after;
+                    stop.ask_after = (2 * stop.ask_after).min(ASK_SELDOM);
+                    return self.due(state, slot, now);
+                }
                 Some(process) => {
                     process.kill();
                     stop.kill_at = None;
@@ -141,7 +154,7 @@ impl Pool {
             return None;
         };
         if let Some(stop) = &worker.stop {
-            return stop.kill_at;
+            return stop.kill_at.map(|at| at.min(stop.ask_at));
         }
         let next = worker.control.queue().state().next;
         if next == worker.oldest {
@@ -178,10 +191,13 @@ impl Pool {
             return false; // it has gone on
         }
         let behind = QueueWord::distance(next, worker.next) as usize;
+        let now = monotonic_nanos();
         worker.stop = Some(Stop {
             number,
             limit,
-            kill_at: Some(monotonic_nanos().saturating_add(limits.grace)),
+            kill_at: Some(now.saturating_add(limits.grace)),
+            ask_at: now + ASK_AGAIN,
+            ask_after: 2 * ASK_AGAIN,
         });
         worker.set_unwanted(number, Unwanted::Stopped);
         if let Some(process) = &worker.process {

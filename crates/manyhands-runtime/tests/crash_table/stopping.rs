@@ -170,10 +170,12 @@ fn it_listens(site: &Site) {
     warm(site, &pool);
     let pids = worker_pids(&pool);
     let jobs = [
-        site.submit_limited(&pool, "listen:", limits(10, 60_000)),
-        site.submit_limited(&pool, "listen:", limits(1, 60_000)),
+        site.submit_limited(&pool, "listen:0", limits(10, 60_000)),
+        site.submit_limited(&pool, "listen:0", limits(1, 60_000)),
+        // It was in the wrong place when it was asked before.
+        site.submit_limited(&pool, "listen:3", limits(1, 60_000)),
     ];
-    assert_eq!(site.settle(&pool, &jobs).timed_out, 2);
+    assert_eq!(site.settle(&pool, &jobs).timed_out, 3);
     assert_eq!(worker_pids(&pool), pids);
     site.finish(pool);
 }
@@ -185,7 +187,7 @@ fn asked_late(site: &Site) {
         time: None,
         grace: 60_000 * MILLISECOND,
     };
-    let job = site.submit_limited(&pool, "listen:", patient);
+    let job = site.submit_limited(&pool, "listen:0", patient);
     until(|| site.runs_of(&job) == 1);
     assert!(pool.cancel(&job.task));
     let behind = site.submit(&pool, "echo:behind");

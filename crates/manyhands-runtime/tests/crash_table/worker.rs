@@ -19,7 +19,7 @@
 //! | `fork:`            | forks a child that sleeps a second, and kills itself         | never          |
 //! | `scribble:what`    | writes nonsense to its control block, see `scribble`         | never          |
 //! | `until:path`       | waits for a file                                             | `seen`         |
-//! | `listen:`          | waits until it is asked to end                               | (error) asked  |
+//! | `listen:times`     | waits until it was asked to end more often than that         | (error) asked  |
 //! | `touch:path`       | makes a file                                                 | `touched`      |
 //! | `meet:path count`  | makes a file in a folder, waits until there are so many      | `met`          |
 //! | `limit:count`      | may open no descriptor from this number on                   | `limited`      |
@@ -345,15 +345,21 @@ impl Worker {
             }
             b"big" => big(text.parse().unwrap()),
             b"error" => return Err(text.to_owned()),
-            b"listen" => loop {
-                std::thread::sleep(Duration::from_millis(1));
-                // Relaxed: the same thread sets it.
-                if ASKED.swap(false, Ordering::Relaxed)
-                    && self.end.unwanted() == Some(Unwanted::Stopped)
-                {
-                    return Err("asked".to_owned());
+            b"listen" => {
+                let mut deaf: u32 = text.parse().unwrap();
+                loop {
+                    std::thread::sleep(Duration::from_millis(1));
+                    // Relaxed: the same thread sets it.
+                    if ASKED.swap(false, Ordering::Relaxed)
+                        && self.end.unwanted() == Some(Unwanted::Stopped)
+                    {
+                        if deaf == 0 {
+                            return Err("asked".to_owned());
+                        }
+                        deaf -= 1;
+                    }
                 }
-            },
+            }
             b"exit" => std::process::exit(text.parse().unwrap()),
             b"kill" => {
                 send_self(libc::SIGKILL);
