@@ -131,7 +131,7 @@ fn items_of_a_block(site: &Site) {
 
 fn yields_for_too_long(site: &Site) {
     let pool = site.pool(1);
-    let mut items = Items::limited(true, limits(200, 60_000));
+    let mut items = Items::limited(true, limits(60, 60_000));
     items.send(
         site,
         &pool,
