@@ -44,9 +44,9 @@ impl Item {
         if let Some(rest) = command.strip_prefix("yield:") {
             let mut parts = rest.split(' ');
             let (count, size) = (parts.next().unwrap(), parts.next().unwrap());
+            let size: usize = size.parse().unwrap();
             // Of what has no end, more than may wait.
-            let count = count.parse().unwrap_or(10_000);
-            let size = size.parse().unwrap();
+            let count = count.parse().unwrap_or(100_000_000 / size.max(250));
             yields.extend((0..count).map(|index| worker::yielded(index, size)));
         }
         Self {
