@@ -1,6 +1,7 @@
 //! Nameless shared memory: a memory file, and views of it.
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,6 +17,16 @@ fn sealable_file(name: &CStr) -> io::Result<File> {
         let why = format!("memory cannot be shared between processes (memfd_create: {error})");
         io::Error::new(error.kind(), why)
     })
+}
+
+/// Seals the size of a file, and its content unless the kernel refuses: it does where somebody has a
+/// writable mapping, or where it holds on to a page itself just then, as it may when memory is short.
+fn seal_content(file: &OwnedFd) -> io::Result<()> {
+    let size = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    match fcntl_add_seals(file, size | SealFlags::WRITE) {
+        Err(Errno::BUSY) => Ok(fcntl_add_seals(file, size)?),
+        answer => Ok(answer?),
+    }
 }
 
 /// A memory file of fixed size whose pages are all there: using it can fail no more.
@@ -35,13 +46,12 @@ impl MemoryFile {
         Ok(Self { file, len })
     }
 
-    /// Makes a sealed file that holds `content` and can be changed by nobody.
+    /// Makes a sealed file that holds `content`, which nobody changes.
     pub fn with_content(name: &CStr, content: &[u8]) -> io::Result<Self> {
         let file = sealable_file(name)?;
         file.write_all_at(content, 0)?;
         let file: OwnedFd = file.into();
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-        fcntl_add_seals(&file, seals)?;
+        seal_content(&file)?;
         Ok(Self {
             file,
             len: content.len(),
@@ -231,5 +241,43 @@ impl Drop for Segment {
         // the segment.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::ftruncate;
+
+    #[test]
+    fn content_is_sealed() {
+        let file = MemoryFile::with_content(c"test", b"content").unwrap();
+        let copy = File::from(file.file.try_clone().unwrap());
+        assert!(copy.write_all_at(b"other", 0).is_err());
+        assert_eq!(file.read().unwrap(), b"content");
+    }
+
+    /// A writable mapping makes the kernel refuse the seal, as a page that it holds on to does.
+    #[test]
+    fn a_file_that_is_busy_has_its_size_sealed() {
+        let file: OwnedFd = sealable_file(c"test").unwrap().into();
+        ftruncate(&file, 4096).unwrap();
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, which nobody uses.
+        let mapping = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                4096,
+                flags,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
+        }
+        .unwrap();
+        seal_content(&file).unwrap();
+        assert!(ftruncate(&file, 0).is_err(), "a reader would get SIGBUS");
+        // SAFETY: mapped above, whole.
+        unsafe { munmap(mapping, 4096) }.unwrap();
     }
 }
