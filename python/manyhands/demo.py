@@ -380,7 +380,8 @@ def _run_with_a_kill(paths: Sequence[str], workers: int) -> tuple[Run, Kills]:
                 if marks and len(measures) >= marks[0]:
                     del marks[0]
                     if not kills.lost:
-                        kills.pids.append(_kill_one(pool, len(measures), len(paths)))
+                        victim = _kill_one(pool, kills.pids, len(measures), len(paths))
+                        kills.pids.append(victim)
             measures.extend(future.result() for future in again)
             pids = ", ".join(str(worker.pid) for worker in pool.stats().workers)
             _say(f"  after:  the workers are now {pids}")
@@ -389,15 +390,24 @@ def _run_with_a_kill(paths: Sequence[str], workers: int) -> tuple[Run, Kills]:
     return _timed(paths, run), kills
 
 
-def _kill_one(pool: Pool, done: int, total: int) -> int:
-    pids = [worker.pid for worker in pool.stats().workers]
-    victim = pids[0]
-    _say(
-        f"  before: the workers are {', '.join(map(str, pids))}",
-        f"  KILL:   worker {victim} gets SIGKILL, with {done} of {total} files done",
-    )
-    os.kill(victim, signal.SIGKILL)
-    return victim
+def _kill_one(pool: Pool, killed: Sequence[int], done: int, total: int) -> int:
+    """Kills a worker that lives; `killed` are those that may still be listed."""
+    while True:
+        # A pid of 0 is a worker that is being born.
+        pids = [worker.pid for worker in pool.stats().workers if worker.pid > 0]
+        for victim in pids:
+            if victim in killed:
+                continue
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it died by itself
+            _say(
+                f"  before: the workers are {', '.join(map(str, pids))}",
+                f"  KILL:   worker {victim} gets SIGKILL, with {done} of {total} files done",
+            )
+            return victim
+        time.sleep(0.001)  # a new one is on its way
 
 
 def _kill_lines(kills: Kills, survived: Run, same: bool) -> list[str]:

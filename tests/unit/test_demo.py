@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import pickle
+import signal
+import subprocess
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 
@@ -174,3 +177,28 @@ def test_senseless_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         demo._parser().parse_args(arguments)
     assert refused.value.code == 2
+
+
+class Workers:
+    """What the demo sees of a pool: the pids of its workers, from one look to the next."""
+
+    def __init__(self, *looks: tuple[int, ...]) -> None:
+        self.looks = list(looks)
+
+    def stats(self) -> SimpleNamespace:
+        pids = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        return SimpleNamespace(workers=[SimpleNamespace(pid=pid) for pid in pids])
+
+
+@pytest.mark.parametrize("gone", ["killed", "died", "unborn"])
+def test_the_demo_kills_a_worker_that_lives(gone: str) -> None:
+    """The first of the list may be dead and not buried, or have no number yet."""
+    with subprocess.Popen(["sleep", "600"]) as dead, subprocess.Popen(["sleep", "600"]) as alive:
+        dead.kill()
+        if gone != "killed":
+            dead.wait()  # its number is nobody's any more
+        first = 0 if gone == "unborn" else dead.pid
+        killed = [dead.pid] if gone == "killed" else []
+        pool = Workers((first,), (first, alive.pid))
+        assert demo._kill_one(pool, killed, 6, 12) == alive.pid  # type: ignore[arg-type]
+        assert alive.wait() == -signal.SIGKILL
