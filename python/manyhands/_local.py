@@ -10,7 +10,7 @@ from manyhands._describe import name_of, option_hint, task_note
 from manyhands._errors import RemoteError
 from manyhands._outcome import kept_from_ending
 
-__all__ = ["copied", "explained", "initializer_failed", "not_awaited"]
+__all__ = ["copied", "explained", "initializer_failed", "not_awaited", "turn"]
 
 # What would end the program, or a thread, if a result's taker met it.
 _ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit)
@@ -90,3 +90,10 @@ def copied(value: Any, tag: int | None) -> Any:
         NotPicklable: that does not work, on processes neither; the message names the path.
     """
     return loads(_resolve.dumps(value) if tag is None else _encoding.dumps(value, tag)[0])
+
+
+def turn() -> None:
+    """What a loop without Python calls now and then.
+
+    The interpreter does it on the way in: it lets other threads run, and signal handlers.
+    """

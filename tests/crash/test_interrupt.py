@@ -246,6 +246,44 @@ def test_one_interrupt_ends_it(chosen: Program) -> None:
     assert not typed.survivors
 
 
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+@program_test
+def test_a_map_in_which_no_python_runs_is_interrupted_at_once(engine: str) -> None:
+    """A signal that comes between two waits is not left for a third: C code never looks itself."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    latest = 0.0
+    with mh.Pool(2, engine=engine) as pool:
+        for _ in range(30):
+            begin = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            try:
+                pool.map(abs, itertools.count()).run()
+            except KeyboardInterrupt:
+                latest = max(latest, time.monotonic() - begin - 0.02)
+    print(f"{latest:.3f} s from the signal to the exception, at most")
+    assert latest < 0.5
+
+
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+@program_test
+def test_other_threads_run_beside_a_map_in_which_no_python_runs(engine: str) -> None:
+    def count():
+        while not over:
+            time.sleep(0.001)
+            turns.append(time.monotonic())
+
+    over, turns = [], []
+    thread = threading.Thread(target=count)
+    thread.start()
+    with mh.Pool(2, engine=engine) as pool:
+        pool.map(abs, range(3_000_000)).run()
+    over.append(True)
+    thread.join()
+    longest = max(after - before for before, after in itertools.pairwise(turns))
+    print(f"{len(turns)} turns, {longest:.3f} s from one to the next at most")
+    assert longest < 0.2
+
+
 @program
 def in_the_exit_of_the_program_that_waits_for_a_thread() -> None:
     def linger():

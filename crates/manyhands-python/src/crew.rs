@@ -29,6 +29,7 @@ use crate::crew_map::CrewMap;
 use crate::crew_task::{Call, CrewTask, End};
 use crate::engine::{Engine, MapCall};
 use crate::future::{TaskFuture, Work};
+use crate::local::Turn;
 use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{hooks, process};
@@ -42,10 +43,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-/// How long a thread keeps the GIL before it offers it to others, in nanoseconds: as long as Python's own
-/// loop does. Tasks that are written in C never offer it.
-const OFFER_AFTER: u64 = 5_000_000;
 
 thread_local! {
     /// The crew that this thread works for, as an address; 0 for other threads.
@@ -403,7 +400,8 @@ impl Crew {
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
         CREW.set(Arc::as_ptr(self).addr());
         let mut is_waking = true;
-        let mut offered_at = monotonic_nanos();
+        let mut turn = Turn::default();
+        turn.begin(monotonic_nanos());
         loop {
             match self.pop(&mut is_waking) {
                 Some(Entry::Task(task)) => {
@@ -420,17 +418,16 @@ impl Crew {
                     if !py.detach(|| self.sleep(&mut is_waking)) {
                         break;
                     }
-                    offered_at = monotonic_nanos();
+                    turn.begin(monotonic_nanos());
                     continue;
                 }
             }
             if self.is_of_other_process() {
                 return; // a child that a task forked came back from it
             }
-            let now = monotonic_nanos();
-            if now - offered_at > OFFER_AFTER {
-                py.detach(|| {});
-                offered_at = now;
+            if let Err(error) = turn.pass(py, monotonic_nanos()) {
+                // Between two tasks it is meant for none of them.
+                error.write_unraisable(py, None);
             }
         }
     }

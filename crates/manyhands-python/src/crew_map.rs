@@ -21,7 +21,7 @@
 use crate::crew::{Crew, Entry, Member, Refused};
 use crate::engine::MapCall;
 use crate::input::Input;
-use crate::local::{self, Kind, Shown};
+use crate::local::{self, Kind, Shown, Turn};
 use crate::results::{Counts, Failed, Source, Taken};
 use manyhands_os::{
     Waited, futex_wait_private, futex_wake_private, monotonic_nanos, thread_cpu_nanos,
@@ -243,6 +243,7 @@ impl CrewMap {
             item_bytes: 0,
             away: 0,
             left_at: 0,
+            turn: Turn::default(),
         };
         // As much as comes at once; input that takes its time is taken while somebody waits.
         while source.input.index < FIRST_ITEMS && !source.is_full() && !source.input.is_slow() {
@@ -502,6 +503,7 @@ struct Consumer {
     /// How long the consumer stays away, in nanoseconds, and when it left.
     away: u64,
     left_at: u64,
+    turn: Turn,
 }
 
 impl Consumer {
@@ -612,6 +614,7 @@ impl Consumer {
     /// Sees to it that something is ready; false when all is out.
     fn refill(&mut self, py: Python<'_>) -> PyResult<bool> {
         let now = monotonic_nanos();
+        self.turn.pass(py, now)?;
         if self.left_at > 0 {
             let away = now.saturating_sub(self.left_at);
             self.away = away.max(self.away - self.away / 8);

@@ -3,6 +3,7 @@
 use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, ONE_PLAIN};
 use crate::codec::Decoder;
 use crate::input::Input;
+use crate::local::Turn;
 use crate::outcome;
 use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
@@ -76,6 +77,7 @@ pub(crate) struct Feed {
     /// How long the consumer stays away, in nanoseconds, and when it left.
     away: u64,
     left_at: u64,
+    turn: Turn,
 }
 
 /// What a map over processes is made of.
@@ -133,6 +135,7 @@ impl Feed {
             index: 0,
             away: 0,
             left_at: 0,
+            turn: Turn::default(),
         };
         // As much as comes at once; input that takes its time is taken while somebody waits.
         while feed.input.index < FIRST_ITEMS && !feed.is_full() && !feed.input.is_slow() {
@@ -320,6 +323,7 @@ impl Feed {
     fn refill(&mut self, py: Python<'_>) -> PyResult<bool> {
         self.pool.check_process()?;
         let now = monotonic_nanos();
+        self.turn.pass(py, now)?;
         if self.left_at > 0 {
             let away = now.saturating_sub(self.left_at);
             self.away = away.max(self.away - self.away / 8);

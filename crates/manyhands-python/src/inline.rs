@@ -9,7 +9,7 @@ use crate::crew::Refused;
 use crate::engine::{Engine, MapCall};
 use crate::future::{Known, TaskFuture};
 use crate::input::Input;
-use crate::local::{self, Kind, Shown};
+use crate::local::{self, Kind, Shown, Turn};
 use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
 use crate::{functions, hooks, pickle};
@@ -259,6 +259,8 @@ impl Engine for Inline {
             copier: Copier::default(),
             streaming: None,
             was_long: false,
+            now: 0,
+            turn: Turn::default(),
             ends: VecDeque::new(),
             item: None,
         }))
@@ -305,6 +307,9 @@ struct Loop {
     streaming: Option<(Py<PyIterator>, Py<PyAny>)>,
     /// Whether what ran last was longer than `LONG`.
     was_long: bool,
+    /// When what ran last had ended.
+    now: u64,
+    turn: Turn,
     /// What was run before somebody asked for it.
     ends: VecDeque<(u64, bool, End)>,
     /// The item whose end was handed over last, if it failed or is a batch.
@@ -323,6 +328,7 @@ impl Loop {
     /// Runs the next item, or a generator up to its next value: index, whether more follows, what came.
     #[inline]
     fn step(&mut self, py: Python<'_>) -> PyResult<Option<(u64, bool, End)>> {
+        self.turn.pass(py, self.now)?;
         if self.streaming.is_some() {
             return self.next_yielded(py).map(Some);
         }
@@ -369,7 +375,8 @@ impl Loop {
     /// Counts what ran since. What is short is all processor time.
     #[inline]
     fn stop(&mut self, (start, cpu_start): (u64, Option<u64>)) {
-        let nanos = monotonic_nanos() - start;
+        self.now = monotonic_nanos();
+        let nanos = self.now - start;
         let cpu = match cpu_start {
             Some(cpu_start) => thread_cpu_nanos().saturating_sub(cpu_start),
             None => nanos.min(LONG),

@@ -7,6 +7,38 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
+/// How long a thread keeps Python before it offers it to others, in nanoseconds: as long as Python's own
+/// loop does.
+const TURN_NANOS: u64 = 5_000_000;
+
+/// A thread's turn with Python, in a loop of ours that may run no Python code at all: bytecode lets other
+/// threads run now and then, and sees signals, and C code does neither.
+#[derive(Default)]
+pub(crate) struct Turn {
+    since: u64,
+}
+
+impl Turn {
+    pub(crate) fn begin(&mut self, now: u64) {
+        self.since = now;
+    }
+
+    /// Calls Python if the turn was long: it fails with what a signal handler raises.
+    #[inline]
+    pub(crate) fn pass(&mut self, py: Python<'_>, now: u64) -> PyResult<()> {
+        if now.saturating_sub(self.since) < TURN_NANOS {
+            return Ok(());
+        }
+        self.since = now;
+        // To let go of the GIL for a moment would not do: others ask for it only after they have
+        // waited for 5 ms in a row.
+        hooks::turn(py)?.call0().map(drop).inspect_err(|error| {
+            // Nobody cares which line of ours it came to.
+            error.set_traceback(py, None);
+        })
+    }
+}
+
 /// What a function returned, by what is done with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

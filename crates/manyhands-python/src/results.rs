@@ -420,6 +420,25 @@ fn stopped(results: &Bound<'_, ResultsBase>, error: PyErr) -> PyResult<PyErr> {
     Ok(PyErr::from_value(error.into_bound(py).into_any()))
 }
 
+/// Nothing is shown of the map any more, which has ended.
+#[cold]
+fn finish(results: &Bound<'_, ResultsBase>) -> PyResult<()> {
+    let py = results.py();
+    let finish = || {
+        let finished = results.call_method0(intern!(py, "_finish"));
+        finished.map(drop)
+    };
+    match finish() {
+        Err(error) if is_ctrl_c(py, &error) => {
+            // It came just now, and may have kept the method from its work.
+            finish()?;
+            error.set_traceback(py, None);
+            Err(stopped(results, error)?)
+        }
+        finished => finished,
+    }
+}
+
 /// A number that no other living thread has; not 0.
 fn this_thread() -> usize {
     thread_local! {
@@ -489,7 +508,7 @@ impl ResultsBase {
                 Ok(Some(taken)) => taken,
                 Ok(None) => {
                     taking.end(py, &self.over, false);
-                    slf.call_method0(intern!(py, "_finish"))?;
+                    finish(slf)?;
                     if taking.group.is_empty() {
                         return Ok(None);
                     }
@@ -501,7 +520,7 @@ impl ResultsBase {
                     process::check(self.generation, "this map")?;
                     // Who pressed Ctrl-C does not want to wait for hours.
                     taking.end(py, &self.over, is_ctrl_c(py, &error));
-                    slf.call_method0(intern!(py, "_finish"))?;
+                    finish(slf)?;
                     return Err(stopped(slf, error)?);
                 }
             };
@@ -524,7 +543,7 @@ impl ResultsBase {
                     Ok(None) => continue,
                     Err(error) if is_interruption(py, &error) => {
                         taking.end(py, &self.over, is_ctrl_c(py, &error));
-                        slf.call_method0(intern!(py, "_finish"))?;
+                        finish(slf)?;
                         return Err(stopped(slf, error)?);
                     }
                     Err(error) => {
@@ -568,7 +587,7 @@ impl ResultsBase {
         } = failed;
         if taking.on_error == OnError::Raise {
             taking.end(py, &self.over, false);
-            slf.call_method0(intern!(py, "_finish"))?;
+            finish(slf)?;
             let error = hooks::raised(py)?.call1((error.into_value(py), slf, index))?;
             return Err(PyErr::from_value(error));
         }
