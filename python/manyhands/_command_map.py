@@ -121,6 +121,7 @@ class _Run:
         self._done = 0
         self._failed = 0
         self._output: Output | None = None
+        self._hint: Any = None
         self._input: PathInput | RecordInput
         self._task: Any
         self._streams = False
@@ -168,6 +169,7 @@ class _Run:
             raise UsageError(f"{error}.") from None
         with closing(results):
             self._write(results, manyhands.Failure)
+        self._hint = results._hint()
         self._output.complete()
 
     def _write(self, results: Iterable[Any], failure: type) -> None:
@@ -230,6 +232,8 @@ class _Run:
 
     def conclude(self) -> int:
         """Says how it went, where there is something to say; the exit code."""
+        if self._hint is not None and sys.stderr is not None and sys.stderr.isatty():
+            tell(f"hint: {self._hint.as_arguments()}")
         if not self._failed:
             return 0
         kept = self._arguments.on_error == "return"

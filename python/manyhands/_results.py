@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 import sys
 import time
 import warnings
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from manyhands._hints import Hint
+
 R = TypeVar("R")
 T = TypeVar("T")
 
 # Failures that are kept; the others are counted.
 _MOST_FAILURES = 10_000
+
+# What is measured in less time says little, in seconds.
+_LONG = 0.5
 
 # What an event loop is given at a time.
 _AT_ONCE = 1000
@@ -112,6 +118,10 @@ class Summary(Snapshot):
         "received": "encoded bytes of results",
         "workers": "the most workers that could run it",
         "engine": "'process', 'thread' or 'inline'",
+        "hints": (
+            "what would have been much faster, in words to paste; most often nothing. They are "
+            "logged as well, by `manyhands.hints`, when the map ends"
+        ),
     }
 
     total: int | None
@@ -124,6 +134,7 @@ class Summary(Snapshot):
     received: int
     workers: int
     engine: str
+    hints: tuple[str, ...]
 
 
 class Results(_core.ResultsBase, Generic[R]):
@@ -227,6 +238,7 @@ class Results(_core.ResultsBase, Generic[R]):
         pulled, taken, failed, _, complete, _ = self._counts()
         until = self._ended if self._ended is not None else time.monotonic()
         busy, cpu, sent, received = self._measures()
+        hint = self._hint()
         return Summary(
             total=pulled if complete else self._total,
             done=taken,
@@ -236,6 +248,23 @@ class Results(_core.ResultsBase, Generic[R]):
             cpu=cpu,
             sent=sent,
             received=received,
+            workers=self._workers,
+            engine=self._engine,
+            hints=() if hint is None else (str(hint),),
+        )
+
+    def _hint(self) -> Hint | None:
+        wall = (self._ended or time.monotonic()) - self._started
+        if wall < _LONG:
+            return None
+        from manyhands._hints import hint_of
+
+        busy, cpu, _, _ = self._measures()
+        return hint_of(
+            done=self._counts()[1],
+            wall=wall,
+            busy=busy,
+            cpu=cpu,
             workers=self._workers,
             engine=self._engine,
         )
@@ -318,6 +347,9 @@ class Results(_core.ResultsBase, Generic[R]):
         """The map has ended: nothing is shown of it any more. Called by the native part, too."""
         if self._ended is None:
             self._ended = time.monotonic()
+            hint = self._hint()
+            if hint is not None:
+                logging.getLogger("manyhands.hints").info("%s: %s", self._name, hint)
         progress, self._progress = self._progress, None
         if progress is not None:
             progress.finish()

@@ -793,6 +793,18 @@ def test_ctrl_c(work: Path, engine: str) -> None:
     assert not (work / "out").exists()
 
 
+def test_a_hint_is_shown_on_a_terminal(work: Path) -> None:
+    (work / "slow.py").write_text("import time\ndef wait(text): time.sleep(0.02)\n")
+    items = map(str, range(60))
+    arguments = ["map", "slow.py:wait", *items, "-o", "out", "-j", "2", "--no-progress"]
+    code, shown = on_terminal(work, *arguments, keys=b"", when=None)
+    assert code == 0
+    assert shown.startswith("hint: items waited for ")
+    assert ": --engine thread --workers 32 would have more of them wait at once\n" in shown
+    ended = manyhands(work, *arguments)
+    assert (ended.code, ended.err) == (0, "")
+
+
 def test_pickles_are_not_shown_on_a_terminal(work: Path) -> None:
     code, shown = on_terminal(work, "map", "work.py:same", "a", "--pickle", keys=b"", when=None)
     assert code == 2
