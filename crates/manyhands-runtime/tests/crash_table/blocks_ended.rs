@@ -2,7 +2,9 @@
 
 use crate::crash_table::blocks::{around, echoes, send_mixture};
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{cancel_waiting, submit_blocker, until, warm};
+use crate::crash_table::helpers::{
+    cancel_waiting, submit_blocker, submit_two_blockers, until, warm,
+};
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::stream::Items;
 use crate::crash_table::worker::SLOW_FORK;
@@ -178,10 +180,7 @@ fn initializer_fails(site: &Site) {
 fn close_with_cancel(site: &Site) {
     let pool = site.pool(2);
     warm(site, &pool);
-    let blockers = [
-        submit_blocker(site, &pool, "go"),
-        submit_blocker(site, &pool, "go"),
-    ];
+    let blockers = submit_two_blockers(site, &pool, "go");
     let mut streams = [Items::new(true), Items::new(false)];
     for items in &mut streams {
         for _ in 0..30 {

@@ -40,9 +40,7 @@ fn cancelling(site: &Site) {
     let pool = site.pool(1);
     warm(site, &pool);
     let blocker = submit_blocker(site, &pool, "go");
-    let jobs: Vec<Job> = (0..3000)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let jobs = site.submit_echoes(&pool, 3000);
     let waiting = pool.stats().workers[0].waiting;
     assert!(
         (1..3000).contains(&waiting),
