@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import manyhands as mh
@@ -29,3 +31,14 @@ def settle(pool: mh.Pool) -> None:
     """Returns when the pool has nothing to do."""
     while pool.stats().pending:
         time.sleep(0.001)
+
+
+def texts_of_warnings(file: str, make: Callable[[], Any]) -> list[str]:
+    """What is told, as from this file, when something is made there and dropped."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make()
+        gc.collect()
+    assert all(warning.category is RuntimeWarning for warning in caught)
+    assert all(warning.filename == file for warning in caught)
+    return [str(warning.message) for warning in caught]

@@ -34,7 +34,7 @@ from tasks import (
 
 import manyhands as mh
 from gate import Gate, pass_through
-from observing import Counted, settle
+from observing import Counted, settle, texts_of_warnings
 
 ON_ERROR = ["raise", "return", "skip", "group"]
 
@@ -127,11 +127,14 @@ def test_without_order_nothing_waits_for_the_first(mapping: Mapping, gate: Gate)
 
     if not mapping.engine.parallel:
         gate.open()  # what waits holds everybody up
-    results = mapping.map(first_waits, range(10), ordered=False)
-    first = next(results)
-    assert (first == 0) == (not mapping.engine.parallel)
-    gate.open()
-    assert sorted([first, *results]) == list(range(10))
+    results = mapping.map(first_waits, range(500), ordered=False)
+    if mapping.engine.parallel:
+        assert sorted(itertools.islice(results, 499)) == list(range(1, 500))
+        gate.open()
+        assert list(results) == [0]
+    else:
+        assert next(results) == 0
+        assert sorted(results) == list(range(1, 500))
 
 
 def test_in_order_though_the_first_comes_last(mapping: Mapping, gate: Gate) -> None:
@@ -162,15 +165,18 @@ def wait_for_file(path: str) -> None:
         threading.Event().wait(0.001)
 
 
-@pytest.mark.parametrize("size", [1, 3, 10, 64])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 64, 1000])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_buffersize(mapping: Mapping, size: int, ordered: bool) -> None:
-    items = Counted(range(200))
+    items = Counted(range(3000))
+    results = mapping.map(square, items, buffersize=size, ordered=ordered)
+    assert items.taken <= size
     got = []
-    for result in mapping.map(square, items, buffersize=size, ordered=ordered):
+    for result in results:
         got.append(result)
-        assert items.taken <= len(got) + size
-    assert sorted(got) == squares(200)
+        # This one has been handed over.
+        assert items.taken <= size + len(got)
+    assert sorted(got) == squares(3000)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 100])
@@ -281,8 +287,8 @@ def test_a_generator_that_is_left_half_way(mapping: Mapping) -> None:
 
 
 def test_iterators_that_are_no_generators_are_values(mapping: Mapping) -> None:
-    [result] = mapping.map(iter, [[1, 2]])
-    assert list(result) == [1, 2]
+    assert [list(result) for result in mapping.map(iter, [[1], [2, 3]])] == [[1], [2, 3]]
+    assert list(mapping.map(range, [2, 3])) == [range(2), range(3)]
     assert list(mapping.map(count_list, [2, 1])) == [[0, 1], [0]]
 
 
@@ -310,7 +316,7 @@ def test_progress_is_told(mapping: Mapping, on_error: str) -> None:
 
 def test_timeout(engine: Capabilities, gate: Gate) -> None:
     with mh.Pool(2, engine=engine.name) as pool:
-        for timeout in (None, 1000, float("inf")):
+        for timeout in (None, 1000, 1e30, float("inf")):
             assert list(pool.map(square, range(5), timeout=timeout)) == squares(5)
         if engine.background:
             results = pool.map(pass_through, [gate.path] * 3, timeout=0.01)
@@ -610,7 +616,7 @@ def try_lock(lock: threading.Lock, _number: int) -> bool:
 
 
 def test_with_input(mapping: Mapping) -> None:
-    items = [[number] for number in range(50)]
+    items = [[number] for number in range(100)]
     results = mapping.map(len, items)
     for (item, result), original in zip(results.with_input(), items, strict=True):
         assert item is original
@@ -622,11 +628,11 @@ def test_with_input(mapping: Mapping) -> None:
     item, failure = pairs[0]
     assert (item, failure.input, failure.index) == (1, 1, 0)
     assert list(mapping.map(odd_fail, [1, 2], on_error="skip").with_input()) == [(2, 2)]
-    late = mapping.map(square, range(3))
+    late = mapping.map(square, range(5))
     next(late)
     with pytest.raises(TypeError, match="before the first result"):
         late.with_input()
-    assert list(late) == [1, 4]
+    assert list(late) == [1, 4, 9, 16]
 
 
 def test_run_and_summary(mapping: Mapping) -> None:
@@ -709,14 +715,23 @@ def test_repr_says_where_it_is_and_what_to_do(mapping: Mapping) -> None:
     assert "1 of 3 taken; go on iterating, or call .run() to finish" in repr(results)
     list(results)
     assert "3 of 3 taken; nothing more comes" in repr(results)
+    endless = mapping.map(square, itertools.count())
+    assert "of square: 0 taken; iterate" in repr(endless)
+    assert list(itertools.islice(endless, 1234))[-1] == 1233**2
+    assert "1,234 taken" in repr(endless)
+    endless.close()
+    assert "nothing more comes" in repr(endless)
+    failing = mapping.map(int, ["1", "x", "y"], on_error="skip")
+    assert failing.list() == [1]
+    assert "3 of 3 taken, 2 failed" in repr(failing)
 
 
 def test_await_and_async_for(mapping: Mapping) -> None:
     async def main() -> None:
-        results = mapping.map(square, range(1500))
-        assert await results == squares(1500)
+        results = mapping.map(square, range(3000))
+        assert await results == squares(3000)
         assert await results == []
-        assert [result async for result in mapping.map(square, iter(range(1500)))] == squares(1500)
+        assert [result async for result in mapping.map(square, iter(range(3000)))] == squares(3000)
         assert await mapping.map(count_to, [2, 3]) == [0, 1, 0, 1, 2]
         with pytest.raises(ValueError, match="item 3"):
             await mapping.map(fail_at_3, range(10))
@@ -734,22 +749,36 @@ def test_await_and_async_for(mapping: Mapping) -> None:
 
 
 def test_async_for_that_is_left_loses_nothing(mapping: Mapping) -> None:
+    """Whoever goes on, by whatever means, finds what comes next."""
+
     async def main() -> None:
-        results = mapping.map(square, range(2000))
+        results = mapping.map(square, range(5000))
         got = []
         async for result in results:
             got.append(result)
             if len(got) == 10:
                 break
+        gc.collect()
+        await asyncio.sleep(0)
+        async for result in results:
+            got.append(result)
+            if len(got) == 20:
+                break
+        got += itertools.islice(results, 10)
         got.append(next(results))
+        async for result in results:
+            got.append(result)
+            if len(got) == 2000:
+                break
         got += await results
-        assert got == squares(2000)
+        assert got == squares(5000)
+        assert results.summary.done == 5000
 
     asyncio.run(main())
 
 
 def test_several_threads_take_each_result_once(mapping: Mapping) -> None:
-    results = mapping.map(square, iter(range(3000)))
+    results = mapping.map(square, iter(range(30_000)))
     taken: list[list[int]] = [[] for _ in range(4)]
     threads = [threading.Thread(target=mine.extend, args=(results,)) for mine in taken]
     for thread in threads:
@@ -757,8 +786,8 @@ def test_several_threads_take_each_result_once(mapping: Mapping) -> None:
     for thread in threads:
         thread.join()
     assert all(mine == sorted(mine) for mine in taken)
-    assert sorted(itertools.chain(*taken)) == squares(3000)
-    assert results.summary.done == 3000
+    assert sorted(itertools.chain(*taken)) == squares(30_000)
+    assert results.summary.done == 30_000
 
 
 # -------------------------------------------------------------------------------------------- input
@@ -803,7 +832,7 @@ def test_the_input_is_taken_by_who_takes_results(mapping: Mapping) -> None:
     assert threads == {threading.get_ident()}
 
 
-@pytest.mark.parametrize("before", [0, 1, 100])
+@pytest.mark.parametrize("before", [0, 1, 100, 300])
 @pytest.mark.parametrize("on_error", ON_ERROR)
 @pytest.mark.parametrize("ordered", [True, False])
 def test_input_that_raises(mapping: Mapping, before: int, on_error: str, ordered: bool) -> None:
@@ -877,14 +906,14 @@ def test_a_row_that_the_input_uses_again(mapping: Mapping) -> None:
     """A copy is as the item was when it was taken; else it is the one row that there is."""
 
     def items() -> Iterator[list[int]]:
-        for number in range(200):
+        for number in range(500):
             row[0] = number
             yield row
 
     row = [0]
     results = list(mapping.map(same, items()))
     if mapping.engine.copies:
-        assert results == [[number] for number in range(200)]
+        assert results == [[number] for number in range(500)]
     else:
         assert all(result is row for result in results)
 
@@ -926,15 +955,7 @@ def test_what_a_function_holds(mapping: Mapping) -> None:
 
 
 def test_a_dropped_map_of_the_module_warns(engine: Capabilities) -> None:
-    def lines(make: Any) -> list[str]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            make()
-            gc.collect()
-        assert all(warning.category is RuntimeWarning for warning in caught)
-        assert all(warning.filename == __file__ for warning in caught)
-        return [str(warning.message) for warning in caught]
-
+    lines = functools.partial(texts_of_warnings, __file__)
     start = functools.partial(mh.map, square, engine=engine.name, workers=2)
     taken = FIRST_ITEMS if engine.background else 0
     [text] = lines(lambda: start(range(1000)))
@@ -1041,7 +1062,9 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch": True}, TypeError, "batch must be a whole number, not bool"),
     ({"chunksize": -1}, ValueError, "chunksize must be at least 1, not -1"),
     ({"total": -1}, ValueError, "total must be at least 0, not -1"),
+    ({"total": 2.5}, TypeError, "total must be a whole number, not float"),
     ({"total": "5"}, TypeError, "total must be a whole number, not str"),
+    ({"total": True}, TypeError, "total must be a whole number, not bool"),
 ]
 
 

@@ -24,7 +24,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, pass_through
-from observing import Counted, settle
+from observing import Counted, settle, texts_of_warnings
 from programs import output_of, program_test, run_file
 
 EVERY_WAY = ["raise", "return", "skip", "group"]
@@ -76,26 +76,6 @@ class NoError(BaseException):
 # --------------------------------------------------------------------------------- how it is taken
 
 
-def test_repr_says_where_it_is_and_what_to_do(pool: mh.Pool) -> None:
-    results = pool.map(square, [1, 2, 3])
-    assert repr(results) == (
-        "<manyhands.Results of square: 0 of 3 taken; iterate it, or call .list() or .run()>"
-    )
-    next(results)
-    assert "1 of 3 taken; go on iterating, or call .run() to finish" in repr(results)
-    list(results)
-    assert "3 of 3 taken; nothing more comes" in repr(results)
-    endless = pool.map(square, itertools.count())
-    assert "of square: 0 taken; iterate" in repr(endless)
-    assert list(itertools.islice(endless, 1234))[-1] == 1233**2
-    assert "1,234 taken" in repr(endless)
-    endless.close()
-    assert "nothing more comes" in repr(endless)
-    failing = pool.map(int, ["1", "x", "y"], on_error="skip")
-    assert failing.list() == [1]
-    assert "3 of 3 taken, 2 failed" in repr(failing)
-
-
 def test_run_gives_the_summary(pool: mh.Pool) -> None:
     results = pool.map(int, ["1", "x", "3"], on_error="skip")
     summary = results.run()
@@ -107,23 +87,6 @@ def test_run_gives_the_summary(pool: mh.Pool) -> None:
     assert results.run().done == 3
     assert results.summary.wall == summary.wall, "the clock stops with the last result"
     assert list(results) == []
-
-
-def test_the_summary_of_input_without_a_length(pool: mh.Pool) -> None:
-    results = pool.map(square, iter(range(100)))
-    assert results.summary.total is None
-    assert results.run().total == 100
-    results = pool.map(square, iter(range(100)), total=200)
-    assert results.summary.total == 200
-    assert results.run().total == 100, "what there was, and not what was said"
-
-
-@pytest.mark.parametrize(
-    ("total", "error"), [(-1, ValueError), (2.5, TypeError), ("5", TypeError), (True, TypeError)]
-)
-def test_a_total_that_is_no_number_of_items(pool: mh.Pool, total: Any, error: Any) -> None:
-    with pytest.raises(error, match="total must be"):
-        pool.map(square, iter([]), total=total)
 
 
 class Odd:
@@ -188,23 +151,6 @@ def test_no_items(pool: mh.Pool) -> None:
         assert list(results) == []
         assert results.summary.total == 0
     assert list(pool.map(square, []).with_input()) == []
-
-
-def test_several_threads_take_each_result_once(pool: mh.Pool) -> None:
-    results = pool.map(square, iter(range(30_000)))
-    taken: list[list[int]] = [[] for _ in range(4)]
-
-    def take(mine: list[int]) -> None:
-        mine.extend(results)
-
-    threads = [threading.Thread(target=take, args=(mine,)) for mine in taken]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(mine == sorted(mine) for mine in taken)
-    assert sorted(itertools.chain(*taken)) == [n * n for n in range(30_000)]
-    assert results.summary.done == 30_000
 
 
 def test_close_from_another_thread_ends_the_wait(pool: mh.Pool, gate: Gate) -> None:
@@ -275,18 +221,6 @@ def test_with_input(pool: mh.Pool, ordered: bool) -> None:
         assert pairs == sorted(pairs)
 
 
-def test_with_input_of_several_iterables(pool: mh.Pool) -> None:
-    assert list(pool.map(pow, [2, 3], [3, 2]).with_input()) == [((2, 3), 8), ((3, 2), 9)]
-    assert list(pool.starmap(pow, [(2, 3), [3, 2]]).with_input()) == [((2, 3), 8), ((3, 2), 9)]
-
-
-def test_with_input_gives_the_very_object(pool: mh.Pool) -> None:
-    items = [[n] for n in range(100)]
-    for (item, result), original in zip(pool.map(len, items).with_input(), items, strict=True):
-        assert item is original
-        assert result == 1
-
-
 def test_with_input_of_generators(pool: mh.Pool) -> None:
     def count(number: int) -> Iterator[int]:
         yield from range(number)
@@ -323,14 +257,6 @@ def test_with_input_and_failures(pool: mh.Pool) -> None:
     assert list(results.with_input()) == [("1", 1), ("3", 3)]
 
 
-def test_with_input_comes_first(pool: mh.Pool) -> None:
-    results = pool.map(square, range(5))
-    next(results)
-    with pytest.raises(TypeError, match="before the first result"):
-        results.with_input()
-    assert list(results) == [1, 4, 9, 16]
-
-
 def test_inputs_are_not_kept_for_nobody(pool: mh.Pool) -> None:
     class Item:
         pass
@@ -356,21 +282,6 @@ def test_inputs_are_not_kept_for_nobody(pool: mh.Pool) -> None:
 # ------------------------------------------------------------------------------------ asynchronous
 
 
-def test_await(pool: mh.Pool) -> None:
-    async def main() -> Any:
-        results = pool.map(square, range(3000))
-        return await results, await results
-
-    assert asyncio.run(main()) == ([n * n for n in range(3000)], [])
-
-
-def test_async_for(pool: mh.Pool) -> None:
-    async def main() -> list[int]:
-        return [result async for result in pool.map(square, iter(range(3000)))]
-
-    assert asyncio.run(main()) == [n * n for n in range(3000)]
-
-
 def test_async_for_lets_others_run(pool: mh.Pool, gate: Gate) -> None:
     async def main() -> None:
         async def open_later() -> None:
@@ -381,35 +292,6 @@ def test_async_for_lets_others_run(pool: mh.Pool, gate: Gate) -> None:
         results = pool.map(pass_through, [gate.path] * 3, [1, 2, 3])
         assert [result async for result in results] == [1, 2, 3]
         await opener
-
-    asyncio.run(main())
-
-
-def test_async_for_that_is_left_loses_nothing(pool: mh.Pool) -> None:
-    """Whoever goes on, by whatever means, finds what comes next."""
-
-    async def main() -> None:
-        results = pool.map(square, range(5000))
-        got = []
-        async for result in results:
-            got.append(result)
-            if len(got) == 10:
-                break
-        gc.collect()
-        await asyncio.sleep(0)
-        async for result in results:
-            got.append(result)
-            if len(got) == 20:
-                break
-        got += itertools.islice(results, 10)
-        got.append(next(results))
-        async for result in results:
-            got.append(result)
-            if len(got) == 2000:
-                break
-        got += await results
-        assert got == [n * n for n in range(5000)]
-        assert results.summary.done == 5000
 
     asyncio.run(main())
 
@@ -684,22 +566,6 @@ def test_each_failure_costs_its_item_alone(
         json.dumps(failure.to_dict())
     summary = results.summary
     assert (summary.total, summary.done, summary.failed) == (70, 70, 10)
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("on_error", EVERY_WAY)
-def test_input_that_raises(pool: mh.Pool, ordered: bool, on_error: str) -> None:
-    def items() -> Iterator[int]:
-        yield from range(300)
-        raise LookupError("no more input")
-
-    results = pool.map(square, items(), ordered=ordered, on_error=on_error)
-    got = []
-    with pytest.raises(LookupError, match="no more input"):
-        for result in results:
-            got.append(result)
-    assert sorted(got) == [n * n for n in range(300)]
-    assert list(results) == []
 
 
 def test_a_failure_does_not_change(pool: mh.Pool) -> None:
@@ -1075,26 +941,7 @@ def test_a_worker_that_dies_between_two_yields(pool: mh.Pool) -> None:
         assert sorted(f.index for f in results.failures) == [5, 15, 25, 35, 45]
 
 
-def test_an_iterator_that_is_no_generator_is_a_value(pool: mh.Pool) -> None:
-    assert list(pool.map(range, [2, 3])) == [range(2), range(3)]
-    assert [list(result) for result in pool.map(iter, [[1], [2]])] == [[1], [2]]
-
-
 # ------------------------------------------------------------------------------------ the window
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 64, 1000])
-@pytest.mark.parametrize("ordered", [True, False])
-def test_buffersize(pool: mh.Pool, size: int, ordered: bool) -> None:
-    items = Counted(range(3000))
-    results = pool.map(square, items, buffersize=size, ordered=ordered)
-    assert items.taken <= size
-    got = []
-    for result in results:
-        got.append(result)
-        # This one has been handed over.
-        assert items.taken <= size + len(got)
-    assert sorted(got) == [n * n for n in range(3000)]
 
 
 def test_buffersize_counts_batches(pool: mh.Pool) -> None:
@@ -1121,11 +968,6 @@ def test_the_window_while_the_first_item_waits(pool: mh.Pool, gate: Gate) -> Non
     assert list(results) == list(range(1, 2000))
 
 
-@pytest.mark.parametrize("timeout", [float("inf"), 1e30, 1000, None])
-def test_time_enough(pool: mh.Pool, timeout: Any) -> None:
-    assert list(pool.map(square, range(5), timeout=timeout)) == [0, 1, 4, 9, 16]
-
-
 @pytest.mark.parametrize("timeout", [0, -1, 0.01])
 @pytest.mark.parametrize("on_error", EVERY_WAY)
 def test_the_time_is_up(pool: mh.Pool, gate: Gate, timeout: Any, on_error: Any) -> None:
@@ -1138,18 +980,6 @@ def test_the_time_is_up(pool: mh.Pool, gate: Gate, timeout: Any, on_error: Any) 
 
 
 # ------------------------------------------------------------------------------- no order, deaths
-
-
-def test_without_order_nothing_waits_for_the_first(pool: mh.Pool, gate: Gate) -> None:
-    def work(number: int) -> int:
-        if number == 0:
-            pass_through(gate.path)
-        return number
-
-    results = pool.map(work, range(500), ordered=False)
-    assert sorted(itertools.islice(results, 499)) == list(range(1, 500))
-    gate.open()
-    assert list(results) == [0]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -1177,15 +1007,7 @@ def test_nothing_is_lost_when_work_moves_and_workers_die(ordered: bool) -> None:
 
 
 def test_a_map_of_the_default_pool_that_nobody_takes_warns() -> None:
-    def lines(make: Callable[[], Any]) -> list[str]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            make()
-            gc.collect()
-        assert all(warning.category is RuntimeWarning for warning in caught)
-        assert all(warning.filename == __file__ for warning in caught)
-        return [str(warning.message) for warning in caught]
-
+    lines = functools.partial(texts_of_warnings, __file__)
     [text] = lines(lambda: mh.map(square, range(1000)))
     assert text == (
         "a map of square was never iterated: at least 936 of its 1,000 items did not run. "
@@ -1442,13 +1264,3 @@ def test_mutations_are_those_of_private_copies(workers: int, ordered: bool) -> N
 
 def iter_of(value: Any) -> Iterator[Any]:
     yield value
-
-
-def test_an_item_is_as_it_was_when_it_was_taken(pool: mh.Pool) -> None:
-    def items() -> Iterator[list[int]]:
-        row = [0]
-        for number in range(500):
-            row[0] = number
-            yield row
-
-    assert list(pool.map(same, items())) == [[number] for number in range(500)]

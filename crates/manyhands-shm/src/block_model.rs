@@ -14,7 +14,7 @@ use crate::queue_word::QueueWord;
 use crate::sync::{AtomicU32, Ordering};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
-use loom::thread;
+use loom::thread::{self, JoinHandle};
 
 const ITEMS: u32 = 3;
 
@@ -52,16 +52,18 @@ impl Shared {
         }
     }
 
-    /// Parent: writes a record over whatever stood there.
-    fn write(&self, place: usize, items: &[u32]) {
+    /// Parent: writes a record over whatever stood there, and publishes its items.
+    fn publish(&self, place: usize, items: &[u32]) {
         let record = &self.records[place];
         record.items.with_mut(|bytes| {
             // SAFETY: nobody looks at the record, or loom says so.
             let bytes = unsafe { &mut *bytes };
             bytes[..items.len()].copy_from_slice(items);
         });
+        let count = items.len() as u32;
         // Relaxed: published with the queue word, as the bytes are.
-        record.count.store(items.len() as u32, Ordering::Relaxed);
+        record.count.store(count, Ordering::Relaxed);
+        self.word.publish(count);
     }
 
     /// Parent, B1: the block keeps so many items.
@@ -87,9 +89,18 @@ impl Shared {
 
     /// Worker: claims and runs items until it meets `last`; gives which item it ran for each number.
     fn run(&self, last: u32) -> Vec<u32> {
-        let mut seen = Vec::new();
-        // Place and first number of the block that is open, and the place of the next record.
-        let (mut open, mut next_place) = (None, 0);
+        self.go_on(Vec::new(), None, last)
+    }
+
+    /// Worker: as `run`, when the first item has been claimed.
+    fn run_claimed(&self, last: u32) -> Vec<u32> {
+        let seen = vec![self.item(0, 0)];
+        self.results.fetch_add(1, Ordering::Release);
+        self.go_on(seen, Some((0, 0)), last)
+    }
+
+    /// Worker: the rest of `run`, with place and first number of the block that is open.
+    fn go_on(&self, mut seen: Vec<u32>, mut open: Option<(usize, u32)>, last: u32) -> Vec<u32> {
         loop {
             let Some(number) = self.word.claim() else {
                 thread::yield_now();
@@ -101,9 +112,8 @@ impl Shared {
                     self.item(place, number - first)
                 }
                 _ => {
-                    let place = next_place;
+                    let place = open.map_or(0, |(place, _)| (place + 1) % 2);
                     open = Some((place, number));
-                    next_place = (place + 1) % 2;
                     self.item(place, 0)
                 }
             };
@@ -130,33 +140,44 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
+/// An area with a block at its front.
+fn block_published() -> Arc<Shared> {
+    let shared = Arc::new(Shared::new());
+    shared.publish(0, &[10, 11, 12]);
+    shared
+}
+
+fn start_worker(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared) -> Vec<u32> + 'static,
+) -> JoinHandle<Vec<u32>> {
+    let shared = shared.clone();
+    thread::spawn(move || work(&shared))
+}
+
+/// What runs when so many items stay in the block, and these come behind it.
+fn kept(count: u32, behind: &[u32]) -> Vec<u32> {
+    (10..10 + count).chain(behind.iter().copied()).collect()
+}
+
 /// A block is cut while its worker is anywhere in it or before it, and another record goes behind: each
 /// number is the item that the parent means by it.
 #[test]
 fn each_number_is_one_item() {
     check(|| {
-        let shared = Arc::new(Shared::new());
-        shared.write(0, &[10, 11, 12]);
-        shared.word.publish(ITEMS);
-        let worker = {
-            let shared = shared.clone();
-            thread::spawn(move || shared.run(21))
-        };
+        let shared = block_published();
+        let worker = start_worker(&shared, |shared| shared.run(21));
         let end = shared.word.revoke(1);
         if end == 0 {
             // Nothing has started: the whole record is the parent's again.
-            shared.write(0, &[20, 21]);
+            shared.publish(0, &[20, 21]);
         } else {
             if end < ITEMS {
                 shared.lower(0, end);
             }
-            shared.write(1, &[20, 21]);
+            shared.publish(1, &[20, 21]);
         }
-        shared.word.publish(2);
-        let seen = worker.join().unwrap();
-        let mut expected: Vec<u32> = (10..10 + end).collect();
-        expected.extend([20, 21]);
-        assert_eq!(seen, expected);
+        assert_eq!(worker.join().unwrap(), kept(end, &[20, 21]));
     });
 }
 
@@ -164,38 +185,30 @@ fn each_number_is_one_item() {
 #[test]
 fn a_block_is_cut_twice() {
     check(|| {
-        let shared = Arc::new(Shared::new());
-        shared.write(0, &[10, 11, 12]);
-        shared.word.publish(ITEMS);
+        let shared = block_published();
         // The first item has started, so that its record stays.
         assert_eq!(shared.word.claim(), Some(0));
-        let worker = {
-            let shared = shared.clone();
-            thread::spawn(move || {
-                // As `run`, with the block open.
-                let mut seen = vec![shared.item(0, 0)];
-                while let Some(number) = shared.word.claim() {
-                    let inside = number < shared.count(0);
-                    let place = usize::from(!inside);
-                    seen.push(shared.item(place, if inside { number } else { 0 }));
-                }
-                seen
-            })
-        };
+        let worker = start_worker(&shared, |shared| {
+            // As `run_claimed`, until there is nothing to claim.
+            let mut seen = vec![shared.item(0, 0)];
+            while let Some(number) = shared.word.claim() {
+                let inside = number < shared.count(0);
+                let place = usize::from(!inside);
+                seen.push(shared.item(place, if inside { number } else { 0 }));
+            }
+            seen
+        });
         let first = shared.word.revoke(2);
         shared.lower(0, first);
         let end = shared.word.revoke(1);
         shared.lower(0, end);
-        shared.write(1, &[20]);
-        shared.word.publish(1);
+        shared.publish(1, &[20]);
         let mut seen = worker.join().unwrap();
         if let Some(number) = shared.word.claim() {
             assert_eq!(number, end);
             seen.push(20);
         }
-        let mut expected: Vec<u32> = (10..10 + end).collect();
-        expected.push(20);
-        assert_eq!(seen, expected);
+        assert_eq!(seen, kept(end, &[20]));
     });
 }
 
@@ -204,18 +217,12 @@ fn a_block_is_cut_twice() {
 fn bytes_are_used_again_when_nobody_looks() {
     check(|| {
         let shared = Arc::new(Shared::new());
-        shared.write(0, &[10, 11]);
-        shared.word.publish(2);
-        shared.write(1, &[20]);
-        shared.word.publish(1);
-        let worker = {
-            let shared = shared.clone();
-            thread::spawn(move || shared.run(30))
-        };
+        shared.publish(0, &[10, 11]);
+        shared.publish(1, &[20]);
+        let worker = start_worker(&shared, |shared| shared.run(30));
         // B3: all of the first record, and one of the second.
         shared.wait_for_results(3);
-        shared.write(0, &[30]);
-        shared.word.publish(1);
+        shared.publish(0, &[30]);
         assert_eq!(worker.join().unwrap(), [10, 11, 20, 30]);
     });
 }
@@ -224,41 +231,16 @@ fn bytes_are_used_again_when_nobody_looks() {
 #[test]
 fn a_block_that_was_cut_makes_room() {
     check(|| {
-        let shared = Arc::new(Shared::new());
-        shared.write(0, &[10, 11, 12]);
-        shared.word.publish(ITEMS);
+        let shared = block_published();
         assert_eq!(shared.word.claim(), Some(0));
-        let worker = {
-            let shared = shared.clone();
-            thread::spawn(move || {
-                let mut seen = vec![shared.item(0, 0)];
-                let (mut place, mut first) = (0, 0);
-                shared.results.fetch_add(1, Ordering::Release);
-                while seen.last() != Some(&30) {
-                    let Some(number) = shared.word.claim() else {
-                        thread::yield_now();
-                        continue;
-                    };
-                    if number - first >= shared.count(place) {
-                        (place, first) = ((place + 1) % 2, number);
-                    }
-                    seen.push(shared.item(place, number - first));
-                    shared.results.fetch_add(1, Ordering::Release);
-                }
-                seen
-            })
-        };
+        let worker = start_worker(&shared, |shared| shared.run_claimed(30));
         let end = shared.word.revoke(1);
         if end < ITEMS {
             shared.lower(0, end);
         }
-        shared.write(1, &[20]);
-        shared.word.publish(1);
+        shared.publish(1, &[20]);
         shared.wait_for_results(end + 1);
-        shared.write(0, &[30]);
-        shared.word.publish(1);
-        let mut expected: Vec<u32> = (10..10 + end).collect();
-        expected.extend([20, 30]);
-        assert_eq!(worker.join().unwrap(), expected);
+        shared.publish(0, &[30]);
+        assert_eq!(worker.join().unwrap(), kept(end, &[20, 30]));
     });
 }

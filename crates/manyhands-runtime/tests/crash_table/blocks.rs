@@ -2,7 +2,8 @@
 
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{
-    cancel_waiting, signal, submit_blocker, until, until_stats, warm, worker_pids,
+    cancel_waiting, signal, submit_blocker, submit_two_blockers, until, until_stats, warm,
+    worker_pids,
 };
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::stream::Items;
@@ -298,10 +299,7 @@ fn large_definitions(site: &Site) {
         .map(|seed| Items::of(Some(large_definition(seed)), seed % 2 == 0))
         .collect();
     for round in 0..4 {
-        let blockers = [
-            submit_blocker(site, &pool, &format!("go{round}")),
-            submit_blocker(site, &pool, &format!("go{round}")),
-        ];
+        let blockers = submit_two_blockers(site, &pool, &format!("go{round}"));
         for items in &mut streams {
             items.send(site, &pool, &["define:a", "define:b", "define:c"]);
         }

@@ -2,7 +2,9 @@
 
 use crate::crash_table::blocks::{around, echoes, send_mixture};
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{cancel_waiting, submit_blocker, until, warm};
+use crate::crash_table::helpers::{
+    cancel_waiting, submit_blocker, submit_two_blockers, until, warm,
+};
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::stream::Items;
 use crate::crash_table::worker::SLOW_FORK;
@@ -64,9 +66,7 @@ fn cancelling(site: &Site) {
         items.cancel(&pool);
         let other = site.submit(&pool, "echo:behind");
         site.touch(&file);
-        let tally = items.settle(site, &pool);
-        assert_eq!((tally.values, tally.cancelled), (6, 244), "{tally:?}");
-        assert_eq!(tally.cancelled_runs, 0);
+        items.settle(site, &pool).assert_cancelled(6, 244);
         assert_eq!(site.settle(&pool, &[other]).values, 1);
     }
     let stats = site.finish(pool);
@@ -142,11 +142,7 @@ fn cancelling_tasks(site: &Site) {
     }
     site.touch("go");
     assert_eq!(items.settle(site, &pool).values, 400);
-    let tally = site.settle(&pool, &jobs);
-    assert_eq!(
-        (tally.values, tally.cancelled, tally.cancelled_runs),
-        (10, 10, 0)
-    );
+    site.settle(&pool, &jobs).assert_cancelled(10, 10);
     assert_eq!(site.settle(&pool, &[blocker]).values, 1);
     site.finish(pool);
 }
@@ -178,10 +174,7 @@ fn initializer_fails(site: &Site) {
 fn close_with_cancel(site: &Site) {
     let pool = site.pool(2);
     warm(site, &pool);
-    let blockers = [
-        submit_blocker(site, &pool, "go"),
-        submit_blocker(site, &pool, "go"),
-    ];
+    let blockers = submit_two_blockers(site, &pool, "go");
     let mut streams = [Items::new(true), Items::new(false)];
     for items in &mut streams {
         for _ in 0..30 {
@@ -190,8 +183,7 @@ fn close_with_cancel(site: &Site) {
     }
     pool.close(true, false);
     for items in &mut streams {
-        let tally = items.settle(site, &pool);
-        assert_eq!((tally.cancelled, tally.cancelled_runs), (3000, 0));
+        items.settle(site, &pool).assert_cancelled(0, 3000);
     }
     site.touch("go");
     assert_eq!(site.settle(&pool, &blockers).values, 2);

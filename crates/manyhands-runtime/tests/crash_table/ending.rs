@@ -1,9 +1,9 @@
 //! How pools end: closing, killing, initializers that fail.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{submit_blocker, until, warm};
+use crate::crash_table::helpers::{submit_two_blockers, until, warm};
 use crate::crash_table::site::{Job, Site};
-use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Refused};
+use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Pool, Refused};
 use std::sync::Arc;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -34,16 +34,10 @@ pub(crate) fn cases() -> Vec<Case> {
 fn close_with_cancel(site: &Site) {
     let pool = site.pool(2);
     warm(site, &pool);
-    let blockers = [
-        submit_blocker(site, &pool, "go"),
-        submit_blocker(site, &pool, "go"),
-    ];
-    let jobs: Vec<Job> = (0..3000)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let blockers = submit_two_blockers(site, &pool, "go");
+    let jobs = site.submit_echoes(&pool, 3000);
     pool.close(true, false);
-    let tally = site.settle(&pool, &jobs);
-    assert_eq!((tally.cancelled, tally.cancelled_runs), (3000, 0));
+    site.settle(&pool, &jobs).assert_cancelled(0, 3000);
     assert!(matches!(
         site.try_submit(&pool, "echo:late"),
         Err(Refused::Closed)
@@ -53,34 +47,36 @@ fn close_with_cancel(site: &Site) {
     assert_eq!(site.finish_closed(pool).deaths, 0);
 }
 
-fn close_with_kill(site: &Site) {
-    let pool = site.pool(2);
-    warm(site, &pool);
-    let mut jobs = vec![
-        submit_blocker(site, &pool, "never"),
-        submit_blocker(site, &pool, "never"),
-    ];
-    jobs.extend((0..100).map(|i| site.submit(&pool, &format!("echo:{i}"))));
-    pool.close(false, true);
-    let tally = site.settle(&pool, &jobs);
+/// Two tasks that run for ever, and a hundred behind them.
+fn submit_and_hold_up(site: &Site, pool: &Pool) -> Vec<Job> {
+    let mut jobs = submit_two_blockers(site, pool, "never").to_vec();
+    jobs.extend(site.submit_echoes(pool, 100));
+    jobs
+}
+
+/// The two that ran were killed, the others never ran.
+fn assert_killed(site: &Site, pool: Arc<Pool>, jobs: &[Job]) {
+    let tally = site.settle(&pool, jobs);
     assert_eq!((tally.cancelled, tally.cancelled_runs), (102, 2));
     site.finish_closed(pool);
 }
 
+fn close_with_kill(site: &Site) {
+    let pool = site.pool(2);
+    warm(site, &pool);
+    let jobs = submit_and_hold_up(site, &pool);
+    pool.close(false, true);
+    assert_killed(site, pool, &jobs);
+}
+
 fn close_then_kill(site: &Site) {
     let pool = site.pool(2);
-    let mut jobs = vec![
-        submit_blocker(site, &pool, "never"),
-        submit_blocker(site, &pool, "never"),
-    ];
-    jobs.extend((0..100).map(|i| site.submit(&pool, &format!("echo:{i}"))));
+    let jobs = submit_and_hold_up(site, &pool);
     pool.close(false, false);
     assert!(!pool.wait_quiet(false, std::time::Duration::from_millis(5)));
     pool.close(true, false);
     pool.close(false, true);
-    let tally = site.settle(&pool, &jobs);
-    assert_eq!((tally.cancelled, tally.cancelled_runs), (102, 2));
-    site.finish_closed(pool);
+    assert_killed(site, pool, &jobs);
 }
 
 fn close_without_a_task(site: &Site) {
@@ -126,9 +122,7 @@ fn is_failed_initializer(why: &Arc<Breakage>, text: &[u8]) -> bool {
 
 fn initializer_dies(site: &Site) {
     let pool = site.pool_with(2, Some("exit:7"));
-    let jobs: Vec<Job> = (0..20)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let jobs = site.submit_echoes(&pool, 20);
     let tally = site.settle(&pool, &jobs);
     assert_eq!(tally.broken, 20);
     let Some(Outcome::Broken(why)) = jobs[0].task.outcome() else {

@@ -97,3 +97,11 @@ pub(crate) fn submit_blocker(site: &Site, pool: &Pool, file: &str) -> Job {
     assert!(pool.is_running(&job.task));
     job
 }
+
+/// Has both workers of a pool run until the file is there.
+pub(crate) fn submit_two_blockers(site: &Site, pool: &Pool, file: &str) -> [Job; 2] {
+    [
+        submit_blocker(site, pool, file),
+        submit_blocker(site, pool, file),
+    ]
+}

@@ -3,7 +3,7 @@
 use crate::crash_table::blocks::{around, echoes};
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{until_stats, warm};
-use crate::crash_table::site::{Job, Site};
+use crate::crash_table::site::Site;
 use crate::crash_table::stream::Items;
 use manyhands_runtime::Cause;
 
@@ -30,13 +30,10 @@ fn nonsense(site: &Site) {
     for word in [
         "tail", "record", "short", "number", "file", "kind", "lap", "queue",
     ] {
-        let warm: Vec<Job> = (0..40).map(|_| site.submit(&pool, "echo:warm")).collect();
-        assert_eq!(site.settle(&pool, &warm).values, 40);
-        let mut jobs: Vec<Job> = (0..20)
-            .map(|i| site.submit(&pool, &format!("echo:{i}")))
-            .collect();
+        warm(site, &pool);
+        let mut jobs = site.submit_echoes(&pool, 20);
         jobs.push(site.submit(&pool, &format!("scribble:{word}")));
-        jobs.extend((0..20).map(|i| site.submit(&pool, &format!("echo:{i}"))));
+        jobs.extend(site.submit_echoes(&pool, 20));
         let tally = site.settle(&pool, &jobs);
         let lost = tally.died.len();
         assert!(lost >= 1, "{word}: {tally:?}");

@@ -359,7 +359,7 @@ impl Row {
                 wait(pool, &jobs[0].task);
                 jobs.push(site.submit(pool, "sleep:100"));
                 jobs.push(site.submit(pool, "sleep:100"));
-                jobs.extend((0..20).map(|index| site.submit(pool, &format!("echo:{index}"))));
+                jobs.extend(site.submit_echoes(pool, 20));
                 for job in jobs.iter().rev().step_by(2) {
                     cancel_waiting(pool, &job.task);
                 }

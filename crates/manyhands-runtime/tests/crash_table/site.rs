@@ -208,6 +208,13 @@ impl Site {
         self.try_submit(pool, command).unwrap()
     }
 
+    /// Submits so many short tasks.
+    pub(crate) fn submit_echoes(&self, pool: &Pool, count: usize) -> Vec<Job> {
+        (0..count)
+            .map(|index| self.submit(pool, &format!("echo:{index}")))
+            .collect()
+    }
+
     /// Submits a task with so many bytes of arguments, which no other task has.
     pub(crate) fn submit_bytes(&self, pool: &Pool, count: usize) -> Job {
         let first = self.next_number.load(Ordering::Relaxed) as usize;

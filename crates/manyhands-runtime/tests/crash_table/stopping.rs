@@ -89,7 +89,7 @@ fn time_is_up(site: &Site) {
     let pool = site.pool(2);
     warm(site, &pool);
     let mut jobs = vec![site.submit_limited(&pool, &never(site), limits(20, 10))];
-    jobs.extend((0..100).map(|i| site.submit(&pool, &format!("echo:{i}"))));
+    jobs.extend(site.submit_echoes(&pool, 100));
     jobs.push(site.submit_limited(&pool, &never(site), limits(5, 0)));
     jobs.extend(
         (0..100).map(|i| site.submit_limited(&pool, &format!("echo:{i}"), limits(5000, 0))),

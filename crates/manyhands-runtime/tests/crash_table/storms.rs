@@ -8,7 +8,7 @@ use crate::crash_table::site::{Job, LARGE, Site};
 use crate::crash_table::tally::Tally;
 use manyhands_runtime::{Cause, Definition, Pool};
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,15 +41,28 @@ pub(crate) fn cases() -> Vec<Case> {
             threads,
         ),
     ];
-    for number in 0..6_u64 {
-        cases.push(Case {
-            name: format!("storm: parent killed {number}"),
-            expectation: "no process left, no task run twice".into(),
-            driver_dies: true,
-            body: Box::new(move |site| parent_killed(site, number)),
-        });
-    }
+    cases.extend(parent_killed_cases(
+        "storm",
+        "no process left, no task run twice",
+        6,
+        parent_killed,
+    ));
     cases
+}
+
+/// So many cases in which the driver is killed, each with its number.
+pub(crate) fn parent_killed_cases(
+    storm: &str,
+    expectation: &str,
+    count: u64,
+    body: fn(&Site, u64),
+) -> impl Iterator<Item = Case> {
+    (0..count).map(move |number| Case {
+        name: format!("{storm}: parent killed {number}"),
+        expectation: expectation.to_owned(),
+        driver_dies: true,
+        body: Box::new(move |site| body(site, number)),
+    })
 }
 
 /// A small generator of numbers: xorshift.
@@ -150,13 +163,51 @@ pub(crate) fn kill_one(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) -
     true
 }
 
-/// Keeps up to 200 tasks on their way while `storm` runs in another thread; gives all jobs.
-fn under_load(
-    site: &Site,
+/// Kills 300 workers, one now and then.
+pub(crate) fn kill_workers(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) {
+    let mut count = 0;
+    while count < times(300) {
+        random.pause(6000);
+        count += usize::from(kill_one(pool, random, kills));
+    }
+}
+
+/// Stops workers and lets them go on, so many times; both pauses in microseconds at the most.
+pub(crate) fn stop_workers(
     pool: &Pool,
+    random: &mut Random,
+    count: usize,
+    stopped: u64,
+    between: u64,
+) {
+    for _ in 0..times(count) {
+        let pids = worker_pids(pool);
+        if !pids.is_empty() {
+            let pid = pids[random.below(pids.len() as u64) as usize];
+            signal(pid, libc::SIGSTOP);
+            random.pause(stopped);
+            signal(pid, libc::SIGCONT);
+        }
+        random.pause(between);
+    }
+}
+
+/// Kills this process at a random instant.
+pub(crate) fn kill_self_soon(site: &Site, random: &mut Random) {
+    site.touch("crashed");
+    let micros = random.below(60_000);
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_micros(micros));
+        manyhands_os::kill_self();
+    });
+}
+
+/// Does a turn of the load again and again while `storm` runs in another thread.
+pub(crate) fn while_it_storms(
     salt: u64,
     storm: impl FnOnce(&mut Random) + Send,
-) -> Vec<Job> {
+    mut turn: impl FnMut(&mut Random, &[Arc<Definition>]),
+) {
     let mut random = Random::new(salt);
     let definitions = definitions();
     let over = AtomicBool::new(false);
@@ -165,22 +216,62 @@ fn under_load(
             storm(&mut Random::new(salt + 1));
             over.store(true, Ordering::SeqCst);
         });
-        let (mut jobs, mut waited) = (Vec::new(), 0);
         while !over.load(Ordering::SeqCst) {
-            while jobs.len() - waited < 200 {
-                jobs.push(submit_any(site, pool, &mut random, &definitions));
-            }
-            let job: &Job = &jobs[waited];
-            if random.below(4) == 0 {
-                // Results are taken by the supervisor while nobody waits.
-                until(|| job.task.is_done());
-            } else {
-                wait(pool, &job.task);
-            }
-            waited += 1;
+            turn(&mut random, &definitions);
         }
-        jobs
-    })
+    });
+}
+
+/// Does 40 turns in each of three threads, which use one pool, and kills workers meanwhile.
+pub(crate) fn in_three_threads(
+    pool: &Pool,
+    salt: u64,
+    kills: &Mutex<Kills>,
+    turn: impl Fn(&mut Random, &[Arc<Definition>]) + Sync,
+) {
+    let left = AtomicUsize::new(3);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (turn, left) = (&turn, &left);
+            scope.spawn(move || {
+                let mut random = Random::new(salt + thread);
+                let definitions = definitions();
+                for _ in 0..times(40) {
+                    turn(&mut random, &definitions);
+                }
+                left.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut random = Random::new(salt + 10);
+        while left.load(Ordering::SeqCst) > 0 {
+            random.pause(20_000);
+            kill_one(pool, &mut random, kills);
+        }
+    });
+}
+
+/// Keeps up to 200 tasks on their way while `storm` runs in another thread; gives all jobs.
+fn under_load(
+    site: &Site,
+    pool: &Pool,
+    salt: u64,
+    storm: impl FnOnce(&mut Random) + Send,
+) -> Vec<Job> {
+    let (mut jobs, mut waited) = (Vec::new(), 0);
+    while_it_storms(salt, storm, |random, definitions| {
+        while jobs.len() - waited < 200 {
+            jobs.push(submit_any(site, pool, random, definitions));
+        }
+        let job: &Job = &jobs[waited];
+        if random.below(4) == 0 {
+            // Results are taken by the supervisor while nobody waits.
+            until(|| job.task.is_done());
+        } else {
+            wait(pool, &job.task);
+        }
+        waited += 1;
+    });
+    jobs
 }
 
 /// What must hold after workers were killed.
@@ -217,37 +308,27 @@ pub(crate) fn check_losses(tally: &Tally, all: usize, killed: &Mutex<Kills>) {
     );
 }
 
-fn kills(site: &Site) {
-    let pool = site.pool(2);
-    let killed = Mutex::new(Kills::default());
-    let jobs = under_load(site, &pool, 1, |random| {
-        let mut count = 0;
-        while count < times(300) {
-            random.pause(6000);
-            count += usize::from(kill_one(&pool, random, &killed));
-        }
-    });
-    check_kills(site, &pool, &jobs, &killed);
+/// The pool is usable and ends, and has counted each kill.
+pub(crate) fn finish_after_kills(site: &Site, pool: Arc<Pool>, killed: &Mutex<Kills>) {
     let kills = killed.lock().unwrap().pids.len() as u64;
     until_stats(&pool, |stats| stats.deaths >= kills);
     site.assert_usable(&pool);
     assert_eq!(site.finish(pool).deaths, kills);
 }
 
+fn kills(site: &Site) {
+    let pool = site.pool(2);
+    let killed = Mutex::new(Kills::default());
+    let storm = |random: &mut Random| kill_workers(&pool, random, &killed);
+    let jobs = under_load(site, &pool, 1, storm);
+    check_kills(site, &pool, &jobs, &killed);
+    finish_after_kills(site, pool, &killed);
+}
+
 fn stops(site: &Site) {
     let pool = site.pool(3);
-    let jobs = under_load(site, &pool, 2, |random| {
-        for _ in 0..times(100) {
-            let pids = worker_pids(&pool);
-            if !pids.is_empty() {
-                let pid = pids[random.below(pids.len() as u64) as usize];
-                signal(pid, libc::SIGSTOP);
-                random.pause(10_000);
-                signal(pid, libc::SIGCONT);
-            }
-            random.pause(3000);
-        }
-    });
+    let storm = |random: &mut Random| stop_workers(&pool, random, 100, 10_000, 3000);
+    let jobs = under_load(site, &pool, 2, storm);
     assert_eq!(site.settle(&pool, &jobs).values, jobs.len());
     assert_eq!(site.finish(pool).deaths, 0);
 }
@@ -359,31 +440,15 @@ fn threads(site: &Site) {
     let pool = site.pool(3);
     let killed = Mutex::new(Kills::default());
     let jobs = Mutex::new(Vec::new());
-    let left = std::sync::atomic::AtomicUsize::new(3);
-    std::thread::scope(|scope| {
-        for thread in 0..3 {
-            let (pool, jobs, left) = (&pool, &jobs, &left);
-            scope.spawn(move || {
-                let mut random = Random::new(10 + thread);
-                let definitions = definitions();
-                for _ in 0..times(40) {
-                    let count = 1 + random.below(20);
-                    let own: Vec<Job> = (0..count)
-                        .map(|_| submit_any(site, pool, &mut random, &definitions))
-                        .collect();
-                    for job in own.iter().rev() {
-                        wait(pool, &job.task);
-                    }
-                    jobs.lock().unwrap().extend(own);
-                }
-                left.fetch_sub(1, Ordering::SeqCst);
-            });
+    in_three_threads(&pool, 10, &killed, |random, definitions| {
+        let count = 1 + random.below(20);
+        let own: Vec<Job> = (0..count)
+            .map(|_| submit_any(site, &pool, random, definitions))
+            .collect();
+        for job in own.iter().rev() {
+            wait(&pool, &job.task);
         }
-        let mut random = Random::new(20);
-        while left.load(Ordering::SeqCst) > 0 {
-            random.pause(20_000);
-            kill_one(&pool, &mut random, &killed);
-        }
+        jobs.lock().unwrap().extend(own);
     });
     check_kills(site, &pool, &jobs.into_inner().unwrap(), &killed);
     site.assert_usable(&pool);
@@ -395,7 +460,6 @@ fn threads(site: &Site) {
 fn parent_killed(site: &Site, number: u64) {
     let pool = site.pool(3);
     let mut random = Random::new(30 + number);
-    site.touch("crashed");
     if number % 3 == 1 {
         // SAFETY: the child calls what a child of a process with threads may call.
         unsafe {
@@ -406,11 +470,7 @@ fn parent_killed(site: &Site, number: u64) {
             }
         }
     }
-    let micros = random.below(60_000);
-    std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_micros(micros));
-        manyhands_os::kill_self();
-    });
+    kill_self_soon(site, &mut random);
     let definitions = definitions();
     let killed = Mutex::new(Kills::default());
     loop {

@@ -1,15 +1,16 @@
 //! As `storms`, with streams of items in blocks among the tasks.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{cancel_waiting, signal, until, until_stats, wait, worker_pids};
+use crate::crash_table::helpers::{cancel_waiting, until, wait};
 use crate::crash_table::site::{LARGE, Site};
 use crate::crash_table::storms::{
-    Kills, Random, check_losses, definitions, kill_one, submit_any, times,
+    Kills, Random, check_losses, definitions, finish_after_kills, in_three_threads, kill_one,
+    kill_self_soon, kill_workers, parent_killed_cases, stop_workers, submit_any, times,
+    while_it_storms,
 };
 use crate::crash_table::stream::Items;
 use crate::crash_table::tally::Tally;
 use manyhands_runtime::{Definition, Pool};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -40,14 +41,12 @@ pub(crate) fn cases() -> Vec<Case> {
             threads,
         ),
     ];
-    for number in 0..3_u64 {
-        cases.push(Case {
-            name: format!("storm of blocks: parent killed {number}"),
-            expectation: "no process left, no item run twice".into(),
-            driver_dies: true,
-            body: Box::new(move |site| parent_killed(site, number)),
-        });
-    }
+    cases.extend(parent_killed_cases(
+        "storm of blocks",
+        "no process left, no item run twice",
+        3,
+        parent_killed,
+    ));
     cases
 }
 
@@ -87,6 +86,15 @@ fn any_stream(random: &mut Random, definitions: &[Arc<Definition>]) -> Items {
     Items::of(definition, random.below(2) == 0)
 }
 
+/// How all items of the streams ended, and how many there are.
+fn tally_items(site: &Site, streams: &mut [Items]) -> (Tally, usize) {
+    let (runs, mut tally) = (site.runs(), Tally::default());
+    for items in streams.iter_mut() {
+        tally.merge(items.tally(&runs));
+    }
+    (tally, streams.iter().map(Items::len).sum())
+}
+
 /// Keeps blocks and tasks on their way while `storm` runs in another thread; gives how all ended, and
 /// how many there were.
 fn under_load(
@@ -95,84 +103,52 @@ fn under_load(
     salt: u64,
     storm: impl FnOnce(&mut Random) + Send,
 ) -> (Tally, usize) {
-    let mut random = Random::new(salt);
-    let definitions = definitions();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            storm(&mut Random::new(salt + 1));
-            over.store(true, Ordering::SeqCst);
-        });
-        let (mut all, mut jobs) = (Vec::new(), Vec::new());
-        while !over.load(Ordering::SeqCst) {
-            let mut streams: Vec<Items> = (0..3)
-                .map(|_| any_stream(&mut random, &definitions))
-                .collect();
-            for _ in 0..12 {
-                let items = &mut streams[random.below(3) as usize];
-                send_any(site, pool, &mut random, items);
-                if random.below(3) == 0 {
-                    jobs.push(submit_any(site, pool, &mut random, &definitions));
-                }
-                if random.below(4) == 0 {
-                    streams[random.below(3) as usize].take();
-                }
+    let (mut all, mut jobs) = (Vec::new(), Vec::new());
+    while_it_storms(salt, storm, |random, definitions| {
+        let mut streams: Vec<Items> = (0..3).map(|_| any_stream(random, definitions)).collect();
+        for _ in 0..12 {
+            let items = &mut streams[random.below(3) as usize];
+            send_any(site, pool, random, items);
+            if random.below(3) == 0 {
+                jobs.push(submit_any(site, pool, random, definitions));
             }
-            let nobody_waits = random.below(4) == 0;
-            for items in &mut streams {
-                if nobody_waits {
-                    // Results are taken by the supervisor.
-                    until(|| items.take() | (items.ended() == items.len()));
-                }
-                items.take_until(pool, items.len() * 9 / 10);
+            if random.below(4) == 0 {
+                streams[random.below(3) as usize].take();
             }
-            all.append(&mut streams);
         }
-        let mut tally = site.settle(pool, &jobs);
-        let count = jobs.len() + all.iter().map(Items::len).sum::<usize>();
-        for items in &mut all {
-            items.take_until(pool, items.len());
+        let nobody_waits = random.below(4) == 0;
+        for items in &mut streams {
+            if nobody_waits {
+                // Results are taken by the supervisor.
+                until(|| items.take() | (items.ended() == items.len()));
+            }
+            items.take_until(pool, items.len() * 9 / 10);
         }
-        let runs = site.runs();
-        for items in &mut all {
-            tally.merge(items.tally(&runs));
-        }
-        (tally, count)
-    })
+        all.append(&mut streams);
+    });
+    let mut tally = site.settle(pool, &jobs);
+    for items in &mut all {
+        items.take_until(pool, items.len());
+    }
+    let (of_items, count) = tally_items(site, &mut all);
+    tally.merge(of_items);
+    (tally, jobs.len() + count)
 }
 
 fn kills(site: &Site) {
     let pool = site.pool(2);
     let killed = Mutex::new(Kills::default());
-    let (tally, all) = under_load(site, &pool, 101, |random| {
-        let mut count = 0;
-        while count < times(300) {
-            random.pause(6000);
-            count += usize::from(kill_one(&pool, random, &killed));
-        }
-    });
+    let storm = |random: &mut Random| kill_workers(&pool, random, &killed);
+    let (tally, all) = under_load(site, &pool, 101, storm);
     check_losses(&tally, all, &killed);
     assert_eq!(tally.cancelled, 0);
-    let kills = killed.lock().unwrap().pids.len() as u64;
-    until_stats(&pool, |stats| stats.deaths >= kills);
-    site.assert_usable(&pool);
-    assert_eq!(site.finish(pool).deaths, kills);
+    finish_after_kills(site, pool, &killed);
 }
 
 fn stops(site: &Site) {
     let pool = site.pool(3);
-    let (tally, all) = under_load(site, &pool, 102, |random| {
-        for _ in 0..times(150) {
-            let pids = worker_pids(&pool);
-            if !pids.is_empty() {
-                let pid = pids[random.below(pids.len() as u64) as usize];
-                signal(pid, libc::SIGSTOP);
-                random.pause(8000);
-                signal(pid, libc::SIGCONT);
-            }
-            random.pause(2000);
-        }
-    });
+    let storm = |random: &mut Random| stop_workers(&pool, random, 150, 8000, 2000);
+    let (tally, all) = under_load(site, &pool, 102, storm);
     println!("{all} tasks and items");
     assert_eq!(tally.values, all);
     assert_eq!(site.finish(pool).deaths, 0);
@@ -214,13 +190,10 @@ fn cancels(site: &Site) {
         all.append(&mut streams);
     }
     let mut tally = site.settle(&pool, &jobs);
-    let runs = site.runs();
-    for items in &mut all {
-        tally.merge(items.tally(&runs));
-    }
-    let count = jobs.len() + all.iter().map(Items::len).sum::<usize>();
+    let (of_items, count) = tally_items(site, &mut all);
+    tally.merge(of_items);
     println!("{} cancelled", tally.cancelled);
-    check_losses(&tally, count, &killed);
+    check_losses(&tally, jobs.len() + count, &killed);
     site.assert_usable(&pool);
     site.finish(pool);
 }
@@ -255,12 +228,8 @@ fn closes(site: &Site) {
         site.forget(pool);
         all.extend(streams);
     }
-    let runs = site.runs();
-    let mut tally = Tally::default();
-    for items in &mut all {
-        // What a killed worker had started is cancelled with its pool.
-        tally.merge(items.tally(&runs));
-    }
+    // What a killed worker had started is cancelled with its pool.
+    let (tally, _) = tally_items(site, &mut all);
     println!(
         "{} values, {} lost with {killed} workers, {} cancelled",
         tally.values,
@@ -277,35 +246,15 @@ fn threads(site: &Site) {
     let pool = site.pool(3);
     let killed = Mutex::new(Kills::default());
     let all = Mutex::new(Vec::new());
-    let left = std::sync::atomic::AtomicUsize::new(3);
-    std::thread::scope(|scope| {
-        for thread in 0..3 {
-            let (pool, all, left) = (&pool, &all, &left);
-            scope.spawn(move || {
-                let mut random = Random::new(110 + thread);
-                let definitions = definitions();
-                for _ in 0..times(40) {
-                    let mut items = any_stream(&mut random, &definitions);
-                    for _ in 0..1 + random.below(5) {
-                        send_any(site, pool, &mut random, &mut items);
-                    }
-                    items.take_until(pool, items.len());
-                    all.lock().unwrap().push(items);
-                }
-                left.fetch_sub(1, Ordering::SeqCst);
-            });
+    in_three_threads(&pool, 110, &killed, |random, definitions| {
+        let mut items = any_stream(random, definitions);
+        for _ in 0..1 + random.below(5) {
+            send_any(site, &pool, random, &mut items);
         }
-        let mut random = Random::new(120);
-        while left.load(Ordering::SeqCst) > 0 {
-            random.pause(20_000);
-            kill_one(&pool, &mut random, &killed);
-        }
+        items.take_until(&pool, items.len());
+        all.lock().unwrap().push(items);
     });
-    let (runs, mut tally, mut count) = (site.runs(), Tally::default(), 0);
-    for items in all.into_inner().unwrap().iter_mut() {
-        count += items.len();
-        tally.merge(items.tally(&runs));
-    }
+    let (tally, count) = tally_items(site, &mut all.into_inner().unwrap());
     check_losses(&tally, count, &killed);
     site.assert_usable(&pool);
     site.finish(pool);
@@ -315,12 +264,7 @@ fn threads(site: &Site) {
 fn parent_killed(site: &Site, number: u64) {
     let pool = site.pool(3);
     let mut random = Random::new(130 + number);
-    site.touch("crashed");
-    let micros = random.below(60_000);
-    std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_micros(micros));
-        manyhands_os::kill_self();
-    });
+    kill_self_soon(site, &mut random);
     let definitions = definitions();
     let killed = Mutex::new(Kills::default());
     loop {

@@ -3,7 +3,7 @@
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{cancel_waiting, submit_blocker, warm};
 use crate::crash_table::site::{Job, Site};
-use manyhands_runtime::Definition;
+use manyhands_runtime::{Definition, Pool};
 
 pub(crate) fn cases() -> Vec<Case> {
     let scenario = Case::scenario;
@@ -40,9 +40,7 @@ fn cancelling(site: &Site) {
     let pool = site.pool(1);
     warm(site, &pool);
     let blocker = submit_blocker(site, &pool, "go");
-    let jobs: Vec<Job> = (0..3000)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let jobs = site.submit_echoes(&pool, 3000);
     let waiting = pool.stats().workers[0].waiting;
     assert!(
         (1..3000).contains(&waiting),
@@ -59,8 +57,7 @@ fn cancelling(site: &Site) {
     }
     site.touch("go");
     let tally = site.settle(&pool, &jobs);
-    assert_eq!((tally.cancelled, tally.cancelled_runs), (chosen.len(), 0));
-    assert_eq!(tally.values, 3000 - chosen.len());
+    tally.assert_cancelled(3000 - chosen.len(), chosen.len());
     let order: Vec<u64> = site.run_order().iter().map(|(number, _)| *number).collect();
     assert!(
         order.is_sorted(),
@@ -81,11 +78,7 @@ fn large_arguments_taken_back(site: &Site) {
     assert!(cancel_waiting(&pool, &jobs[0].task));
     assert!(cancel_waiting(&pool, &jobs[3].task));
     site.touch("go");
-    let tally = site.settle(&pool, &jobs);
-    assert_eq!(
-        (tally.values, tally.cancelled, tally.cancelled_runs),
-        (4, 2, 0)
-    );
+    site.settle(&pool, &jobs).assert_cancelled(4, 2);
     assert_eq!(site.settle(&pool, &[blocker]).values, 1);
     site.finish(pool);
 }
@@ -127,14 +120,17 @@ fn definitions_taken_back(site: &Site) {
         );
         assert!(cancel_waiting(&pool, &jobs[2].task));
         site.touch(&file);
-        let tally = site.settle(&pool, &jobs);
-        assert_eq!(
-            (tally.values, tally.cancelled, tally.cancelled_runs),
-            (3, 2, 0)
-        );
+        site.settle(&pool, &jobs).assert_cancelled(3, 2);
         assert_eq!(site.settle(&pool, &[blocker]).values, 1);
     }
     site.finish(pool);
+}
+
+/// Twenty tasks with large arguments, four of each size.
+fn submit_large(site: &Site, pool: &Pool) -> Vec<Job> {
+    (0..20)
+        .map(|index| site.submit_bytes(pool, 100_000 + index / 4))
+        .collect()
 }
 
 fn large_arguments_stolen(site: &Site) {
@@ -144,21 +140,15 @@ fn large_arguments_stolen(site: &Site) {
         submit_blocker(site, &pool, "go0"),
         submit_blocker(site, &pool, "go1"),
     ];
-    let jobs: Vec<Job> = (0..20)
-        .map(|i| site.submit_bytes(&pool, 100_000 + i / 4))
-        .collect();
+    let jobs = submit_large(site, &pool);
     // One worker gets free and takes what waits at the other.
     site.touch("go0");
     assert_eq!(site.settle(&pool, &jobs).values, 20);
     // The other passes over what was taken from it.
-    let jobs: Vec<Job> = (0..20)
-        .map(|i| site.submit_bytes(&pool, 100_000 + i / 4))
-        .collect();
+    let jobs = submit_large(site, &pool);
     site.touch("go1");
     assert_eq!(site.settle(&pool, &jobs).values, 20);
-    let more: Vec<Job> = (0..20)
-        .map(|i| site.submit_bytes(&pool, 100_000 + i / 4))
-        .collect();
+    let more = submit_large(site, &pool);
     assert_eq!(site.settle(&pool, &more).values, 20);
     assert_eq!(site.settle(&pool, &blockers).values, 2);
     site.finish(pool);

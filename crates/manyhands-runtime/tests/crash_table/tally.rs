@@ -127,6 +127,16 @@ impl Tally {
         }
     }
 
+    /// So many ended by themselves, and so many were cancelled before they ran.
+    #[track_caller]
+    pub(crate) fn assert_cancelled(&self, values: usize, cancelled: usize) {
+        assert_eq!(
+            (self.values, self.cancelled, self.cancelled_runs),
+            (values, cancelled, 0),
+            "{self:?}"
+        );
+    }
+
     /// Adds what another counted.
     pub(crate) fn merge(&mut self, other: Self) {
         self.values += other.values;

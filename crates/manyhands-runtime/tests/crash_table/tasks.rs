@@ -48,11 +48,9 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn a_task_exits(site: &Site) {
     let pool = site.pool(2);
-    let mut jobs: Vec<Job> = (0..50)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let mut jobs = site.submit_echoes(&pool, 50);
     jobs.push(site.submit(&pool, "exit:3"));
-    jobs.extend((0..50).map(|i| site.submit(&pool, &format!("echo:{i}"))));
+    jobs.extend(site.submit_echoes(&pool, 50));
     let tally = site.settle(&pool, &jobs);
     assert_eq!(tally.values, 100);
     assert_eq!(tally.died.len(), 1);
@@ -91,9 +89,7 @@ fn a_task_stops_its_worker(site: &Site) {
     let pool = site.pool(2);
     warm(site, &pool);
     let stopper = site.submit(&pool, "stop:");
-    let jobs: Vec<Job> = (0..100)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let jobs = site.submit_echoes(&pool, 100);
     assert_eq!(site.settle(&pool, &jobs).values, 100);
     assert!(!stopper.task.is_done());
     // Its worker may be the slower one.

@@ -200,9 +200,7 @@ fn handler_while_others_wait(site: &Site) {
 
 fn nobody_waits(site: &Site) {
     let pool = site.pool(2);
-    let mut jobs: Vec<Job> = (0..500)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let mut jobs = site.submit_echoes(&pool, 500);
     jobs.push(site.submit(&pool, "kill:"));
     jobs.push(site.submit(&pool, &format!("big:{LARGE}")));
     let blocker = submit_blocker(site, &pool, "go");

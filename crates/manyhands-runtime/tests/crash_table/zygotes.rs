@@ -75,9 +75,7 @@ fn zygote_killed(site: &Site) {
     let first = site.supervisor.zygote_pid();
     signal(first, libc::SIGKILL);
     until(|| site.supervisor.zygote_pid() != first);
-    let jobs: Vec<Job> = (0..20)
-        .map(|i| site.submit(&pool, &format!("echo:{i}")))
-        .collect();
+    let jobs = site.submit_echoes(&pool, 20);
     assert_eq!(site.settle(&pool, &jobs).values, 20);
     site.touch("go");
     let tally = site.settle(&pool, &[blocker]);
@@ -162,9 +160,7 @@ fn kill_while_born(site: &Site) {
     site.launch_with(&[(SLOW_FORK, "20")]);
     for round in 0..6 {
         let pool = site.pool(3);
-        let jobs: Vec<Job> = (0..20)
-            .map(|i| site.submit(&pool, &format!("echo:{i}")))
-            .collect();
+        let jobs = site.submit_echoes(&pool, 20);
         std::thread::sleep(Duration::from_millis(round * 10));
         pool.close(true, true);
         let tally = site.settle(&pool, &jobs);
