@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -712,6 +713,11 @@ def _at_exit() -> None:
         _end_threads(False)
     stop_teller()
     _core.stop_supervisor()
+    # Last: they may be taking results of what has just ended.
+    if not _core.park_bystanders():
+        logging.getLogger("manyhands").info(
+            "a daemon thread still runs a task of manyhands while the program ends"
+        )
 
 
 def _before_threads_end() -> None:

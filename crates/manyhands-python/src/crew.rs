@@ -25,6 +25,7 @@
 //! A thread that works looks at the queue before it sleeps, and those that are being started count as
 //! waking from before they exist. So no entry waits while a thread could have it.
 
+use crate::bystanders::{detach, enter};
 use crate::crew_map::CrewMap;
 use crate::crew_task::{Call, CrewTask, End};
 use crate::engine::{Engine, MapCall};
@@ -415,7 +416,7 @@ impl Crew {
                 Some(Entry::Map(map)) => map.run_lap(py, member, place),
                 None => {
                     member.cpu_since.store(0, Ordering::Relaxed);
-                    if !py.detach(|| self.sleep(&mut is_waking)) {
+                    if !detach(py, || self.sleep(&mut is_waking)) {
                         break;
                     }
                     turn.begin(monotonic_nanos());
@@ -567,7 +568,7 @@ impl Engine for Arc<Crew> {
             // Acquire pairs with the decrement.
             self.pending.load(Ordering::Acquire) == 0 && (!workers || queue.members.is_empty())
         };
-        let over = py.detach(|| {
+        let over = detach(py, || {
             let queue = self.queue();
             if is_quiet(&queue) {
                 return true;
@@ -659,6 +660,7 @@ impl CrewMember {
 
     /// Runs tasks until the pool wants no more.
     fn work(&self, py: Python<'_>) {
+        let _inside = enter(py);
         self.crew.work(py, &self.member, &self.place);
     }
 

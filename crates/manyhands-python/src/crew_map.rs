@@ -18,6 +18,7 @@
 //! **What generators yield** is bounded. A thread that finds no room sleeps on `room` until some was
 //! taken. For the item whose results come next there is always room for one value.
 
+use crate::bystanders::detach;
 use crate::crew::{Crew, Entry, Member, Refused};
 use crate::engine::MapCall;
 use crate::input::Input;
@@ -425,7 +426,7 @@ impl CrewMap {
             if self.left.load(Ordering::Relaxed) {
                 return Err(local::left());
             }
-            py.detach(|| self.wait_for_room(index));
+            detach(py, || self.wait_for_room(index));
         }
     }
 
@@ -712,7 +713,7 @@ impl Consumer {
         map.bell.store(0, Ordering::Relaxed);
         drop(state);
         let time = Duration::from_nanos(longest.min(left));
-        let why = py.detach(|| futex_wait_private(&map.bell, 0, Some(time)));
+        let why = detach(py, || futex_wait_private(&map.bell, 0, Some(time)));
         map.state().awaits = None;
         if why != Waited::Woken {
             py.check_signals()?;

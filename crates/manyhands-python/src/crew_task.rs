@@ -9,6 +9,7 @@
 //! A waiter that comes later reads ENDED; one that is about to sleep finds the word changed. The state
 //! is `Ended` before the word is ENDED.
 
+use crate::bystanders::detach;
 use crate::crew::Crew;
 use crate::local::{self, Kind, Shown};
 use crate::process;
@@ -129,7 +130,7 @@ impl CrewTask {
             let now = monotonic_nanos();
             let left = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
             let time = Duration::from_nanos(left.min(LONGEST_SLEEP));
-            if py.detach(|| self.sleep(time)) {
+            if detach(py, || self.sleep(time)) {
                 return Ok(true);
             }
             py.check_signals()?;

@@ -1,5 +1,6 @@
 //! The process engine's source: items go to workers in blocks, and what came of them is taken.
 
+use crate::bystanders::detach;
 use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, ONE_PLAIN};
 use crate::codec::Decoder;
 use crate::input::Input;
@@ -645,7 +646,7 @@ impl Source for Feed {
         }
         let runtime = &self.runtime;
         let stream = &self.stream;
-        py.detach(|| {
+        detach(py, || {
             stream.abandon();
             runtime.cancel_blocks(blocks, kill);
         });

@@ -1,5 +1,6 @@
 //! The native part of a future.
 
+use crate::bystanders::{detach, enter};
 use crate::crew_task::{CrewTask, End};
 use crate::pool::deadline_after;
 use crate::processes::wait_for;
@@ -116,6 +117,7 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(Some(known));
         }
+        let _inside = enter(py);
         let work = self.work()?;
         if !work.wait(py, timeout)? {
             return Ok(None);
@@ -135,7 +137,7 @@ impl TaskFuture {
         // Without one another thread decodes just now.
         Ok(Some(match self.known.get() {
             Some(known) => known,
-            None => py.detach(|| self.known.wait()),
+            None => detach(py, || self.known.wait()),
         }))
     }
 }
@@ -227,8 +229,9 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(matches!(known, Known::Cancelled));
         }
+        let _inside = enter(py);
         Ok(match self.work()? {
-            Work::Process(pool, task) => py.detach(|| pool.cancel(&task)),
+            Work::Process(pool, task) => detach(py, || pool.cancel(&task)),
             Work::Thread(task) => task.cancel(),
             Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Cancelled)),
         })

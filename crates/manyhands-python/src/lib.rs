@@ -1,5 +1,6 @@
 //! The Python module `manyhands._core`: converts, detaches, maps errors; nothing else.
 
+mod bystanders;
 mod calls;
 mod classes;
 mod codec;
@@ -26,6 +27,8 @@ mod worker;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::bystanders::park_bystanders;
     #[pymodule_export]
     use super::command_line::parse_command_line;
     #[pymodule_export]

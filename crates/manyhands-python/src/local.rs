@@ -1,6 +1,6 @@
 //! Tasks that run in this very process: the call, and what its end looks like.
 
-use crate::hooks;
+use crate::{bystanders, hooks};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -32,6 +32,9 @@ impl Turn {
         self.since = now;
         // To let go of the GIL for a moment would not do: others ask for it only after they have
         // waited for 5 ms in a row.
+        if bystanders::is_ending() {
+            bystanders::detach(py, || {});
+        }
         hooks::turn(py)?.call0().map(drop).inspect_err(|error| {
             // Nobody cares which line of ours it came to.
             error.set_traceback(py, None);

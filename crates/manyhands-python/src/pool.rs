@@ -1,5 +1,6 @@
 //! The native part of a pool, whatever engine runs its tasks.
 
+use crate::bystanders::enter;
 use crate::crew::Crew;
 use crate::engine::{Engine, MapCall};
 use crate::inline::Inline;
@@ -105,6 +106,7 @@ impl PoolBase {
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
+        let _inside = enter(function.py());
         self.engine.submit(function, args, kwargs, self.limits)
     }
 
@@ -117,6 +119,7 @@ impl PoolBase {
         kwargs: &Bound<'py, PyDict>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
+        let _inside = enter(function.py());
         let kwargs = (!kwargs.is_empty()).then_some(kwargs);
         self.engine
             .submit(function, args, kwargs, limits_of(limits))
@@ -142,6 +145,7 @@ impl PoolBase {
         limits: Seconds,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
+        let _inside = enter(function.py());
         let counts = Arc::new(Counts::default());
         let call = MapCall {
             input: Input::new(iterables, star, batch)?,
@@ -157,12 +161,14 @@ impl PoolBase {
     /// Starts all workers now instead of with their first tasks.
     fn _start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
         self.check_process()?;
+        let _inside = enter(function.py());
         self.engine.start(function)
     }
 
     /// Takes no more tasks; see `Engine::close`.
     fn _close(&self, py: Python<'_>, cancel: bool, kill: bool) {
         if self.generation == process::generation() {
+            let _inside = enter(py);
             self.engine.close(py, cancel, kill);
         }
     }
@@ -173,6 +179,7 @@ impl PoolBase {
         if self.generation != process::generation() {
             return Ok(true);
         }
+        let _inside = enter(py);
         let deadline = deadline_after(timeout);
         loop {
             let now = monotonic_nanos();
@@ -201,6 +208,7 @@ impl PoolBase {
     /// What `manyhands.Pool.stats` shows.
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.check_process()?;
+        let _inside = enter(py);
         self.engine.stats(py)
     }
 }

@@ -1,5 +1,6 @@
 //! What this process has one of: its supervisor, and its generation among forks.
 
+use crate::bystanders;
 use manyhands_runtime::{Launcher, Supervisor, close_life_lines_after_fork};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -64,6 +65,7 @@ pub(crate) fn supervisor() -> PyResult<Arc<Supervisor>> {
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     close_life_lines_after_fork();
+    bystanders::forget_parent();
     SUPERVISOR.store(std::ptr::null_mut(), Ordering::Release);
     // Relaxed: one thread runs here.
     GENERATION.fetch_add(1, Ordering::Relaxed);
@@ -124,7 +126,10 @@ pub(crate) fn zygote_pid() -> PyResult<i32> {
 pub(crate) fn wait_completions(py: Python<'_>, timeout: f64) -> PyResult<Vec<u64>> {
     let supervisor = supervisor()?;
     let time = Duration::from_secs_f64(timeout.clamp(0.0, 3600.0));
-    Ok(py.detach(|| supervisor.completions().wait(time)))
+    let _inside = bystanders::enter(py);
+    Ok(bystanders::detach(py, || {
+        supervisor.completions().wait(time)
+    }))
 }
 
 /// Has tokens come out of `wait_completions`, emptying the list.

@@ -1,5 +1,6 @@
 //! The process engine: tasks become bytes and run in worker processes.
 
+use crate::bystanders::detach;
 use crate::calls::{self, Call, HIDE_ARGS};
 use crate::engine::{Engine, MapCall};
 use crate::feed::{Feed, FeedOptions};
@@ -30,7 +31,7 @@ pub(crate) fn wait_for(
     if pool.poll(awaited) {
         return Ok(true);
     }
-    py.detach(|| {
+    detach(py, || {
         pool.wait(awaited, deadline, || {
             // Signals are the main thread's; others need not wait for Python to look for them.
             if manyhands_os::is_main_thread() {
@@ -226,11 +227,11 @@ impl Engine for Processes {
     }
 
     fn close(&self, py: Python<'_>, cancel: bool, kill: bool) {
-        py.detach(|| self.0.pool.close(cancel, kill));
+        detach(py, || self.0.pool.close(cancel, kill));
     }
 
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool> {
-        Ok(py.detach(|| self.0.pool.wait_quiet(workers, time)))
+        Ok(detach(py, || self.0.pool.wait_quiet(workers, time)))
     }
 
     fn pending(&self) -> usize {
