@@ -27,6 +27,7 @@ from manyhands._errors import (
 from manyhands._future import Future
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Failure, Results, Summary
+from manyhands._retry import Retry
 from manyhands._stats import PoolStats, WorkerStats
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "Results",
+    "Retry",
     "Summary",
     "TaskError",
     "TaskMemoryExceeded",

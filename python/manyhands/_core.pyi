@@ -15,6 +15,7 @@ __all__ = [
     "Definition",
     "PoolBase",
     "ResultsBase",
+    "RetryPlan",
     "SourceHandle",
     "TaskFuture",
     "Zygote",
@@ -61,6 +62,19 @@ class TaskFuture:
     def _has_value(self) -> bool: ...
 
 @disjoint_base
+@final
+class RetryPlan:
+    def __new__(
+        cls,
+        failures: int,
+        deaths: int,
+        timeouts: bool,
+        backoff: float,
+        longest: float,
+        jitter: float,
+        policy: Definition | None,
+    ) -> Self: ...
+
 class PoolBase:
     def __new__(
         cls,
@@ -70,7 +84,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        limits: tuple[float | None, float],
+        options: tuple[float | None, float, RetryPlan | None],
     ) -> Self: ...
     def __init__(
         self,
@@ -80,14 +94,14 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        limits: tuple[float | None, float],
+        options: tuple[float | None, float, RetryPlan | None],
     ) -> None: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Future[_R]: ...
     def _submit(
         self,
-        limits: tuple[float | None, float],
+        options: tuple[float | None, float, RetryPlan | None],
         function: Callable[..., _R],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -101,7 +115,7 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
-        limits: tuple[float | None, float],
+        options: tuple[float | None, float, RetryPlan | None],
     ) -> SourceHandle: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
     def _close(self, cancel: bool, kill: bool) -> None: ...

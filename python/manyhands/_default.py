@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core
 from manyhands._config import configured, default_engine, default_show_args
 from manyhands._future import Future
-from manyhands._options import UNSET, Limits, Unset
+from manyhands._options import UNSET, TaskOptions, Unset
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Results
+
+if TYPE_CHECKING:
+    from manyhands._retry import Retry
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -99,6 +102,7 @@ def map(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -119,6 +123,7 @@ def map(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -140,6 +145,7 @@ def map(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -162,6 +168,7 @@ def map(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -206,6 +213,7 @@ def starmap(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -225,6 +233,7 @@ def starmap(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -244,6 +253,7 @@ def starmap(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -263,6 +273,7 @@ def starmap(
     chunksize: int | None = None,
     task_timeout: float | None = None,
     grace: float = 0.5,
+    retry: int | Retry | None = None,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -284,7 +295,10 @@ def starmap(
 
 
 def options(
-    *, task_timeout: float | Unset | None = UNSET, grace: float | Unset = UNSET
+    *,
+    task_timeout: float | Unset | None = UNSET,
+    grace: float | Unset = UNSET,
+    retry: int | Retry | Unset | None = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -292,4 +306,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    return PoolView(_shared, Limits().but(_shared()._engine, task_timeout, grace))
+    chosen = TaskOptions().but(_shared()._engine, task_timeout, grace, retry)
+    return PoolView(_shared, chosen)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from manyhands import _core
 from manyhands._describe import name_of
+
+if TYPE_CHECKING:
+    from manyhands._retry import Retry
 
 _ON_ERROR = ("raise", "return", "skip", "group")
 
@@ -35,23 +39,30 @@ class Unset:
 UNSET = Unset()
 
 
-class Limits:
-    """What tasks may take, as `task_timeout=` and `grace=` say. It does not change."""
+class TaskOptions:
+    """What is asked for tasks, as `task_timeout=`, `grace=` and `retry=` say. It does not change."""
 
-    __slots__ = ("grace", "task_timeout")
+    __slots__ = ("grace", "retry", "task_timeout")
 
-    def __init__(self, task_timeout: float | None = None, grace: float = 0.5) -> None:
+    def __init__(
+        self,
+        task_timeout: float | None = None,
+        grace: float = 0.5,
+        retry: Retry | None = None,
+    ) -> None:
         self.task_timeout = task_timeout
         self.grace = grace
+        self.retry = retry
 
     def but(
         self,
         engine: str,
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
-    ) -> Limits:
+        retry: int | Retry | Unset | None = UNSET,
+    ) -> TaskOptions:
         """The same, but for what is given."""
-        if isinstance(task_timeout, Unset) and isinstance(grace, Unset):
+        if task_timeout is UNSET and grace is UNSET and retry is UNSET:
             return self
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
@@ -68,11 +79,23 @@ class Limits:
             grace = self.grace
         else:
             _check_seconds("grace", grace)
-        return Limits(task_timeout, grace)
+        if isinstance(retry, Unset):
+            retry = self.retry
+        elif retry is not None:
+            from manyhands._retry import retry_of
 
-    def seconds(self) -> tuple[float | None, float]:
+            retry = retry_of(retry)
+            if retry is not None and engine != "process":
+                raise ValueError(f'retry needs engine="process", not engine={engine!r}')
+        return TaskOptions(task_timeout, grace, retry)
+
+    def native(self) -> tuple[float | None, float, _core.RetryPlan | None]:
         """As the native part takes them."""
-        return self.task_timeout, self.grace
+        retry = self.retry
+        return self.task_timeout, self.grace, None if retry is None else retry._plan
+
+    def __repr__(self) -> str:
+        return f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}"
 
 
 def _check_seconds(name: str, value: Any) -> None:
@@ -92,6 +115,7 @@ class MapOptions:
         "on_error",
         "ordered",
         "progress",
+        "retry",
         "task_timeout",
         "total",
     )
@@ -108,6 +132,7 @@ class MapOptions:
         chunksize: int | None = None,
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
+        retry: int | Retry | Unset | None = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -125,6 +150,7 @@ class MapOptions:
         self.progress = progress
         self.task_timeout = task_timeout
         self.grace = grace
+        self.retry = retry
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -144,6 +170,7 @@ _NAMES = (
     "chunksize",
     "task_timeout",
     "grace",
+    "retry",
 )
 _DEFAULT = MapOptions()
 

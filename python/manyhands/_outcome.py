@@ -120,13 +120,15 @@ def death(
     cause: str,
     code: int | None,
     args: tuple[Any, ...] | None,
+    attempts: int,
 ) -> BaseException:
     """For a task whose worker died; `args` where they are plain values and may be shown."""
     if args is not None:
         label = call_text(label, args, None)
+    tried = f", attempt {attempts}" if attempts > 1 else ""
     hint = "look for it in the kernel's log if memory was short" if code == 9 else ""
     return WorkerDied(
-        f"worker {pid} {_manner(cause, code)} while it ran {_task(label, index)}; "
+        f"worker {pid} {_manner(cause, code)} while it ran {_task(label, index)}{tried}; "
         f"other tasks go on{'; ' + hint if hint else ''}",
         pid=pid,
         cause=cause,
@@ -134,11 +136,12 @@ def death(
     )
 
 
-def timed_out(label: str, index: int, pid: int, seconds: float) -> BaseException:
+def timed_out(label: str, index: int, pid: int, seconds: float, attempts: int) -> BaseException:
     """For a task whose time was up."""
+    tried = f", attempt {attempts}" if attempts > 1 else ""
     return TaskTimeout(
         f"{_task(label, index)} took longer than its task_timeout of {seconds:g} s, and was ended "
-        f"in worker {pid}; other tasks go on"
+        f"in worker {pid}{tried}; other tasks go on"
     )
 
 

@@ -24,11 +24,12 @@ from manyhands._config import (
 from manyhands._describe import is_coroutine_function, name_of
 from manyhands._future import Future, forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
-from manyhands._options import UNSET, Limits, Unset, map_options, shortest
+from manyhands._options import UNSET, TaskOptions, Unset, map_options, shortest
 from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, WorkerStats
 
 if TYPE_CHECKING:
+    from manyhands._retry import Retry
     from types import TracebackType
     from typing import Self
 
@@ -81,6 +82,8 @@ class Pool(_core.PoolBase, Executor):
             that. By default without limit. On processes alone: nothing else can end what runs.
         grace: how many seconds a task that is to end has to clean up, from the `TaskStopped` that
             is raised in it until its worker is killed; 0.5 by default.
+        retry: how often a task runs again after an exception, or a `Retry` that says more; by
+            default it does not. On processes alone, so far.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine.
@@ -109,6 +112,7 @@ class Pool(_core.PoolBase, Executor):
         show_args: bool | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -135,9 +139,9 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        limits = Limits().but(engine, task_timeout, grace)
+        limits = TaskOptions().but(engine, task_timeout, grace, retry)
         pool = super().__new__(
-            cls, engine, workers, start, show_args, copy, prefix, limits.seconds()
+            cls, engine, workers, start, show_args, copy, prefix, limits.native()
         )
         pool._limits = limits
         pool.name = name if name is not None else f"pool of {workers}"
@@ -151,7 +155,7 @@ class Pool(_core.PoolBase, Executor):
 
     _engine: str
     _workers: int
-    _limits: Limits
+    _limits: TaskOptions
     _is_default: bool
     # What was mapped and not dropped: a clean end finishes what nobody has iterated.
     _maps: weakref.WeakSet[Results[Any]]
@@ -172,6 +176,7 @@ class Pool(_core.PoolBase, Executor):
             show_args: bool | None = None,
             task_timeout: float | None = None,
             grace: float = 0.5,
+            retry: int | Retry | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -192,6 +197,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -211,6 +217,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -231,6 +238,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -252,6 +260,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -284,6 +293,7 @@ class Pool(_core.PoolBase, Executor):
             chunksize: accepted as a hint and not needed: portions follow the measured durations.
             task_timeout: the most seconds that an item may take from its start, as in `Pool`.
             grace: how many seconds it has to clean up then.
+            retry: how often an item runs again that fails, as in `Pool`.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -310,6 +320,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -327,6 +338,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -344,6 +356,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -361,6 +374,7 @@ class Pool(_core.PoolBase, Executor):
         chunksize: int | None = None,
         task_timeout: float | None = None,
         grace: float = 0.5,
+        retry: int | Retry | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -382,12 +396,14 @@ class Pool(_core.PoolBase, Executor):
         timeout: float | None,
         method: str,
         options: dict[str, Any],
-        limits: Limits | None = None,
+        limits: TaskOptions | None = None,
     ) -> Results[R]:
         chosen = map_options(method, fn, options)
         if limits is None:
             limits = self._limits
-        limits = limits.but(self._engine, chosen.task_timeout, chosen.grace)
+        limits = limits.but(
+            self._engine, chosen.task_timeout, chosen.grace, chosen.retry
+        )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -409,7 +425,7 @@ class Pool(_core.PoolBase, Executor):
                 chosen.batch,
                 timeout,
                 chosen.buffersize,
-                limits.seconds(),
+                limits.native(),
             )
         except BaseException:
             watch.stop()
@@ -431,13 +447,18 @@ class Pool(_core.PoolBase, Executor):
         return results
 
     def options(
-        self, *, task_timeout: float | Unset | None = UNSET, grace: float | Unset = UNSET
+        self,
+        *,
+        task_timeout: float | Unset | None = UNSET,
+        grace: float | Unset = UNSET,
+        retry: int | Retry | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
         Args:
             task_timeout: the most seconds that a task may take from its start; None is no limit.
             grace: how many seconds a task that is to end has to clean up.
+            retry: how often it runs again after a failure, or a `Retry` that says more.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -445,7 +466,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(lambda: self, self._limits.but(self._engine, task_timeout, grace))
+        return PoolView(lambda: self, self._limits.but(self._engine, task_timeout, grace, retry))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -557,13 +578,13 @@ class PoolView:
 
     __slots__ = ("_limits", "_pool")
 
-    def __init__(self, pool: Callable[[], Pool], limits: Limits) -> None:
+    def __init__(self, pool: Callable[[], Pool], limits: TaskOptions) -> None:
         self._pool = pool
         self._limits = limits
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """As `Pool.submit`."""
-        return self._pool()._submit(self._limits.seconds(), fn, args, kwargs)
+        return self._pool()._submit(self._limits.native(), fn, args, kwargs)
 
     def map(
         self,
@@ -587,15 +608,18 @@ class PoolView:
         return pool._results(fn, (iterable,), True, None, "starmap", options, self._limits)
 
     def options(
-        self, *, task_timeout: float | Unset | None = UNSET, grace: float | Unset = UNSET
+        self,
+        *,
+        task_timeout: float | Unset | None = UNSET,
+        grace: float | Unset = UNSET,
+        retry: int | Retry | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
         engine = self._pool()._engine
-        return PoolView(self._pool, self._limits.but(engine, task_timeout, grace))
+        return PoolView(self._pool, self._limits.but(engine, task_timeout, grace, retry))
 
     def __repr__(self) -> str:
-        time, grace = self._limits.seconds()
-        return f"<manyhands.PoolView of {self._pool()!r}: task_timeout={time}, grace={grace}>"
+        return f"<manyhands.PoolView of {self._pool()!r}: {self._limits}>"
 
 
 class _Kept:

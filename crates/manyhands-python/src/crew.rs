@@ -28,14 +28,13 @@
 use crate::bystanders::{detach, enter};
 use crate::crew_map::CrewMap;
 use crate::crew_task::{Call, CrewTask, End};
-use crate::engine::{Engine, MapCall};
+use crate::engine::{Engine, MapCall, TaskOptions};
 use crate::future::{TaskFuture, Work};
 use crate::local::Turn;
 use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::Limits;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -498,7 +497,7 @@ impl Engine for Arc<Crew> {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        _limits: Limits,
+        _options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
         if !function.is_callable() {

@@ -2,11 +2,18 @@
 
 use crate::input::Input;
 use crate::results::{Counts, Source};
-use manyhands_runtime::Limits;
+use manyhands_runtime::{Limits, Retry};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What is asked for a task, besides what it runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TaskOptions {
+    pub(crate) limits: Limits,
+    pub(crate) retry: Option<Arc<Retry>>,
+}
 
 /// What a map asks for.
 pub(crate) struct MapCall {
@@ -16,8 +23,8 @@ pub(crate) struct MapCall {
     pub(crate) deadline: Option<u64>,
     /// The most items on their way.
     pub(crate) buffer: Option<u64>,
-    /// What each item may take.
-    pub(crate) limits: Limits,
+    /// What is asked for each item.
+    pub(crate) options: TaskOptions,
     pub(crate) counts: Arc<Counts>,
 }
 
@@ -29,7 +36,7 @@ pub(crate) trait Engine: Send + Sync {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        limits: Limits,
+        options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>>;
 
     /// Runs a function for the items of an input.

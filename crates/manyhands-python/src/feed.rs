@@ -3,6 +3,7 @@
 use crate::bystanders::detach;
 use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, ONE_PLAIN};
 use crate::codec::Decoder;
+use crate::engine::TaskOptions;
 use crate::input::Input;
 use crate::local::Turn;
 use crate::outcome;
@@ -10,8 +11,8 @@ use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
-    Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Limits, Outcome, Over, Piece, Pool,
-    Stream, item_word, next_item,
+    Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Outcome, Over, Piece, Pool, Stream,
+    item_word, next_item,
 };
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -44,6 +45,8 @@ pub(crate) struct Feed {
     runtime: Arc<Pool>,
     stream: Arc<Stream>,
     ordered: bool,
+    /// The most items of a block.
+    most_per_block: u64,
     counts: Arc<Counts>,
     deadline: Option<u64>,
     input: Input,
@@ -88,7 +91,7 @@ pub(crate) struct FeedOptions {
     pub(crate) ordered: bool,
     pub(crate) deadline: Option<u64>,
     pub(crate) buffer: Option<u64>,
-    pub(crate) limits: Limits,
+    pub(crate) task: TaskOptions,
 }
 
 impl Feed {
@@ -106,13 +109,23 @@ impl Feed {
             ordered,
             deadline,
             buffer,
-            limits,
+            task: TaskOptions { limits, retry },
         } = options;
+        // What runs again goes back to the queue by itself.
+        let most_per_block = if retry.is_some() { 1 } else { BLOCK_ITEMS };
         let mut feed = Self {
             pool,
             runtime,
-            stream: Stream::new(Some(definition), tag, ordered, limits, counts.tally.clone()),
+            stream: Stream::new(
+                Some(definition),
+                tag,
+                ordered,
+                limits,
+                retry,
+                counts.tally.clone(),
+            ),
             ordered,
+            most_per_block,
             counts,
             deadline,
             input,
@@ -163,7 +176,7 @@ impl Feed {
     fn appetite(&self) -> (u64, u64) {
         let (wanted, estimate) = self.runtime.appetite(self.away);
         let per_block = match estimate {
-            Some(nanos) => (BLOCK_NANOS / nanos.max(1)).clamp(1, BLOCK_ITEMS),
+            Some(nanos) => (BLOCK_NANOS / nanos.max(1)).clamp(1, self.most_per_block),
             None => 1,
         };
         (wanted as u64, per_block)

@@ -6,7 +6,7 @@
 use crate::calls;
 use crate::codec::{Decoder, Encoder};
 use crate::crew::Refused;
-use crate::engine::{Engine, MapCall};
+use crate::engine::{Engine, MapCall, TaskOptions};
 use crate::future::{Known, TaskFuture};
 use crate::input::Input;
 use crate::local::{self, Kind, Shown, Turn};
@@ -14,7 +14,6 @@ use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
 use crate::{functions, hooks, pickle};
 use manyhands_os::{monotonic_nanos, thread_cpu_nanos};
-use manyhands_runtime::Limits;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -191,7 +190,7 @@ impl Engine for Inline {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        _limits: Limits,
+        _options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         if !function.is_callable() {

@@ -40,7 +40,7 @@ mod _core {
     #[pymodule_export]
     use super::machine::machine_facts;
     #[pymodule_export]
-    use super::pool::PoolBase;
+    use super::pool::{PoolBase, RetryPlan};
     #[pymodule_export]
     use super::process::{
         after_fork_in_child, cpu_count, cpu_limits, preload, process_generation, ring_completions,

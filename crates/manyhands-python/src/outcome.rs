@@ -86,6 +86,7 @@ pub(crate) fn of_item<'py>(
             cause,
             tag,
             payload,
+            attempts,
         } => {
             let (cause, code) = cause_words(*cause);
             // Arguments that are pickled stay so: unpickling runs code of the very task that has just
@@ -97,20 +98,25 @@ pub(crate) fn of_item<'py>(
                     .map(|(_, args, _)| Some(args)),
                 _ => Ok(None),
             };
-            let error =
-                raise(args.and_then(|args| {
-                    hooks::death(py)?.call1((label, index, *pid, cause, code, args))
-                }));
+            let error = raise(args.and_then(|args| {
+                let hook = hooks::death(py)?;
+                hook.call1((label, index, *pid, cause, code, args, *attempts))
+            }));
             Err(Failed {
                 died: true,
-                ..failed(error, *pid, 1)
+                ..failed(error, *pid, *attempts)
             })
         }
-        Outcome::TimedOut { limit, pid } => {
+        Outcome::TimedOut {
+            limit,
+            pid,
+            attempts,
+        } => {
             let seconds = *limit as f64 / 1e9;
             let hook = hooks::timed_out(py);
-            let error = raise(hook.and_then(|hook| hook.call1((label, index, *pid, seconds))));
-            Err(failed(error, *pid, 1))
+            let error =
+                raise(hook.and_then(|hook| hook.call1((label, index, *pid, seconds, *attempts))));
+            Err(failed(error, *pid, *attempts))
         }
         Outcome::Cancelled => Err(failed(cancelled(py), 0, 0)),
         Outcome::Broken(why) => Err(failed(breakage(py, why), 0, 0)),

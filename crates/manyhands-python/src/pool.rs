@@ -2,14 +2,15 @@
 
 use crate::bystanders::enter;
 use crate::crew::Crew;
-use crate::engine::{Engine, MapCall};
+use crate::engine::{Engine, MapCall, TaskOptions};
+use crate::functions::PyDefinition;
 use crate::inline::Inline;
 use crate::input::Input;
 use crate::process;
 use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
 use manyhands_os::monotonic_nanos;
-use manyhands_runtime::Limits;
+use manyhands_runtime::{Limits, Retry};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -33,18 +34,53 @@ pub(crate) type Initializer<'py> = Option<(Bound<'py, PyAny>, Bound<'py, PyTuple
 pub(crate) struct PoolBase {
     engine: Box<dyn Engine>,
     generation: u32,
-    /// What tasks may take where a call says nothing else.
-    limits: Limits,
+    /// What is asked for tasks where a call says nothing else.
+    options: TaskOptions,
 }
 
-/// Limits in seconds, as the face gives them.
-type Seconds = (Option<f64>, f64);
+fn nanos(seconds: f64) -> u64 {
+    (seconds * 1e9) as u64
+}
 
-fn limits_of((time, grace): Seconds) -> Limits {
-    let nanos = |seconds: f64| (seconds * 1e9) as u64;
-    Limits {
-        time: time.map(nanos),
-        grace: nanos(grace),
+/// How often a task runs again, made once for many.
+#[pyclass(name = "RetryPlan", module = "manyhands._core", frozen)]
+pub(crate) struct RetryPlan(Arc<Retry>);
+
+#[pymethods]
+impl RetryPlan {
+    #[new]
+    #[pyo3(signature = (failures, deaths, timeouts, backoff, longest, jitter, policy))]
+    fn new(
+        failures: u32,
+        deaths: u32,
+        timeouts: bool,
+        backoff: f64,
+        longest: f64,
+        jitter: f64,
+        policy: Option<&PyDefinition>,
+    ) -> Self {
+        Self(Arc::new(Retry {
+            failures,
+            deaths,
+            timeouts,
+            backoff: nanos(backoff),
+            longest: nanos(longest),
+            jitter,
+            policy: policy.map(|definition| definition.0.clone()),
+        }))
+    }
+}
+
+/// As the face gives them: seconds from the start, seconds to end, and whether to run again.
+type Options<'py> = (Option<f64>, f64, Option<PyRef<'py, RetryPlan>>);
+
+fn options_of((time, grace, retry): Options<'_>) -> TaskOptions {
+    TaskOptions {
+        limits: Limits {
+            time: time.map(nanos),
+            grace: nanos(grace),
+        },
+        retry: retry.map(|plan| plan.0.clone()),
     }
 }
 
@@ -57,7 +93,7 @@ impl PoolBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, limits))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options))]
     fn new(
         engine: &str,
         workers: usize,
@@ -65,7 +101,7 @@ impl PoolBase {
         show_args: bool,
         copy: bool,
         name: &str,
-        limits: Seconds,
+        options: Options<'_>,
     ) -> PyResult<Self> {
         let engine: Box<dyn Engine> = match engine {
             "process" => Box::new(Processes::new(workers, initializer, show_args)?),
@@ -76,7 +112,7 @@ impl PoolBase {
         Ok(Self {
             engine,
             generation: process::generation(),
-            limits: limits_of(limits),
+            options: options_of(options),
         })
     }
 
@@ -107,13 +143,14 @@ impl PoolBase {
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
         let _inside = enter(function.py());
-        self.engine.submit(function, args, kwargs, self.limits)
+        self.engine
+            .submit(function, args, kwargs, self.options.clone())
     }
 
     /// As `submit`, with limits of its own.
     fn _submit<'py>(
         &self,
-        limits: Seconds,
+        options: Options<'_>,
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: &Bound<'py, PyDict>,
@@ -122,13 +159,13 @@ impl PoolBase {
         let _inside = enter(function.py());
         let kwargs = (!kwargs.is_empty()).then_some(kwargs);
         self.engine
-            .submit(function, args, kwargs, limits_of(limits))
+            .submit(function, args, kwargs, options_of(options))
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
     /// `function(*item)` for the items of the one iterable; with `batch`, `function(list)` for lists of
     /// up to so many. `timeout` is for all results, `buffer` the most items on their way.
-    #[pyo3(signature = (function, iterables, star, ordered, batch, timeout, buffer, limits))]
+    #[pyo3(signature = (function, iterables, star, ordered, batch, timeout, buffer, options))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a map, by position"
@@ -142,7 +179,7 @@ impl PoolBase {
         batch: Option<usize>,
         timeout: Option<f64>,
         buffer: Option<u64>,
-        limits: Seconds,
+        options: Options<'_>,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
         let _inside = enter(function.py());
@@ -152,7 +189,7 @@ impl PoolBase {
             ordered,
             deadline: deadline_after(timeout),
             buffer,
-            limits: limits_of(limits),
+            options: options_of(options),
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))

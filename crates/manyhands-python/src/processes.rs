@@ -2,14 +2,14 @@
 
 use crate::bystanders::detach;
 use crate::calls::{self, Call, HIDE_ARGS};
-use crate::engine::{Engine, MapCall};
+use crate::engine::{Engine, MapCall, TaskOptions};
 use crate::feed::{Feed, FeedOptions};
 use crate::future::{TaskFuture, Work};
 use crate::results::Source;
 use crate::{hooks, outcome, pool, process};
 use manyhands_os::coarse_nanos;
 use manyhands_runtime::{
-    Awaited, Block, Entry, Initializer, Limits, Pool, PoolOptions, Refused, Task, TaskKind,
+    Awaited, Block, Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -101,7 +101,7 @@ impl Shared {
         }
     }
 
-    fn send(&self, py: Python<'_>, call: Call, limits: Limits) -> PyResult<Arc<Task>> {
+    fn send(&self, py: Python<'_>, call: Call, options: TaskOptions) -> PyResult<Arc<Task>> {
         // Relaxed: a number for messages.
         let index = self.index.fetch_add(1, Ordering::Relaxed);
         let tag = if self.hide_args {
@@ -118,7 +118,7 @@ impl Shared {
             tag,
             call.payload,
         );
-        entry.limits = limits;
+        (entry.limits, entry.retry) = (options.limits, options.retry);
         self.pool
             .submit(entry)
             .map_err(|refused| Self::refused(py, refused))?;
@@ -184,13 +184,13 @@ impl Engine for Processes {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        limits: Limits,
+        options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         this.ready(function)?;
         let call = calls::encode_call(function, args, kwargs)?;
         let future = hooks::future(py)?.call0()?;
-        let task = this.send(py, call, limits)?;
+        let task = this.send(py, call, options)?;
         let work = Work::Process(this.pool.clone(), task);
         future.cast::<TaskFuture>()?.get().fill(work);
         Ok(future)
@@ -208,7 +208,7 @@ impl Engine for Processes {
             ordered: call.ordered,
             deadline: call.deadline,
             buffer: call.buffer,
-            limits: call.limits,
+            task: call.options,
         };
         let feed = Feed::new(
             function.py(),

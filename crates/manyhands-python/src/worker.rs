@@ -8,7 +8,7 @@ use manyhands_runtime::{
     Birth, Claimed, Next, Request, ResultKind, Section, StopWord, TaskKind, Unreadable, Unwanted,
     WorkerEnd, Zygote,
 };
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -154,9 +154,20 @@ struct Worker<'py> {
     encode_error: Bound<'py, PyAny>,
     idle: Bound<'py, PyAny>,
     out: Vec<u8>,
+    retry: Retrying,
     block: OpenBlock<'py>,
     decoder: Decoder,
     encoder: Encoder,
+}
+
+/// Whether what runs may run again if it fails.
+#[derive(Default)]
+struct Retrying {
+    may: bool,
+    /// The definition that is asked after which failures; without one it is after each.
+    policy: Option<u32>,
+    /// Whether it has yielded something: then it may not.
+    has_yielded: bool,
 }
 
 /// What the items of the block that is open have in common.
@@ -236,11 +247,22 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         encode_error: worker.getattr("encode_error")?,
         idle: worker.getattr("idle")?,
         out: Vec::new(),
+        retry: Retrying::default(),
         block: OpenBlock::default(),
         decoder: Decoder::default(),
         encoder: Encoder::default(),
     }
     .run()
+}
+
+impl Retrying {
+    fn of(claimed: &Claimed) -> Self {
+        Self {
+            may: claimed.may_run_again(),
+            policy: None,
+            has_yielded: false,
+        }
+    }
 }
 
 impl<'py> Worker<'py> {
@@ -286,10 +308,11 @@ impl<'py> Worker<'py> {
         let (definition, attempt) = (claimed.definition, claimed.attempt);
         let hide_args = claimed.tag & HIDE_ARGS != 0;
         let mut needs = Vec::new();
-        let (known, last) = (&mut self.known, &mut self.last);
-        let opened = self
-            .end
-            .open_block(claimed, |section| learn(known, last, &mut needs, section));
+        self.retry = Retrying::of(&claimed);
+        let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
+        let opened = self.end.open_block(claimed, |section| {
+            learn(known, last, &mut needs, retry, section);
+        });
         let function = match opened {
             Ok(()) => self.function(needs, definition),
             Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
@@ -330,14 +353,17 @@ impl<'py> Worker<'py> {
             self.end_forked_child(outcome.map(|(value, _)| value).map_err(|(error, _)| error))?;
             return Ok(());
         }
-        let problem = match outcome {
+        let (error, item, may_again) = match outcome {
             Ok((value, item)) => match self.publish_item(&value) {
                 Ok(()) => return Ok(()),
-                Err(error) => (error, Some(item)),
+                // What a generator raises is the function's; what cannot be sent will not do so later.
+                Err(error) => (error, Some(item), is_generator(&value)),
             },
-            Err(problem) => problem,
+            Err((error, item)) => {
+                let is_functions = item.is_some();
+                (error, item, is_functions)
+            }
         };
-        let (error, item) = problem;
         let call = item
             .filter(|_| !self.block.hide_args)
             .map(|item| match item {
@@ -350,7 +376,8 @@ impl<'py> Worker<'py> {
         };
         let function = self.block.function.clone();
         let index = self.end.item_index();
-        self.fail(error, Shown { function, call }, index, self.block.attempt)
+        let shown = Shown { function, call };
+        self.fail(error, shown, index, self.block.attempt, may_again)
     }
 
     #[inline]
@@ -436,6 +463,7 @@ impl<'py> Worker<'py> {
                     Unwanted::NoRoom => return Err(local::left()),
                 }
             }
+            self.retry.has_yielded = true;
             if alone {
                 self.end
                     .finish_part(ResultKind::Value, tag, &self.out, true)?;
@@ -475,12 +503,13 @@ impl<'py> Worker<'py> {
             return match self.publish_yielded(value, true) {
                 Ok(()) => Ok(true),
                 Err(error) => {
-                    self.fail(error, shown, index, attempt)?;
+                    self.fail(error, shown, index, attempt, true)?;
                     Ok(false)
                 }
             };
         }
         self.encoder = Encoder::default();
+        let may_again = outcome.is_err() && shown.function.is_some();
         let outcome = outcome.and_then(|value| self.encode_with(&value));
         match outcome {
             Ok(result_tag) => {
@@ -495,6 +524,7 @@ impl<'py> Worker<'py> {
                             Shown::default(),
                             index,
                             attempt,
+                            false,
                         )?;
                         Ok(false)
                     }
@@ -504,7 +534,7 @@ impl<'py> Worker<'py> {
                 if tag & HIDE_ARGS != 0 {
                     shown.call = None;
                 }
-                self.fail(error, shown, index, attempt)?;
+                self.fail(error, shown, index, attempt, may_again)?;
                 Ok(false)
             }
         }
@@ -529,10 +559,13 @@ impl<'py> Worker<'py> {
         shown: &mut Shown<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut needs = Vec::new();
-        let (known, last) = (&mut self.known, &mut self.last);
+        self.retry = Retrying::of(claimed);
+        let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
         let bytes = self
             .end
-            .payload(claimed, |section| learn(known, last, &mut needs, section))
+            .payload(claimed, |section| {
+                learn(known, last, &mut needs, retry, section);
+            })
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
         // Bindings come before the arguments that name them.
         for id in needs {
@@ -575,7 +608,45 @@ impl<'py> Worker<'py> {
         Ok(calls::PICKLE)
     }
 
-    fn fail(&mut self, error: PyErr, shown: Shown<'py>, index: u64, attempt: u8) -> PyResult<()> {
+    /// Whether what failed with this is to run again, as far as the worker knows.
+    fn is_to_run_again(&mut self, error: &PyErr) -> PyResult<bool> {
+        let Retrying {
+            may,
+            policy,
+            has_yielded,
+        } = self.retry;
+        if !may || has_yielded {
+            return Ok(false);
+        }
+        match policy {
+            None => Ok(error.is_instance_of::<PyException>(self.py)),
+            Some(id) => {
+                let policy = resolve(self.py, &mut self.known, &self.load, id)?;
+                policy.call1((error.value(self.py),))?.is_truthy()
+            }
+        }
+    }
+
+    /// Publishes a failure; with `may_again` it may be one after which to run again.
+    fn fail(
+        &mut self,
+        error: PyErr,
+        shown: Shown<'py>,
+        index: u64,
+        attempt: u8,
+        may_again: bool,
+    ) -> PyResult<()> {
+        let mut again = false;
+        if may_again {
+            match self.is_to_run_again(&error) {
+                Ok(answer) => again = answer,
+                Err(problem) => {
+                    // Of two errors the task's own is the one to tell of.
+                    let text = format!("manyhands: its retry's predicate raised {problem}");
+                    error.value(self.py).call_method1("add_note", (text,))?;
+                }
+            }
+        }
         let error = error.into_value(self.py);
         let slot = self.end.slot();
         let Shown { function, call } = shown;
@@ -583,9 +654,12 @@ impl<'py> Worker<'py> {
             .encode_error
             .call1((error, function, call, index, attempt, slot))?;
         let encoded = encoded.cast_into::<PyBytes>()?;
-        let sent = self
-            .end
-            .finish(ResultKind::Error, calls::PICKLE, encoded.as_bytes());
+        let sent = if again {
+            self.end.fail_for_now(calls::PICKLE, encoded.as_bytes())
+        } else {
+            self.end
+                .finish(ResultKind::Error, calls::PICKLE, encoded.as_bytes())
+        };
         if let Err(error) = sent {
             // A long error that cannot be sent gives way to a short one, which always can.
             let short = PyRuntimeError::new_err(format!("the error could not be sent: {error}"));
@@ -612,6 +686,7 @@ fn learn(
     known: &mut HashMap<u32, Known>,
     last: &mut Option<(u32, Bound<'_, PyAny>)>,
     needs: &mut Vec<u32>,
+    retry: &mut Retrying,
     section: Section<'_>,
 ) {
     match section {
@@ -627,6 +702,7 @@ fn learn(
             }
         }
         Section::Needs(ids) => *needs = ids,
+        Section::Retry(id) => retry.policy = Some(id),
     }
 }
 

@@ -10,7 +10,7 @@
 
 use crate::definition::Definition;
 use crate::protocol::{ITEM_MORE, Malformed};
-use crate::task::{Breakage, Bytes, Limits, Outcome};
+use crate::task::{Breakage, Bytes, Limits, Outcome, Retry};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -77,6 +77,8 @@ pub struct Stream {
     tally: Arc<Tally>,
     /// What each item may take.
     pub limits: Limits,
+    /// Whether an item that fails runs again; each has a block of its own then.
+    pub retry: Option<Arc<Retry>>,
     /// What is run.
     pub definition: Option<Arc<Definition>>,
     /// The upper bits of records' tags; the face's business.
@@ -90,6 +92,7 @@ impl Stream {
         tag: u8,
         ordered: bool,
         limits: Limits,
+        retry: Option<Arc<Retry>>,
         tally: Arc<Tally>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -101,6 +104,7 @@ impl Stream {
             left: AtomicBool::new(false),
             tally,
             limits,
+            retry,
             definition,
             tag,
         })
@@ -140,7 +144,7 @@ impl Stream {
         }
     }
 
-    fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         // Relaxed: at worst a little more is kept, until its block is gone.
         self.abandoned.load(Ordering::Relaxed)
     }

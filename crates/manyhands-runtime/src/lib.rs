@@ -58,7 +58,7 @@ pub use scheduler::{Loss, Revoked, Scheduler, Slot, Work};
 #[cfg(not(manyhands_loom))]
 pub use supervisor::{Launcher, LogLine, Supervisor};
 #[cfg(not(manyhands_loom))]
-pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Task};
+pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Retry, Task};
 #[cfg(not(manyhands_loom))]
 pub use worker::{Claimed, Next, StopWord, Unreadable, Unwanted, WorkerEnd};
 #[cfg(not(manyhands_loom))]

@@ -4,6 +4,7 @@
 //! process, not for a reader, not for the language on top. Three kinds of threads come here: those
 //! that submit, those that wait (`drain_role`), and the supervisor.
 
+mod again;
 mod births;
 mod ending;
 mod publishing;
@@ -160,6 +161,10 @@ pub(crate) struct State {
     is_watched: bool,
     /// The shortest time that a task had of those that came since there were none.
     shortest_limit: Option<u64>,
+    /// Tasks that run again at these times.
+    delayed: Vec<(u64, Entry)>,
+    /// For the length of pauses.
+    seed: u64,
 }
 
 /// A pool of workers.
@@ -217,6 +222,8 @@ impl Pool {
                 relieve_at: 0,
                 is_watched: false,
                 shortest_limit: None,
+                delayed: Vec::new(),
+                seed: monotonic_nanos() | 1,
             }),
             quiet: Condvar::new(),
             supervisor,

@@ -86,6 +86,12 @@ pub(crate) const FLAG_STREAM: u8 = 8;
 /// In a task: its time is limited, so that its start has to be known.
 pub(crate) const FLAG_TIMED: u8 = 32;
 
+/// In a task: if it fails, the worker says whether it is to run again.
+pub(crate) const FLAG_RETRY: u8 = 64;
+
+/// In a result: the task is to run again.
+pub(crate) const FLAG_AGAIN: u8 = 64;
+
 /// In a result: the task has yielded this and has not ended.
 pub(crate) const FLAG_MORE: u8 = 16;
 
@@ -101,6 +107,8 @@ pub(crate) const SECTION_DEFINE: u8 = 1;
 pub(crate) const SECTION_FORGET: u8 = 2;
 /// Ids of definitions that this task needs besides the one it runs.
 pub(crate) const SECTION_NEEDS: u8 = 3;
+/// The id of the definition that says after which failures the task runs again.
+pub(crate) const SECTION_RETRY: u8 = 4;
 
 /// What a task record asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -322,6 +330,8 @@ pub enum Section<'body> {
     Forget(Vec<u32>),
     /// Ids that the task needs.
     Needs(Vec<u32>),
+    /// The id of what says after which failures the task runs again.
+    Retry(u32),
 }
 
 fn ids(bytes: &[u8]) -> Result<Vec<u32>, Malformed> {
@@ -361,6 +371,7 @@ pub(crate) fn split_body<'body>(
                 }
                 SECTION_FORGET => visit(Section::Forget(ids(content)?)),
                 SECTION_NEEDS => visit(Section::Needs(ids(content)?)),
+                SECTION_RETRY => visit(Section::Retry(word(content, 0).ok_or(Malformed)?)),
                 // From a later version of the protocol; sections may be passed over.
                 _ => {}
             }

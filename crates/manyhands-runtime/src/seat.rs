@@ -4,7 +4,7 @@ use crate::block::Stream;
 use crate::definition::Definition;
 use crate::life_line::LifeLine;
 use crate::pool::Stop;
-use crate::protocol::{self, MOST_FILES_AHEAD, Malformed, SECTION_FORGET};
+use crate::protocol::{self, MOST_FILES_AHEAD, Malformed, SECTION_FORGET, SECTION_RETRY};
 use crate::task::{Bytes, Entry};
 use manyhands_os::{MessageFile, Process, Received, Socket};
 use manyhands_shm::{ControlBlock, RESULT_AREA, RingReader, Unwanted};
@@ -90,7 +90,9 @@ impl Worker {
     /// needs, ids that it may forget, and the ids of further needs.
     pub(crate) fn sections(&mut self, entry: &mut Entry) -> Option<Vec<u8>> {
         let main = entry.definition.as_ref();
-        if entry.needs().is_empty()
+        let policy = entry.retry.as_ref().and_then(|retry| retry.policy.as_ref());
+        if policy.is_none()
+            && entry.needs().is_empty()
             && self.forget.is_empty()
             && main.is_none_or(|definition| definition.id() == self.known_last)
         {
@@ -106,6 +108,11 @@ impl Worker {
         }
         if !entry.needs().is_empty() {
             protocol::put_needs(&mut sections, entry.needs());
+        }
+        if let Some(policy) = policy {
+            self.teach(policy, &mut sections, &mut carried);
+            let id = [policy.id()].into_iter();
+            protocol::put_ids(&mut sections, SECTION_RETRY, id);
         }
         if self.known.len() > self.known_limit {
             let dead: Vec<u32> = self

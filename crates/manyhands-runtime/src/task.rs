@@ -111,6 +111,36 @@ impl Default for Limits {
     }
 }
 
+/// How often, and after how long, a task runs again that has failed.
+#[derive(Debug)]
+pub struct Retry {
+    /// The most times after it has failed, or taken too long.
+    pub failures: u32,
+    /// The most times after its worker has died.
+    pub deaths: u32,
+    /// Whether that its time was up counts as a failure.
+    pub timeouts: bool,
+    /// The nanoseconds before the second run; before each later one it is twice as long.
+    pub backoff: u64,
+    /// The most of these.
+    pub longest: u64,
+    /// By which part of itself a pause is shortened at most, at random; 0 to 1.
+    pub jitter: f64,
+    /// What the worker asks whether a failure is one after which to run again; without it each is.
+    pub policy: Option<Arc<Definition>>,
+}
+
+impl Retry {
+    /// How long to wait before the next run after so many, with a random number from 0 to 1.
+    pub fn pause(&self, runs: u32, random: f64) -> u64 {
+        let doubled = self
+            .backoff
+            .saturating_mul(1 << runs.saturating_sub(1).min(40));
+        let pause = doubled.min(self.longest);
+        pause - (pause as f64 * self.jitter * random) as u64
+    }
+}
+
 /// How a task ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -128,6 +158,8 @@ pub enum Outcome {
         tag: u8,
         /// The task's payload.
         payload: Bytes,
+        /// How often it was tried.
+        attempts: u8,
     },
     /// Its time was up.
     TimedOut {
@@ -135,6 +167,8 @@ pub enum Outcome {
         limit: u64,
         /// The worker's process id.
         pid: i32,
+        /// How often it was tried.
+        attempts: u8,
     },
     /// Somebody cancelled it: it never started, or was ended.
     Cancelled,
@@ -247,6 +281,11 @@ pub struct Entry {
     pub payload: Bytes,
     /// What it may take; a block has its stream's.
     pub limits: Limits,
+    /// Whether it runs again; it is one item then.
+    pub retry: Option<Arc<Retry>>,
+    /// How often it has failed, and how often its worker has died.
+    pub(crate) failures: u32,
+    pub(crate) deaths: u32,
     /// Items that have not ended.
     pub(crate) left: u32,
     /// Items that have ended.
@@ -283,6 +322,9 @@ impl Entry {
             tag,
             payload,
             limits: Limits::default(),
+            retry: None,
+            failures: 0,
+            deaths: 0,
             left: 1,
             ended: 0,
             position,
@@ -303,9 +345,15 @@ impl Entry {
         Self {
             left: block.count(),
             limits: block.stream.limits,
+            retry: block.stream.retry.clone(),
             block: Some(block),
             ..Self::new(None, kind, definition, Vec::new(), tag, Bytes::default())
         }
+    }
+
+    /// Which run it is, from 1.
+    pub(crate) fn attempt(&self) -> u8 {
+        (1 + self.failures + self.deaths).min(255) as u8
     }
 
     /// What has to be known to the worker besides the definition to run.

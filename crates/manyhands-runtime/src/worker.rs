@@ -23,8 +23,9 @@
 use crate::block::{ITEM_WORD, LONGEST_ITEM, item_word, next_item};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_MORE, FLAG_STREAM, FLAG_TIMED, FLAG_UNREAD, HEAD, ITEM_MORE,
-    LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead, TaskKind, padded, split_body,
+    BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_MORE, FLAG_RETRY, FLAG_STREAM, FLAG_TIMED,
+    FLAG_UNREAD, HEAD, ITEM_MORE, LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead,
+    TaskKind, padded, split_body,
 };
 use crate::zygote::Birth;
 use manyhands_os::{
@@ -92,6 +93,11 @@ impl Claimed {
     /// Whether what the task yields is wanted one by one.
     pub fn is_streamed(&self) -> bool {
         self.flags & FLAG_STREAM != 0
+    }
+
+    /// Whether it is to be said of a failure if it is one after which the task runs again.
+    pub fn may_run_again(&self) -> bool {
+        self.flags & FLAG_RETRY != 0
     }
 }
 
@@ -590,6 +596,22 @@ impl WorkerEnd {
         payload: &[u8],
         more: bool,
     ) -> io::Result<()> {
+        self.finish_with(kind, tag, payload, if more { FLAG_MORE } else { 0 })
+    }
+
+    /// As `finish`, for a failure after which the task is to run again.
+    pub fn fail_for_now(&mut self, tag: u8, payload: &[u8]) -> io::Result<()> {
+        self.finish_with(ResultKind::Error, tag, payload, FLAG_AGAIN)
+    }
+
+    fn finish_with(
+        &mut self,
+        kind: ResultKind,
+        tag: u8,
+        payload: &[u8],
+        flags: u8,
+    ) -> io::Result<()> {
+        let more = flags & FLAG_MORE != 0;
         let Some(running) = &self.running else {
             crate::bug("a result without a task");
         };
@@ -614,7 +636,7 @@ impl WorkerEnd {
             tag,
             flags: if by_file { FLAG_FILE } else { 0 }
                 | if running.is_read { 0 } else { FLAG_UNREAD }
-                | if more { FLAG_MORE } else { 0 },
+                | flags,
             number: running.number,
             payload: payload_len,
             duration: match running.start {

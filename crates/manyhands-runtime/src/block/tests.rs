@@ -14,7 +14,7 @@ fn result(tag: u8, text: &str) -> Vec<u8> {
 }
 
 fn stream(ordered: bool) -> Arc<Stream> {
-    Stream::new(None, 0, ordered, Limits::default(), Arc::default())
+    Stream::new(None, 0, ordered, Limits::default(), None, Arc::default())
 }
 
 fn ended(stream: &Stream) -> u64 {

@@ -1,5 +1,6 @@
 //! Births and deaths of workers, as the supervisor tells of them.
 
+use super::again::Reason;
 use super::{Phase, Pool, Seat, State};
 use crate::block::{LONGEST_ITEM, Over};
 use crate::fail_point::fail_point;
@@ -225,8 +226,18 @@ impl Pool {
             match entry.kind {
                 TaskKind::Run | TaskKind::Block => {
                     blamed = true;
+                    let reason = match &worker.stop {
+                        Some(stop) => stop.is_timeout().then_some(Reason::Timeout),
+                        None => (!killing).then_some(Reason::Death),
+                    };
+                    let attempts = entry.attempt();
+                    let entry = match reason {
+                        Some(reason) => self.run_again(&mut state, entry, reason),
+                        None => Some(entry),
+                    };
+                    let Some(entry) = entry else { continue };
                     let ended = match &worker.stop {
-                        Some(stop) => Some(stop.outcome(pid)),
+                        Some(stop) => Some(stop.outcome(pid, attempts)),
                         None => killing.then_some(Outcome::Cancelled),
                     };
                     self.lost_with_worker(&mut state, entry, (pid, cause), ended);
@@ -300,12 +311,14 @@ impl Pool {
         (pid, cause): (i32, Cause),
         ended: Option<Outcome>,
     ) {
+        let attempts = entry.attempt();
         let died = |tag, payload| {
             ended.unwrap_or(Outcome::Died {
                 pid,
                 cause,
                 tag,
                 payload,
+                attempts,
             })
         };
         if let Some(block) = &entry.block {

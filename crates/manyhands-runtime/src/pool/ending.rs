@@ -135,7 +135,12 @@ impl Pool {
                 self.take_back(state, slot, held);
             }
         }
-        for entry in state.scheduler.take_queue() {
+        let delayed = std::mem::take(&mut state.delayed).into_iter();
+        let delayed = delayed.map(|(_, entry)| entry);
+        for entry in delayed
+            .chain(state.scheduler.take_queue())
+            .collect::<Vec<_>>()
+        {
             self.end_entry(state, &entry, over.clone());
         }
     }

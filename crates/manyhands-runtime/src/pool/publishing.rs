@@ -4,8 +4,8 @@ use super::{Pool, Seat, State};
 use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD, LONGEST_RECORD,
-    TaskHead, TaskKind, padded,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD,
+    LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
 use crate::scheduler::{Revoked, Slot};
 use crate::supervisor::Command;
@@ -52,6 +52,13 @@ impl Pool {
         if entry.limits.time.is_some() {
             flags |= FLAG_TIMED;
         }
+        if entry
+            .retry
+            .as_ref()
+            .is_some_and(|retry| entry.failures < retry.failures)
+        {
+            flags |= FLAG_RETRY;
+        }
         if by_file {
             flags |= FLAG_FILE;
             match worker.send_body(sections.as_deref(), entry.bytes()) {
@@ -93,7 +100,7 @@ impl Pool {
             kind: entry.kind,
             tag: entry.tag,
             flags,
-            attempt: 1,
+            attempt: entry.attempt(),
             definition: entry
                 .definition
                 .as_ref()

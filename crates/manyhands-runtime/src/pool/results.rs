@@ -1,9 +1,10 @@
 //! From the workers' rings to the tasks, and who is told.
 
+use super::again::Reason;
 use super::{Pool, Seat, State};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    FLAG_FILE, FLAG_MORE, FLAG_UNREAD, Malformed, ResultHead, ResultKind, TaskKind,
+    FLAG_AGAIN, FLAG_FILE, FLAG_MORE, FLAG_UNREAD, Malformed, ResultHead, ResultKind, TaskKind,
 };
 use crate::scheduler::Slot;
 use crate::task::{Breakage, Bytes, Entry, Outcome, Task};
@@ -155,6 +156,19 @@ impl Pool {
             worker.forget.clear();
         }
         let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
+        if head.flags & FLAG_AGAIN != 0 && entry.retry.is_some() {
+            worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
+            if let Some(entry) = self.taken_from(state, slot, 1)?
+                && let Some(entry) = self.run_again(state, entry, Reason::Failure)
+            {
+                let outcome = match payload {
+                    Ok(payload) => Outcome::Error(head.tag, payload),
+                    Err(why) => Outcome::Failed(why),
+                };
+                self.end_one(state, &entry, outcome);
+            }
+            return Ok(());
+        }
         if let Some(block) = &entry.block {
             let outcome = match (payload, head.kind) {
                 (Ok(payload), ResultKind::Value) => Outcome::Value(head.tag, payload),
@@ -189,6 +203,24 @@ impl Pool {
         slot: Slot,
         count: usize,
     ) -> Result<Option<Entry>, Malformed> {
+        let of_block = state
+            .scheduler
+            .oldest(slot)
+            .is_some_and(|entry| entry.block.is_some());
+        let ended = self.taken_from(state, slot, count)?;
+        if of_block {
+            self.count_ended(state, count);
+        }
+        Ok(ended)
+    }
+
+    /// As `ended`, of what may run again: it is not counted.
+    pub(super) fn taken_from(
+        &self,
+        state: &mut State,
+        slot: Slot,
+        count: usize,
+    ) -> Result<Option<Entry>, Malformed> {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             return Err(Malformed);
         };
@@ -199,7 +231,6 @@ impl Pool {
         if entry.kind == TaskKind::Block {
             worker.last_block = Some(entry.position);
         }
-        let of_block = entry.block.is_some();
         worker.oldest = QueueWord::advance(worker.oldest, count as u32);
         worker.finished += count as u64;
         if let Some(number) = worker.unwanted
@@ -214,10 +245,17 @@ impl Pool {
         if let Some(entry) = &ended {
             worker.files_taken = worker.files_taken.max(entry.file);
         }
-        if of_block {
-            self.count_ended(state, count);
-        }
         Ok(ended)
+    }
+
+    /// Ends the one item of an entry that no worker has.
+    pub(super) fn end_one(&self, state: &mut State, entry: &Entry, outcome: Outcome) {
+        if let Some(block) = &entry.block {
+            block.take_one(outcome, false);
+            self.count_ended(state, 1);
+        } else if let Some(task) = &entry.task {
+            self.complete(state, task, outcome);
+        }
     }
 
     pub(super) fn take_result(

@@ -14,6 +14,7 @@
 //! The supervisor has the clock. It looks at a pool when the time of a running task may be up, and as
 //! long as tasks with a limit wait at least as often as the shortest limit: nothing tells it that a task has started.
 
+use super::again::Reason;
 use super::{Pool, Seat, State};
 use crate::block::next_item;
 use crate::protocol::{
@@ -49,11 +50,20 @@ pub(crate) struct Stop {
 
 impl Stop {
     /// How the task ends.
-    pub(crate) fn outcome(&self, pid: i32) -> Outcome {
+    pub(crate) fn outcome(&self, pid: i32, attempts: u8) -> Outcome {
         match self.limit {
-            Some(limit) => Outcome::TimedOut { limit, pid },
+            Some(limit) => Outcome::TimedOut {
+                limit,
+                pid,
+                attempts,
+            },
             None => Outcome::Cancelled,
         }
+    }
+
+    /// Whether it ends because its time was up.
+    pub(crate) fn is_timeout(&self) -> bool {
+        self.limit.is_some()
     }
 }
 
@@ -94,6 +104,8 @@ impl Pool {
             let at = self.look_at_seat(&mut state, index, now);
             next = next.into_iter().chain(at).min();
         }
+        let pause = self.end_pauses(&mut state, now);
+        next = next.into_iter().chain(pause).min();
         self.balance(&mut state);
         self.tell_all(&mut state);
         if state.pending == 0 {
@@ -255,16 +267,34 @@ impl Pool {
             return Ok(true);
         }
         let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
-        if let Some(block) = entry.block.clone() {
-            block.take_one(stop.outcome(pid), false);
+        let attempts = entry.attempt();
+        if entry.retry.is_some() {
+            if let Some(entry) = self.taken_from(state, slot, 1)? {
+                self.end_stopped(state, entry, &stop, pid);
+            }
+        } else if let Some(block) = entry.block.clone() {
+            block.take_one(stop.outcome(pid, attempts), false);
             self.ended(state, slot, 1)?;
         } else if let Some(entry) = self.ended(state, slot, 1)?
             && let Some(task) = entry.task
         {
-            self.complete(state, &task, stop.outcome(pid));
+            self.complete(state, &task, stop.outcome(pid, attempts));
         }
         self.stopped(state, slot);
         Ok(true)
+    }
+
+    /// A task that may run again was stopped.
+    fn end_stopped(&self, state: &mut State, entry: Entry, stop: &Stop, pid: i32) {
+        let entry = if stop.is_timeout() {
+            self.run_again(state, entry, Reason::Timeout)
+        } else {
+            Some(entry)
+        };
+        if let Some(entry) = entry {
+            let outcome = stop.outcome(pid, entry.attempt());
+            self.end_one(state, &entry, outcome);
+        }
     }
 
     /// The task has ended by itself: its worker goes on, unless it was killed meanwhile or has processes

@@ -1,0 +1,95 @@
+//! Running tasks again that have failed, as their `Retry` says.
+//!
+//! Such a task is one entry of one item, so that it can go back to the queue as it is. Its bytes are sent
+//! again, with the number of the attempt. While it waits for its pause it is in `State::delayed`, and in
+//! nobody's queue; who cancels it ends its task, and it is passed over when its time comes. A task
+//! that killed as many workers as it may is not tried again.
+
+use super::{Pool, State};
+use crate::task::Entry;
+use manyhands_os::monotonic_nanos;
+
+/// Why a task runs again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// It failed, and its worker said that it may run again.
+    Failure,
+    /// Its time was up.
+    Timeout,
+    /// Its worker died.
+    Death,
+}
+
+impl Pool {
+    /// Has the task run again if it may; gives it back if it may not.
+    pub(super) fn run_again(
+        &self,
+        state: &mut State,
+        mut entry: Entry,
+        reason: Reason,
+    ) -> Option<Entry> {
+        let is_dropped = |entry: &Entry| match &entry.block {
+            Some(block) => block.stream.is_abandoned(),
+            None => false,
+        };
+        let Some(retry) = entry.retry.clone() else {
+            return Some(entry);
+        };
+        if !entry.is_wanted() || is_dropped(&entry) {
+            return Some(entry);
+        }
+        let may = match reason {
+            Reason::Failure => entry.failures < retry.failures,
+            Reason::Timeout => retry.timeouts && entry.failures < retry.failures,
+            Reason::Death => entry.deaths < retry.deaths,
+        };
+        if !may {
+            return Some(entry);
+        }
+        let pause = retry.pause(entry.failures + entry.deaths + 1, state.random());
+        match reason {
+            Reason::Death => entry.deaths += 1,
+            _ => entry.failures += 1,
+        }
+        (entry.left, entry.ended, entry.file) = (1, 0, 0);
+        entry.carried = Vec::new();
+        entry.forgets = Vec::new();
+        entry.set_place(None);
+        if pause == 0 {
+            state.scheduler.add(entry);
+            self.ask_for_workers(state);
+        } else {
+            let at = monotonic_nanos().saturating_add(pause);
+            state.delayed.push((at, entry));
+            self.watch(state);
+        }
+        None
+    }
+
+    /// Queues those whose pause is over; when the next one's is.
+    pub(super) fn end_pauses(&self, state: &mut State, now: u64) -> Option<u64> {
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut state.delayed)
+            .into_iter()
+            .partition(|(at, _)| *at <= now);
+        state.delayed = later;
+        for (_, entry) in due {
+            if entry.is_wanted() {
+                state.scheduler.add(entry);
+            }
+        }
+        self.ask_for_workers(state);
+        state.delayed.iter().map(|(at, _)| *at).min()
+    }
+}
+
+impl State {
+    /// A number from 0 to 1, from the clock: nobody relies on it being unpredictable.
+    fn random(&mut self) -> f64 {
+        let mut bits = self.seed ^ monotonic_nanos();
+        bits ^= bits << 13;
+        bits ^= bits >> 7;
+        bits ^= bits << 17;
+        self.seed = bits;
+        (bits >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
