@@ -61,7 +61,6 @@ class TaskFuture:
     def _observe(self, token: int) -> bool: ...
     def _has_value(self) -> bool: ...
 
-@disjoint_base
 @final
 class RetryPlan:
     def __new__(
@@ -75,6 +74,7 @@ class RetryPlan:
         policy: Definition | None,
     ) -> Self: ...
 
+@disjoint_base
 class PoolBase:
     def __new__(
         cls,

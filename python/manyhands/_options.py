@@ -40,7 +40,7 @@ UNSET = Unset()
 
 
 class TaskOptions:
-    """What is asked for tasks, as `task_timeout=`, `grace=` and `retry=` say. It does not change."""
+    """What is asked for tasks: `task_timeout=`, `grace=` and `retry=`. It does not change."""
 
     __slots__ = ("grace", "retry", "task_timeout")
 

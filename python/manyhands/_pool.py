@@ -29,9 +29,10 @@ from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, WorkerStats
 
 if TYPE_CHECKING:
-    from manyhands._retry import Retry
     from types import TracebackType
     from typing import Self
+
+    from manyhands._retry import Retry
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -401,9 +402,7 @@ class Pool(_core.PoolBase, Executor):
         chosen = map_options(method, fn, options)
         if limits is None:
             limits = self._limits
-        limits = limits.but(
-            self._engine, chosen.task_timeout, chosen.grace, chosen.retry
-        )
+        limits = limits.but(self._engine, chosen.task_timeout, chosen.grace, chosen.retry)
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 

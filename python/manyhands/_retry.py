@@ -66,7 +66,7 @@ class Retry:
                 raise TypeError(f"{name} must be a number, not {type(seconds).__name__}")
             if not 0 <= seconds <= most:
                 raise ValueError(f"{name} must be from 0 to {most:g}, not {seconds!r}")
-        kinds = on if isinstance(on, tuple) else (on,)
+        kinds: tuple[Any, ...] = on if isinstance(on, tuple) else (on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
             raise TypeError("on must be an exception class, or a tuple of them")
         if when is not None and not callable(when):
@@ -110,11 +110,8 @@ def retry_of(value: Any) -> Retry | None:
     """What `retry=` means: None, a number of times, or a `Retry`."""
     if value is None or isinstance(value, Retry):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Retry(value) if value > 0 else _none_or_raise(value)
-    raise TypeError(f"retry is a number of times or a Retry, not {type(value).__name__}")
-
-
-def _none_or_raise(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"retry is a number of times or a Retry, not {type(value).__name__}")
     if value < 0:
         raise ValueError(f"retry must be at least 0, not {value}")
+    return Retry(value) if value else None

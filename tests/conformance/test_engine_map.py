@@ -649,6 +649,7 @@ def test_run_and_summary(mapping: Mapping) -> None:
         "received",
         "workers",
         "engine",
+        "hints",
     ]
     summary = results.run()
     assert isinstance(summary, mh.Summary)

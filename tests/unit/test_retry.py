@@ -141,9 +141,9 @@ def test_a_task_that_waits_for_its_pause_is_cancelled(pool: mh.Pool, tmp_path: P
     while not (tmp_path / "1").exists() or future.running():
         time.sleep(0.001)
     assert future.cancel()
-    results = pool.map(flaky, [str(tmp_path)] * 3, range(2, 5), [9] * 3, retry=mh.Retry(
-        3, backoff=600, jitter=0
-    ))
+    results = pool.map(
+        flaky, [str(tmp_path)] * 3, range(2, 5), [9] * 3, retry=mh.Retry(3, backoff=600, jitter=0)
+    )
     while not all((tmp_path / str(number)).exists() for number in range(2, 5)):
         time.sleep(0.001)
     results.close()
@@ -235,7 +235,7 @@ def test_generators(pool: mh.Pool, tmp_path: Path) -> None:
 def test_what_cannot_be_sent_is_not_tried_again(pool: mh.Pool, tmp_path: Path) -> None:
     def work() -> Any:
         tries(tmp_path / "ran")
-        return iter([open(os.devnull)])  # noqa: SIM115 - what cannot be pickled
+        return iter([open(os.devnull)])
 
     assert isinstance(pool.options(retry=3).submit(work).exception(), mh.NotPicklable)
     assert (tmp_path / "ran").stat().st_size == 1

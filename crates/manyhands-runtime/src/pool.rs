@@ -161,6 +161,8 @@ pub(crate) struct State {
     is_watched: bool,
     /// The shortest time that a task had of those that came since there were none.
     shortest_limit: Option<u64>,
+    /// Whether what has failed is not to run again, whatever was asked: all that waited was ended.
+    ends_early: bool,
     /// Tasks that run again at these times.
     delayed: Vec<(u64, Entry)>,
     /// For the length of pauses.
@@ -222,6 +224,7 @@ impl Pool {
                 relieve_at: 0,
                 is_watched: false,
                 shortest_limit: None,
+                ends_early: false,
                 delayed: Vec::new(),
                 seed: monotonic_nanos() | 1,
             }),

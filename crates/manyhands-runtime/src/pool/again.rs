@@ -3,7 +3,16 @@
 //! Such a task is one entry of one item, so that it can go back to the queue as it is. Its bytes are sent
 //! again, with the number of the attempt. While it waits for its pause it is in `State::delayed`, and in
 //! nobody's queue; who cancels it ends its task, and it is passed over when its time comes. A task
-//! that killed as many workers as it may is not tried again.
+//! that killed as many workers as it may is not tried again, and none is once the pool has ended what waits.
+//!
+//! | a task with `Retry`                 | the next thing                                                    |
+//! |-------------------------------------|-------------------------------------------------------------------|
+//! | fails, its worker says "again"      | queued, or delayed; as often as `failures` says                   |
+//! | fails otherwise                     | it has failed                                                     |
+//! | takes too long                      | as a failure, with `timeouts`; else it has failed                 |
+//! | its worker dies                     | queued, or delayed; as often as `deaths` says                     |
+//! | is cancelled while it is delayed    | it has ended; what is delayed is forgotten when its time comes    |
+//! | the pool ends what waits, or breaks | it has ended                                                      |
 
 use super::{Pool, State};
 use crate::task::Entry;
@@ -35,7 +44,7 @@ impl Pool {
         let Some(retry) = entry.retry.clone() else {
             return Some(entry);
         };
-        if !entry.is_wanted() || is_dropped(&entry) {
+        if !entry.is_wanted() || is_dropped(&entry) || state.ends_early {
             return Some(entry);
         }
         let may = match reason {

@@ -128,6 +128,7 @@ impl Pool {
 
     /// Ends all tasks and items that have not started.
     pub(super) fn end_waiting(&self, state: &mut State, over: &Over) {
+        state.ends_early = true;
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
             if !state.is_leaving(slot) {

@@ -2,8 +2,8 @@
 
 use crate::crash_table::site::Site;
 use crate::crash_table::{
-    blocks, blocks_ended, descriptors, ending, failed_births, nonsense, paused, rows, stopping,
-    storms, storms_of_blocks, taken_back, tasks, waiting, zygotes,
+    again, blocks, blocks_ended, descriptors, ending, failed_births, nonsense, paused, rows,
+    stopping, storms, storms_of_blocks, taken_back, tasks, waiting, zygotes,
 };
 
 /// One line of the table.
@@ -39,6 +39,7 @@ pub(crate) fn all() -> Vec<Case> {
         waiting::cases,
         paused::cases,
         stopping::cases,
+        again::cases,
         ending::cases,
         zygotes::cases,
         failed_births::cases,

@@ -74,7 +74,7 @@ pub(crate) fn show(outcome: &Outcome) -> String {
         Outcome::Value(_, bytes) => format!("the value {:?}", text(bytes)),
         Outcome::Error(_, bytes) => format!("the error {:?}", text(bytes)),
         Outcome::Died { pid, cause, .. } => format!("the death of {pid} by {cause:?}"),
-        Outcome::TimedOut { limit, pid } => format!("the end of its {limit} ns in {pid}"),
+        Outcome::TimedOut { limit, pid, .. } => format!("the end of its {limit} ns in {pid}"),
         Outcome::Cancelled => "its cancelling".into(),
         Outcome::Broken(why) => match &**why {
             Breakage::Initializer(_, bytes) => format!("a failed initializer: {:?}", text(bytes)),

@@ -8,6 +8,7 @@
 //! lines of its own, by subject). Every task and item appends its number to a file before it does
 //! anything else, so that the driver can count how often each ran.
 
+mod again;
 mod blocks;
 mod blocks_ended;
 mod case;

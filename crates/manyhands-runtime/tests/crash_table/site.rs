@@ -6,7 +6,7 @@ use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker;
 use manyhands_runtime::{
     Bytes, Definition, Entry, Initializer, Launcher, Limits, Pool, PoolOptions, PoolStats, Refused,
-    Supervisor, Task, TaskKind,
+    Retry, Supervisor, Task, TaskKind,
 };
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -199,6 +199,22 @@ impl Site {
         let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
         let mut entry = Entry::new(task, TaskKind::Run, None, Vec::new(), 1, payload);
         entry.limits = limits;
+        pool.submit(entry).unwrap();
+        job
+    }
+
+    /// Submits a command that runs again if it fails.
+    pub(crate) fn submit_again(
+        &self,
+        pool: &Pool,
+        command: &str,
+        limits: Limits,
+        retry: &Arc<Retry>,
+    ) -> Job {
+        let (job, payload) = self.job(command, Expected::of(command));
+        let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
+        let mut entry = Entry::new(task, TaskKind::Run, None, Vec::new(), 1, payload);
+        (entry.limits, entry.retry) = (limits, Some(retry.clone()));
         pool.submit(entry).unwrap();
         job
     }

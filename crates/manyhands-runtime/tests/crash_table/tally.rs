@@ -12,6 +12,8 @@ pub(crate) enum Expected {
     /// It fails before it runs.
     Unread,
     Anything,
+    /// It returns this in its run of that number, and runs no more often but for workers that die.
+    Again(u8),
 }
 
 impl Expected {
@@ -28,6 +30,7 @@ impl Expected {
             ("touch", _) => Self::Value(b"touched".to_vec()),
             ("meet", _) => Self::Value(b"met".to_vec()),
             ("initialized", _) => Self::Value(b"yes".to_vec()),
+            ("fail_until" | "die_until", run) => Self::Again(run.parse().unwrap()),
             ("yield", rest) => Self::of(rest.splitn(3, ' ').last().unwrap()),
             _ => Self::Anything,
         }
@@ -54,6 +57,8 @@ pub(crate) struct Tally {
     /// How many of these had started; only killing cancels what runs.
     pub(crate) cancelled_runs: usize,
     pub(crate) broken: usize,
+    /// Those that failed as often as they might.
+    pub(crate) failed: usize,
     /// Those whose time was up.
     pub(crate) timed_out: usize,
 }
@@ -85,6 +90,14 @@ impl Tally {
                 assert_eq!(runs, 0, "runs of {number} ({command}), which was not read");
                 self.values += 1;
             }
+            (Outcome::Value(_, bytes), Expected::Again(run)) => {
+                let attempt = bytes.with(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+                let attempt: usize = attempt.unwrap().parse().unwrap();
+                assert!(attempt >= usize::from(*run), "{number} ({command})");
+                assert!(runs <= attempt, "{number} ({command}) ran {runs} times");
+                self.values += 1;
+            }
+            (Outcome::Error(..), Expected::Again(_)) => self.failed += 1,
             (Outcome::Value(..), Expected::Anything) => {
                 assert_eq!(runs, 1, "runs of {number} ({command}), which returned");
                 self.values += 1;
@@ -95,10 +108,14 @@ impl Tally {
                     cause,
                     tag,
                     ref payload,
+                    attempts,
                 },
                 _,
             ) => {
-                assert!(runs <= 1, "{number} ({command}) died and ran {runs} times");
+                assert!(
+                    runs <= usize::from(attempts),
+                    "{number} ({command}) died and ran {runs} times"
+                );
                 // A long item is no use in a message.
                 if !payload.is_empty() {
                     assert_eq!(tag, 1, "the tag of {number}");
@@ -109,14 +126,18 @@ impl Tally {
             }
             (Outcome::Cancelled, _) => {
                 assert!(
-                    runs <= 1,
+                    runs <= 1 || matches!(expected, Expected::Again(_)),
                     "{number} ({command}) was cancelled, ran {runs} times"
                 );
                 self.cancelled += 1;
                 self.cancelled_runs += runs;
             }
-            (Outcome::TimedOut { .. }, _) => {
-                assert_eq!(runs, 1, "runs of {number} ({command}), which took too long");
+            (&Outcome::TimedOut { attempts, .. }, _) => {
+                assert_eq!(
+                    runs,
+                    usize::from(attempts),
+                    "runs of {number} ({command}), which took too long"
+                );
                 self.timed_out += 1;
             }
             (Outcome::Broken(_), _) => {
@@ -144,6 +165,7 @@ impl Tally {
         self.cancelled += other.cancelled;
         self.cancelled_runs += other.cancelled_runs;
         self.broken += other.broken;
+        self.failed += other.failed;
         self.timed_out += other.timed_out;
     }
 }

@@ -146,7 +146,12 @@ struct Worker {
     /// What the items of the open block run, or why they cannot.
     block: Result<u32, String>,
     initialized: bool,
+    /// Which run of the task it is.
+    attempt: u8,
 }
+
+/// What errors begin with after which a task runs again.
+pub(crate) const AGAIN: &str = "again";
 
 fn serve(birth: Birth) -> ! {
     let handler: extern "C" fn(libc::c_int) = note_asked;
@@ -162,6 +167,7 @@ fn serve(birth: Birth) -> ! {
         known: HashMap::new(),
         block: Err("no block is open".into()),
         initialized: false,
+        attempt: 1,
     };
     loop {
         match worker.end.claim() {
@@ -198,6 +204,8 @@ fn learn(known: &mut HashMap<u32, Vec<u8>>, needed: &mut Vec<u32>, section: Sect
         }
         Section::Forget(ids) => ids.iter().for_each(|id| drop(known.remove(id))),
         Section::Needs(ids) => *needed = ids,
+        // These workers decide by the command.
+        Section::Retry(_) => {}
     }
 }
 
@@ -217,6 +225,13 @@ impl Worker {
             Ok(claimed) => self.execute(claimed),
             Err(Unreadable(why)) => Err(why.clone()),
         };
+        if let (Err(why), Ok(claimed)) = (&answer, &claimed)
+            && claimed.may_run_again()
+            && why.starts_with(AGAIN)
+        {
+            self.end.fail_for_now(1, why.as_bytes()).unwrap();
+            return;
+        }
         let failed = answer.is_err();
         let sent = match &answer {
             Ok((tag, value)) => self.end.finish(ResultKind::Value, *tag, value),
@@ -289,6 +304,7 @@ impl Worker {
             .map_err(|Unreadable(why)| why)?
             .to_vec();
         self.check_needs(&needed)?;
+        self.attempt = claimed.attempt;
         self.obey(&payload, claimed.definition, |end, part| {
             end.finish_part(ResultKind::Value, 1, part, true).unwrap();
         })
@@ -359,6 +375,17 @@ impl Worker {
                         deaf -= 1;
                     }
                 }
+            }
+            // Fails, or dies, in all runs before that one.
+            b"fail_until" | b"die_until" => {
+                let run: u8 = text.parse().unwrap();
+                if self.attempt < run {
+                    if name == b"die_until" {
+                        send_self(libc::SIGKILL);
+                    }
+                    return Err(format!("{AGAIN}: run {}", self.attempt));
+                }
+                self.attempt.to_string().into_bytes()
             }
             b"exit" => std::process::exit(text.parse().unwrap()),
             b"kill" => {
