@@ -147,7 +147,7 @@ def test_signatures_can_be_read() -> None:
             inspect.signature(value)
             checked += 1
     assert checked >= 5
-    assert list(inspect.signature(mh.Pool).parameters)[:11] == [
+    assert list(inspect.signature(mh.Pool).parameters)[:12] == [
         "workers",
         "engine",
         "copy",
@@ -158,6 +158,7 @@ def test_signatures_can_be_read() -> None:
         "show_args",
         "task_timeout",
         "grace",
+        "retry",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

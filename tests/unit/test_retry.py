@@ -157,7 +157,7 @@ def test_a_pool_that_is_left_waits_for_its_retries(tmp_path: Path) -> None:
     assert future.result() == 1
     with pytest.raises(RuntimeError), mh.Pool(1) as pool:
         future = pool.options(retry=mh.Retry(2, backoff=600)).submit(flaky, str(tmp_path), 2, 2)
-        while not (tmp_path / "2").exists():
+        while not (tmp_path / "2").exists() or future.running():
             time.sleep(0.001)
         raise RuntimeError
     assert future.cancelled()
