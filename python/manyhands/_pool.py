@@ -45,6 +45,10 @@ _FOREIGN_SPELLINGS = ("max_workers", "processes", "n_jobs", "num_workers", "npro
 # How long running tasks have to end when a block is left by an exception, in seconds.
 _GRACE = 0.5
 
+# How long the end of a pool is waited for before it is said what it waits for, in seconds.
+_PATIENCE = 5.0
+_MOST_SHOWN = 4
+
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
@@ -494,7 +498,9 @@ class Pool(_core.PoolBase, Executor):
         """
         forward_logs()
         found = self._stats()
-        workers = tuple(WorkerStats(**worker) for worker in found.pop("workers"))
+        workers = tuple(
+            WorkerStats(state=_state(worker), **worker) for worker in found.pop("workers")
+        )
         return PoolStats(workers=workers, **found)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -508,7 +514,7 @@ class Pool(_core.PoolBase, Executor):
             self._finish_maps()
         self._close(cancel_futures, False)
         if wait:
-            self._wait(True, None)
+            _wait_telling(self, logging.INFO)
             self._kept.drop()
             forward_logs()
 
@@ -645,6 +651,38 @@ class _Kept:
         return iter(list(self._maps or ()))
 
 
+def _state(worker: dict[str, Any]) -> str:
+    if worker["pid"] == 0:
+        return "starting"
+    return "idle" if worker["task_age"] is None else "busy"
+
+
+def _wait_telling(pool: Pool, level: int) -> None:
+    """Waits for the end of a closed pool; says what for if that takes long."""
+    if pool._wait(True, _PATIENCE):
+        return
+    stats = pool.stats()
+    running = [
+        f"{worker.task or 'a task'} (task {worker.task_index}, for {worker.task_age:.0f} s, "
+        + (f"in worker {worker.pid})" if pool._engine == "process" else "in a thread)")
+        for worker in stats.workers
+        if worker.task_age is not None and worker.task_index is not None
+    ]
+    shown = ", ".join(running[:_MOST_SHOWN])
+    if len(running) > _MOST_SHOWN:
+        shown += f" and {len(running) - _MOST_SHOWN} more"
+    logging.getLogger("manyhands").log(
+        level,
+        "the pool %r is closed and waits for %s: %s%s; pool.terminate() would end them, and "
+        "task_timeout= limits each",
+        pool.name,
+        "1 task" if stats.pending == 1 else f"{stats.pending:,} tasks",
+        shown or "none of them runs",
+        "" if stats.pending <= len(running) else f"; {stats.pending - len(running):,} wait",
+    )
+    pool._wait(True, None)
+
+
 def _end(pool: Pool) -> None:
     """Cancels what waits, gives what runs a moment, and kills the rest; threads are waited for."""
     _end_but_for_threads(pool)
@@ -732,7 +770,8 @@ def _at_exit() -> None:
                 pool._finish_maps()
             pool._close(False, False)
         for pool in pools:
-            pool._wait(True, None)
+            # The program seems to have ended, and does not: its user is told why.
+            _wait_telling(pool, logging.WARNING)
         _end_threads(False)
     stop_teller()
     _core.stop_supervisor()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import os
+import re
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 import manyhands as mh
 import procfs
-from programs import Program, program, program_test
+from programs import Program, program, program_test, run
 
 
 @program
@@ -230,6 +231,47 @@ def test_callbacks_are_called_before_the_end() -> None:
     with with_callbacks_under_way.start() as running:
         running.end().check()
         assert (running.directory / "told").read_text() == "x" * 100
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_a_program_that_waits_at_its_end_says_what_for(engine: str) -> None:
+    ended = run(
+        "-c",
+        f"""
+import time
+import manyhands as mh
+
+pool = mh.Pool(2, engine={engine!r}, name="fetching")
+futures = [pool.submit(time.sleep, seconds) for seconds in (6, 6, 0.1)]
+""",
+    )
+    assert ended.code == 0
+    (line,) = ended.err.splitlines()
+    name, place = ("sleep", r"worker \d+") if engine == "process" else ("a task", "a thread")
+    running = rf"{name} \(task \d, for [56] s, in {place}\)"
+    assert re.fullmatch(
+        rf"the pool 'fetching' is closed and waits for 3 tasks: {running}, {running}; 1 wait; "
+        r"pool.terminate\(\) would end them, and task_timeout= limits each",
+        line,
+    ), line
+
+
+def test_a_block_that_is_left_for_long_tasks_says_so_to_the_log() -> None:
+    ended = run(
+        "-c",
+        """
+import logging, time
+import manyhands as mh
+
+logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+with mh.Pool(1) as pool:
+    pool.submit(time.sleep, 5.5)
+""",
+    )
+    assert ended.code == 0
+    lines = [line for line in ended.err.splitlines() if "is closed and waits for" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("manyhands INFO the pool 'pool of 1' is closed and waits for 1 task")
 
 
 @program_test

@@ -371,6 +371,10 @@ def test_stats(gate: Gate, tmp_path: Path) -> None:
             assert worker.task_age >= 0
             assert worker.task_index is not None
             assert 10 <= worker.task_index < 22
+            assert (worker.state, worker.task) == ("busy", "pass_through")
+            # No interpreter is smaller, and one that has done so little is not much larger.
+            assert worker.resident is not None
+            assert 1 << 20 < worker.resident < 1 << 30
             assert worker.age >= worker.task_age
             assert worker.busy >= 0
         assert "12 tasks" in repr(pool)
@@ -381,6 +385,8 @@ def test_stats(gate: Gate, tmp_path: Path) -> None:
         assert (stats.done, stats.pending, stats.queued) == (22, 0, 0)
         assert all(worker.task_age is None for worker in stats.workers)
         assert all(worker.task_index is None for worker in stats.workers)
+        assert all(worker.task is None for worker in stats.workers)
+        assert {worker.state for worker in stats.workers} == {"idle"}
         with pytest.raises(mh.WorkerDied):
             pool.submit(os._exit, 1).result()
         with closed_gate(tmp_path, "second") as second:

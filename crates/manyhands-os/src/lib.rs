@@ -28,7 +28,7 @@ pub use machine::{MachineFacts, machine_facts};
 pub use memory::{MemoryFile, Segment, View};
 pub use process::{
     ExitStatus, Process, arm_life_line, become_group_leader, close_after_fork, is_main_thread,
-    life_line, pipe_has_reader, raw_wait_status, spawn_program, thread_count,
+    life_line, pipe_has_reader, raw_wait_status, resident_bytes, spawn_program, thread_count,
 };
 pub use signal::{block_all_signals, kill_self};
 pub use socket::{MAX_DESCRIPTORS, Received, Socket};

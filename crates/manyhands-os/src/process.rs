@@ -365,6 +365,13 @@ pub fn thread_count() -> u32 {
     std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count() as u32)
 }
 
+/// Bytes of memory that a process has, what it shares among them; none of one that is gone.
+pub fn resident_bytes(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64).filter(|&bytes| bytes > 0)
+}
+
 /// Whether the calling thread is the first of its process.
 pub fn is_main_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()

@@ -140,7 +140,8 @@ mod tests {
         let received = near.receive(&mut buffer, false).unwrap();
         assert!(matches!(received, Received::Message(10, _)), "{received:?}");
         assert_eq!(&buffer[..10], b"last words");
-        let received = near.receive(&mut buffer, false).unwrap();
+        // Another test forks meanwhile, and its children have the far end for as long as they live.
+        let received = near.receive(&mut buffer, true).unwrap();
         assert!(matches!(received, Received::Closed), "{received:?}");
     }
 }

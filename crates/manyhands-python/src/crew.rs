@@ -623,6 +623,8 @@ impl Engine for Arc<Crew> {
                 item.set_item("busy", get(&member.busy_nanos) as f64 / 1e9)?;
                 item.set_item("task_age", task_age)?;
                 item.set_item("task_index", runs.then(|| get(&member.index)))?;
+                item.set_item("task", py.None())?;
+                item.set_item("resident", py.None())?;
                 item.set_item("waiting", 0)?;
                 item.set_item("age", now.saturating_sub(member.born) as f64 / 1e9)?;
                 Ok(item)

@@ -253,6 +253,9 @@ impl Engine for Processes {
                 item.set_item("busy", worker.busy_nanos as f64 / 1e9)?;
                 item.set_item("task_age", worker.task_age.map(|nanos| nanos as f64 / 1e9))?;
                 item.set_item("task_index", worker.task_index)?;
+                let task = worker.definition.as_ref().map(|known| known.label());
+                item.set_item("task", task)?;
+                item.set_item("resident", manyhands_os::resident_bytes(worker.pid))?;
                 item.set_item("waiting", worker.waiting)?;
                 item.set_item("age", worker.age as f64 / 1e9)?;
                 Ok(item)

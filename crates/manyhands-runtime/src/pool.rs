@@ -96,6 +96,8 @@ pub struct WorkerStats {
     pub task_age: Option<u64>,
     /// Index of the running task.
     pub task_index: Option<u64>,
+    /// What it runs.
+    pub definition: Option<Arc<Definition>>,
     /// Tasks that it holds besides the running one.
     pub waiting: usize,
     /// Its age in nanoseconds.

@@ -252,8 +252,9 @@ impl Pool {
                     before -= left.min(before);
                     return None;
                 }
-                Some(entry.index() + before as u64)
+                Some((entry.index() + before as u64, entry.definition.clone()))
             });
+            let (task_index, definition) = running.unzip();
             workers.push(WorkerStats {
                 slot: slot.0,
                 // A worker may run before the zygote has told of it.
@@ -261,8 +262,9 @@ impl Pool {
                 restarts: worker.generation - 1,
                 done: worker.finished,
                 busy_nanos: worker.busy_nanos,
-                task_age: running.map(|_| now.saturating_sub(worker.control.started_at())),
-                task_index: running,
+                task_age: task_index.map(|_| now.saturating_sub(worker.control.started_at())),
+                task_index,
+                definition: definition.flatten(),
                 waiting: held.saturating_sub(started),
                 age: now.saturating_sub(worker.born_at),
             });
