@@ -242,13 +242,13 @@ import time
 import manyhands as mh
 
 pool = mh.Pool(2, engine={engine!r}, name="fetching")
-futures = [pool.submit(time.sleep, seconds) for seconds in (6, 6, 0.1)]
+futures = [pool.submit(time.sleep, seconds) for seconds in (8, 8, 0.1)]
 """,
     )
     assert ended.code == 0
     (line,) = ended.err.splitlines()
     name, place = ("sleep", r"worker \d+") if engine == "process" else ("a task", "a thread")
-    running = rf"{name} \(task \d, for [56] s, in {place}\)"
+    running = rf"{name} \(task \d, for [567] s, in {place}\)"
     assert re.fullmatch(
         rf"the pool 'fetching' is closed and waits for 3 tasks: {running}, {running}; 1 wait; "
         r"pool.terminate\(\) would end them, and task_timeout= limits each",
@@ -265,7 +265,7 @@ import manyhands as mh
 
 logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
 with mh.Pool(1) as pool:
-    pool.submit(time.sleep, 5.5)
+    pool.submit(time.sleep, 7)
 """,
     )
     assert ended.code == 0

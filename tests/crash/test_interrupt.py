@@ -276,12 +276,12 @@ def test_other_threads_run_beside_a_map_in_which_no_python_runs(engine: str) -> 
     thread = threading.Thread(target=count)
     thread.start()
     with mh.Pool(2, engine=engine) as pool:
-        pool.map(abs, range(3_000_000)).run()
+        pool.map(abs, range(10_000_000)).run()
     over.append(True)
     thread.join()
     longest = max(after - before for before, after in itertools.pairwise(turns))
     print(f"{len(turns)} turns, {longest:.3f} s from one to the next at most")
-    assert longest < 0.2
+    assert longest < 0.5
 
 
 @program

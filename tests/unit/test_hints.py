@@ -98,7 +98,7 @@ def test_what_is_not_sure_is_not_said(
 @pytest.mark.parametrize("engine", ["process", "thread"])
 def test_a_map_that_waits_has_the_hint(engine: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "manyhands.hints"), mh.Pool(2, engine=engine) as pool:
-        results = pool.map(time.sleep, [0.02] * 80)
+        results = pool.map(time.sleep, [0.02] * 150)
         assert results.summary.hints == (), "too early"
         (said,) = results.run().hints
         assert pool.map(time.sleep, [0.02] * 8).run().hints == (), "too short"
@@ -112,7 +112,12 @@ def test_a_map_on_threads_that_compute_has_the_hint() -> None:
     def count(n: int) -> int:
         return sum(range(n))
 
-    results = mh.map(count, [3_000_000] * 30, engine="thread", workers=2)
-    (said,) = results.run().hints
+    for _ in range(10):
+        summary = mh.map(count, [3_000_000] * 30, engine="thread", workers=2).run()
+        # A machine that is busy with other things gives the threads less, and says nothing.
+        assert bool(summary.hints) == (0.75 * summary.wall <= summary.cpu <= 1.1 * summary.wall)
+        if summary.hints:
+            break
+    (said,) = summary.hints
     assert "one at a time" in said
-    assert 'engine="process" would use 2 processors' in said
+    assert f'engine="process" would use {min(mh.cpu_count(), 30)} processors' in said
