@@ -71,7 +71,7 @@ class RetryPlan:
         backoff: float,
         longest: float,
         jitter: float,
-        policy: Definition | None,
+        policy: tuple[Definition, Callable[[BaseException], object]] | None,
     ) -> Self: ...
 
 @disjoint_base

@@ -85,8 +85,6 @@ class TaskOptions:
             from manyhands._retry import retry_of
 
             retry = retry_of(retry)
-            if retry is not None and engine != "process":
-                raise ValueError(f'retry needs engine="process", not engine={engine!r}')
         return TaskOptions(task_timeout, grace, retry)
 
     def native(self) -> tuple[float | None, float, _core.RetryPlan | None]:

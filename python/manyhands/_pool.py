@@ -88,7 +88,7 @@ class Pool(_core.PoolBase, Executor):
         grace: how many seconds a task that is to end has to clean up, from the `TaskStopped` that
             is raised in it until its worker is killed; 0.5 by default.
         retry: how often a task runs again after an exception, or a `Retry` that says more; by
-            default it does not. On processes alone, so far.
+            default it does not.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine.

@@ -17,7 +17,8 @@ class Retry:
     Exceptions and deaths of workers are counted each by itself. The last failure is the one that
     counts; its note tells how often the task was tried. A task that has killed as many workers as
     it may is not tried again. What a generator function has yielded is out: it runs again only if
-    it fails before that.
+    it fails before that, and on processes alone. Processes go on with other tasks during a pause; a
+    thread, and whoever runs an inline task, waits for its end.
 
     Args:
         n: the most times that it runs again after an exception, or after its `task_timeout`.
@@ -75,7 +76,8 @@ class Retry:
         if on is not Exception or when is not None:
             from manyhands import _encoding
 
-            policy = _encoding.capture(Policy(kinds, when))
+            asked = Policy(kinds, when)
+            policy = (_encoding.capture(asked), asked)
         timeouts = issubclass(TaskTimeout, kinds)
         self._plan = _core.RetryPlan(n, deaths, timeouts, backoff, longest, jitter, policy)
         names = ", ".join(kind.__name__ for kind in kinds)

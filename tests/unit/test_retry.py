@@ -20,6 +20,12 @@ def pool() -> Iterator[mh.Pool]:
         yield pool
 
 
+@pytest.fixture(params=["process", "thread", "inline"])
+def any_pool(request: pytest.FixtureRequest) -> Iterator[mh.Pool]:
+    with mh.Pool(2, engine=request.param) as pool:
+        yield pool
+
+
 def tries(path: Path | str) -> int:
     """Counts a run; how many there were."""
     with open(path, "ab", buffering=0) as file:
@@ -42,8 +48,8 @@ def kill_self() -> None:
 
 
 @pytest.mark.parametrize("way", ["submit", "map", "unordered", "long"])
-def test_a_task_runs_again(pool: mh.Pool, tmp_path: Path, way: str) -> None:
-    folder = str(tmp_path)
+def test_a_task_runs_again(any_pool: mh.Pool, tmp_path: Path, way: str) -> None:
+    pool, folder = any_pool, str(tmp_path)
 
     def work(item: tuple[int, bytes]) -> int:
         return flaky(folder, item[0], item[0] % 3)
@@ -63,7 +69,8 @@ def test_a_task_runs_again(pool: mh.Pool, tmp_path: Path, way: str) -> None:
     assert pool.stats().pending == 0
 
 
-def test_the_last_failure_counts(pool: mh.Pool, tmp_path: Path) -> None:
+def test_the_last_failure_counts(any_pool: mh.Pool, tmp_path: Path) -> None:
+    pool = any_pool
     results = pool.map(
         flaky, [str(tmp_path)] * 4, range(4), [0, 2, 9, 1], retry=2, on_error="return"
     )
@@ -80,15 +87,18 @@ def test_the_last_failure_counts(pool: mh.Pool, tmp_path: Path) -> None:
     assert (tmp_path / "7").stat().st_size == 2
 
 
-def test_without_it_nothing_runs_again(pool: mh.Pool, tmp_path: Path) -> None:
+def test_without_it_nothing_runs_again(any_pool: mh.Pool, tmp_path: Path) -> None:
+    pool = any_pool
     assert isinstance(pool.submit(flaky, str(tmp_path), 1, 1).exception(), Flaky)
-    for none in (0, None):
+    for number, none in ((2, 0), (3, None)):
         view = pool.options(retry=none)
-        assert isinstance(view.submit(flaky, str(tmp_path), 10, 1).exception(), Flaky) or True
-    assert (tmp_path / "1").stat().st_size == 1
+        assert isinstance(view.submit(flaky, str(tmp_path), number, 1).exception(), Flaky)
+    assert [(tmp_path / name).stat().st_size for name in "123"] == [1, 1, 1]
 
 
-def test_on_and_when(pool: mh.Pool, tmp_path: Path) -> None:
+def test_on_and_when(any_pool: mh.Pool, tmp_path: Path) -> None:
+    pool = any_pool
+
     def fail(name: str, kind: type[BaseException], text: str = "") -> None:
         tries(tmp_path / name)
         raise kind(text)
@@ -114,11 +124,12 @@ def test_on_and_when(pool: mh.Pool, tmp_path: Path) -> None:
         assert (tmp_path / str(number)).stat().st_size == runs, number
 
 
-def test_a_predicate_that_raises(pool: mh.Pool) -> None:
+def test_a_predicate_that_raises(any_pool: mh.Pool) -> None:
     def broken(_error: BaseException) -> bool:
         raise LookupError("no such thing")
 
-    error = pool.options(retry=mh.Retry(2, when=broken)).submit(int, "x").exception()
+    view = any_pool.options(retry=mh.Retry(2, when=broken))
+    error = view.submit(int, "x").exception()
     assert isinstance(error, ValueError)
     assert any("its retry's predicate raised LookupError" in note for note in error.__notes__)
 
@@ -263,6 +274,59 @@ def test_bad_values(pool: mh.Pool) -> None:
         mh.Retry(1, on=int)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="when must be callable"):
         mh.Retry(1, when=3)  # type: ignore[arg-type]
-    for engine in ("thread", "inline"):
-        with pytest.raises(ValueError, match='retry needs engine="process"'):
-            mh.Pool(engine=engine, retry=1)
+
+
+def test_each_run_gets_its_own_copy() -> None:
+    def grow(items: list[int]) -> list[int]:
+        items.append(len(items))
+        runs.append(1)
+        if len(runs) < 3:
+            raise Flaky
+        return items
+
+    runs: list[int] = []
+    with mh.Pool(engine="inline", retry=5) as pool:
+        assert pool.submit(grow, [7]).result() == [7, 1]
+        runs.clear()
+        assert pool.map(grow, [[7]]).list() == [[7, 1]]
+
+
+@pytest.mark.parametrize("way", ["submit", "map"])
+def test_a_thread_pool_that_is_left_by_an_exception_waits_for_no_pause(
+    tmp_path: Path, way: str
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(KeyError), mh.Pool(2, engine="thread") as pool:
+        retry = mh.Retry(3, backoff=600, jitter=0)
+        if way == "submit":
+            future = pool.options(retry=retry).submit(flaky, str(tmp_path), 1, 9)
+        else:
+            pool.map(flaky, [str(tmp_path)], [1], [9], retry=retry)
+        while not (tmp_path / "1").exists():
+            time.sleep(0.001)
+        raise KeyError
+    assert time.monotonic() - start < 60
+    assert (tmp_path / "1").stat().st_size == 1
+    if way == "submit":
+        assert isinstance(future.exception(), Flaky)
+
+
+def test_a_map_on_threads_that_is_closed_tries_nothing_again(tmp_path: Path) -> None:
+    with mh.Pool(1, engine="thread") as pool:
+        retry = mh.Retry(3, backoff=600, jitter=0)
+        results = pool.map(flaky, [str(tmp_path)], [1], [9], retry=retry)
+        while not (tmp_path / "1").exists():
+            time.sleep(0.001)
+        results.close()
+        assert pool.submit(abs, -1).result() == 1
+    assert (tmp_path / "1").stat().st_size == 1
+
+
+def test_a_signal_ends_an_inline_pause() -> None:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            mh.map(int, ["x"], engine="inline", retry=mh.Retry(1, backoff=600)).run()
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -432,6 +432,11 @@ impl Crew {
         }
     }
 
+    /// Whether what has failed is not to run again, whatever was asked.
+    pub(crate) fn ends_early(&self) -> bool {
+        self.is_of_other_process() || self.queue().cancelled
+    }
+
     fn leave(&self, member: &Arc<Member>) {
         let mut queue = self.queue();
         queue.members.retain(|other| !Arc::ptr_eq(other, member));
@@ -497,7 +502,7 @@ impl Engine for Arc<Crew> {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        _options: TaskOptions,
+        options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
         if !function.is_callable() {
@@ -510,6 +515,7 @@ impl Engine for Arc<Crew> {
             function: function.clone().unbind(),
             args: args.clone().unbind(),
             kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+            plan: options.plan,
         };
         let task = CrewTask::new(self.clone(), index, call);
         future

@@ -21,6 +21,7 @@
 use crate::bystanders::detach;
 use crate::crew::{Crew, Entry, Member, Refused};
 use crate::engine::MapCall;
+use crate::engine::Plan;
 use crate::input::Input;
 use crate::local::{self, Kind, Shown, Turn};
 use crate::results::{Counts, Failed, Source, Taken};
@@ -62,8 +63,8 @@ pub(crate) enum End {
     Value(Py<PyAny>),
     /// A generator has ended.
     Nothing,
-    /// The exception, and the item.
-    Failed(Box<(Py<PyAny>, Py<PyAny>)>),
+    /// The exception, the item, and how often it was tried.
+    Failed(Box<(Py<PyAny>, Py<PyAny>, u8)>),
     /// It never ran: cancelled, or with what broke the pool.
     Over(Option<Arc<Py<PyAny>>>),
 }
@@ -81,6 +82,7 @@ pub(crate) struct CrewMap {
     crew: Arc<Crew>,
     function: Py<PyAny>,
     star: bool,
+    plan: Option<Arc<Plan>>,
     ordered: bool,
     counts: Arc<Counts>,
     state: Mutex<State>,
@@ -202,14 +204,15 @@ impl CrewMap {
             ordered,
             deadline,
             buffer,
+            options,
             counts,
-            ..
         } = call;
         let most_items = buffer.unwrap_or(WINDOW_ITEMS).max(1);
         let map = Arc::new(Self {
             crew,
             function: function.clone().unbind(),
             star: input.is_star(),
+            plan: options.plan,
             ordered,
             counts: counts.clone(),
             state: Mutex::new(State {
@@ -354,7 +357,10 @@ impl CrewMap {
     fn run_item(&self, py: Python<'_>, index: u64, item: Py<PyAny>, place: &str) -> End {
         let function = self.function.bind(py);
         let item = item.into_bound(py);
-        let answer = local::call_item(function, &item, self.star);
+        let is_over = || self.crew.ends_early() || self.state().cancelled;
+        let (answer, attempts) = local::call_as_planned(py, self.plan.as_deref(), is_over, || {
+            local::call_item(function, &item, self.star)
+        });
         let error = match answer {
             Ok(value) => match local::kind_of(&value) {
                 Kind::Value => return End::Value(value.unbind()),
@@ -366,11 +372,18 @@ impl CrewMap {
             },
             Err(error) => error,
         };
-        self.fail(error, index, item, place)
+        self.fail(error, index, item, place, attempts)
     }
 
     #[cold]
-    fn fail(&self, error: PyErr, index: u64, item: Bound<'_, PyAny>, place: &str) -> End {
+    fn fail(
+        &self,
+        error: PyErr,
+        index: u64,
+        item: Bound<'_, PyAny>,
+        place: &str,
+        attempts: u8,
+    ) -> End {
         let py = item.py();
         let args = if self.crew.shows_args() {
             local::args_of(&item, self.star)
@@ -383,9 +396,10 @@ impl CrewMap {
             kwargs: None,
             index,
             place,
+            attempts,
         };
         let error = local::explained(py, error, shown);
-        End::Failed(Box::new((error, item.unbind())))
+        End::Failed(Box::new((error, item.unbind(), attempts)))
     }
 
     /// Hands over what a generator yields as it comes.
@@ -739,12 +753,12 @@ impl Consumer {
             End::Value(value) => (true, Ok(value.into_bound(py))),
             End::Nothing => (false, Ok(py.None().into_bound(py))),
             End::Failed(failed) => {
-                let (error, item) = *failed;
+                let (error, item, attempts) = *failed;
                 self.item = Some(item);
                 let failed = Failed {
                     error: PyErr::from_value(error.into_bound(py)),
                     pid: std::process::id() as i32,
-                    attempts: 1,
+                    attempts,
                     died: false,
                 };
                 (true, Err(failed))

@@ -11,6 +11,7 @@
 
 use crate::bystanders::detach;
 use crate::crew::Crew;
+use crate::engine::Plan;
 use crate::local::{self, Kind, Shown};
 use crate::process;
 use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
@@ -55,6 +56,7 @@ pub(crate) struct Call {
     pub(crate) function: Py<PyAny>,
     pub(crate) args: Py<PyTuple>,
     pub(crate) kwargs: Option<Py<PyDict>>,
+    pub(crate) plan: Option<Arc<Plan>>,
 }
 
 /// What a task came to.
@@ -196,7 +198,9 @@ impl CrewTask {
         let function = call.function.bind(py);
         let args = call.args.bind(py);
         let kwargs = call.kwargs.as_ref().map(|kwargs| kwargs.bind(py));
-        let answer = function.call(args, kwargs).and_then(|value| {
+        let is_over = || self.crew.ends_early();
+        let (answer, attempts) = local::call_as_planned(py, call.plan.as_deref(), is_over, || {
+            let value = function.call(args, kwargs)?;
             if local::kind_of(&value) == Kind::Awaitable {
                 return Err(local::not_awaited(&value, function));
             }
@@ -212,6 +216,7 @@ impl CrewTask {
                     kwargs: kwargs.filter(|_| shows),
                     index: self.index,
                     place,
+                    attempts,
                 };
                 End::Error(local::explained(py, error, shown))
             }

@@ -9,10 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What is asked for a task, besides what it runs.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct TaskOptions {
     pub(crate) limits: Limits,
-    pub(crate) retry: Option<Arc<Retry>>,
+    pub(crate) plan: Option<Arc<Plan>>,
+}
+
+/// How a task runs again.
+pub(crate) struct Plan {
+    pub(crate) retry: Arc<Retry>,
+    /// What is asked, in this process, whether an exception is one after which to run again; without it
+    /// each `Exception` is.
+    pub(crate) policy: Option<Py<PyAny>>,
 }
 
 /// What a map asks for.

@@ -109,9 +109,10 @@ impl Feed {
             ordered,
             deadline,
             buffer,
-            task: TaskOptions { limits, retry },
+            task: TaskOptions { limits, plan },
         } = options;
         // What runs again goes back to the queue by itself.
+        let retry = plan.map(|plan| plan.retry.clone());
         let most_per_block = if retry.is_some() { 1 } else { BLOCK_ITEMS };
         let mut feed = Self {
             pool,

@@ -65,6 +65,8 @@ hook!(/// `(error) -> BaseException`: what all tasks end with when their pool's 
     initializer_failed, "manyhands._local", "initializer_failed");
 hook!(/// `(value, tag) -> value`: a copy, for what plain pickle refuses; the tag is a call's, or None.
     copied, "manyhands._local", "copied");
+hook!(/// The class of errors for what cannot be sent.
+    not_picklable, "manyhands._errors", "NotPicklable");
 hook!(/// `()`: lets other threads run, and signal handlers.
     turn, "manyhands._local", "turn");
 hook!(/// `sys.getsizeof`.

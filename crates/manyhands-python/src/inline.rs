@@ -6,7 +6,7 @@
 use crate::calls;
 use crate::codec::{Decoder, Encoder};
 use crate::crew::Refused;
-use crate::engine::{Engine, MapCall, TaskOptions};
+use crate::engine::{Engine, MapCall, Plan, TaskOptions};
 use crate::future::{Known, TaskFuture};
 use crate::input::Input;
 use crate::local::{self, Kind, Shown, Turn};
@@ -60,6 +60,30 @@ impl Inline {
 }
 
 impl Shared {
+    /// The arguments of a task, copied if they are to be.
+    fn taken<'py>(
+        &self,
+        copier: &mut Copier,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<(Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>)> {
+        if !self.copies {
+            return Ok((args.clone(), kwargs.cloned()));
+        }
+        let args = copier
+            .copy(args.as_any(), Part::Args)?
+            .cast_into::<PyTuple>()?;
+        let kwargs = kwargs
+            .map(|kwargs| {
+                copier
+                    .copy(kwargs.as_any(), Part::Args)?
+                    .cast_into::<PyDict>()
+                    .map_err(PyErr::from)
+            })
+            .transpose()?;
+        Ok((args, kwargs))
+    }
+
     /// Before a task: the pool has to be open, and its initializer to have run.
     #[inline]
     fn ready(&self, py: Python<'_>) -> PyResult<()> {
@@ -106,6 +130,7 @@ impl Shared {
         args: Option<Bound<'_, PyTuple>>,
         kwargs: Option<&Bound<'_, PyDict>>,
         index: u64,
+        attempts: u8,
     ) -> Py<PyAny> {
         let shown = Shown {
             function,
@@ -113,6 +138,7 @@ impl Shared {
             kwargs: kwargs.filter(|_| self.shows_args),
             index,
             place: PLACE,
+            attempts,
         };
         local::explained(function.py(), error, shown)
     }
@@ -190,7 +216,7 @@ impl Engine for Inline {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        _options: TaskOptions,
+        options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         if !function.is_callable() {
@@ -202,39 +228,33 @@ impl Engine for Inline {
         let index = this.index.fetch_add(1, Ordering::Relaxed);
         let mut copier = Copier::default();
         // What cannot be sent is the caller's error, as on processes.
-        let (args, kwargs) = if this.copies {
-            let args = copier
-                .copy(args.as_any(), Part::Args)?
-                .cast_into::<PyTuple>()?;
-            let kwargs = kwargs
-                .map(|kwargs| {
-                    copier
-                        .copy(kwargs.as_any(), Part::Args)?
-                        .cast_into::<PyDict>()
-                        .map_err(PyErr::from)
-                })
-                .transpose()?;
-            (args, kwargs)
-        } else {
-            (args.clone(), kwargs.cloned())
-        };
-        let answer = function.call(&args, kwargs.as_ref()).and_then(|value| {
-            if local::kind_of(&value) == Kind::Awaitable {
-                return Err(local::not_awaited(&value, function));
-            }
-            if this.copies {
-                copier.copy(&value, Part::Result)
-            } else {
-                Ok(value)
-            }
-        });
+        let mut taken = Some(this.taken(&mut copier, args, kwargs)?);
+        let is_over = || this.closed.load(Ordering::Relaxed);
+        let (answer, attempts) =
+            local::call_as_planned(py, options.plan.as_deref(), is_over, || {
+                // Each run gets its own.
+                let (args, kwargs) = match taken.take() {
+                    Some(taken) => taken,
+                    None => this.taken(&mut copier, args, kwargs)?,
+                };
+                let value = function.call(&args, kwargs.as_ref())?;
+                if local::kind_of(&value) == Kind::Awaitable {
+                    return Err(local::not_awaited(&value, function));
+                }
+                if this.copies {
+                    copier.copy(&value, Part::Result)
+                } else {
+                    Ok(value)
+                }
+            });
         this.done.fetch_add(1, Ordering::Relaxed);
         let known = match answer {
             Ok(value) => Known::Value(value.unbind()),
             // Ctrl-C is for the caller.
             Err(error) if is_ctrl_c(py, &error) => return Err(error),
             Err(error) => {
-                Known::Error(this.explained(error, function, Some(args), kwargs.as_ref(), index))
+                let args = Some(args.clone());
+                Known::Error(this.explained(error, function, args, kwargs, index, attempts))
             }
         };
         future.cast::<TaskFuture>()?.get().end(known);
@@ -252,6 +272,7 @@ impl Engine for Inline {
             shared: self.0.clone(),
             function: function.clone().unbind(),
             star: call.input.is_star(),
+            plan: call.options.plan,
             input: call.input,
             counts: call.counts,
             deadline: call.deadline,
@@ -298,6 +319,7 @@ struct Loop {
     shared: Arc<Shared>,
     function: Py<PyAny>,
     star: bool,
+    plan: Option<Arc<Plan>>,
     input: Input,
     counts: Arc<Counts>,
     deadline: Option<u64>,
@@ -319,8 +341,8 @@ enum End {
     Value(Py<PyAny>),
     /// A generator has ended.
     Nothing,
-    /// The exception, and the item.
-    Failed(Py<PyAny>, Py<PyAny>),
+    /// The exception, the item, and how often it was tried.
+    Failed(Py<PyAny>, Py<PyAny>, u8),
 }
 
 impl Loop {
@@ -349,7 +371,14 @@ impl Loop {
         self.shared.ready(py)?;
         let index = self.input.index - 1;
         let clock = self.start();
-        let answer = self.run(&item);
+        let (answer, attempts) = match self.plan.clone() {
+            None => (self.run(&item), 1),
+            Some(plan) => {
+                let shared = self.shared.clone();
+                let is_over = || shared.closed.load(Ordering::Relaxed);
+                local::call_as_planned(py, Some(&plan), is_over, || self.run(&item))
+            }
+        };
         self.stop(clock);
         Ok(Some(match answer {
             Ok((value, Kind::Generator)) => {
@@ -360,7 +389,7 @@ impl Loop {
                 self.end_item();
                 (index, false, End::Value(value.unbind()))
             }
-            Err(error) => (index, false, self.failed(error, &item)?),
+            Err(error) => (index, false, self.failed(error, &item, attempts)?),
         }))
     }
 
@@ -427,7 +456,7 @@ impl Loop {
                 self.streaming = Some((generator, item));
                 Ok((index, true, End::Value(value.unbind())))
             }
-            Err(error) => Ok((index, false, self.failed(error, item.bind(py))?)),
+            Err(error) => Ok((index, false, self.failed(error, item.bind(py), 1)?)),
         }
     }
 
@@ -437,7 +466,7 @@ impl Loop {
     }
 
     #[cold]
-    fn failed(&self, error: PyErr, item: &Bound<'_, PyAny>) -> PyResult<End> {
+    fn failed(&self, error: PyErr, item: &Bound<'_, PyAny>, attempts: u8) -> PyResult<End> {
         let py = item.py();
         // Ctrl-C ends the map, whose task runs in the very thread that it is for.
         if is_ctrl_c(py, &error) {
@@ -447,8 +476,10 @@ impl Loop {
         let args = local::args_of(item, self.star);
         let index = self.input.index - 1;
         let function = self.function.bind(py);
-        let error = self.shared.explained(error, function, args, None, index);
-        Ok(End::Failed(error, item.clone().unbind()))
+        let error = self
+            .shared
+            .explained(error, function, args, None, index, attempts);
+        Ok(End::Failed(error, item.clone().unbind(), attempts))
     }
 
     fn taken<'py>(&mut self, py: Python<'py>, end: (u64, bool, End)) -> Taken<'py> {
@@ -461,12 +492,12 @@ impl Loop {
         let (is_value, outcome) = match end {
             End::Value(value) => (true, Ok(value.into_bound(py))),
             End::Nothing => (false, Ok(py.None().into_bound(py))),
-            End::Failed(error, item) => {
+            End::Failed(error, item, attempts) => {
                 self.item = Some(item);
                 let failed = Failed {
                     error: PyErr::from_value(error.into_bound(py)),
                     pid: std::process::id() as i32,
-                    attempts: 1,
+                    attempts,
                     died: false,
                 };
                 (true, Err(failed))

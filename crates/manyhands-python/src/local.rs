@@ -1,11 +1,15 @@
 //! Tasks that run in this very process: the call, and what its end looks like.
 
+use crate::engine::Plan;
 use crate::{bystanders, hooks};
-use pyo3::exceptions::PyRuntimeError;
+use manyhands_os::monotonic_nanos;
+use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
+use std::borrow::Cow;
+use std::time::Duration;
 
 /// How long a thread keeps Python before it offers it to others, in nanoseconds: as long as Python's own
 /// loop does.
@@ -119,6 +123,81 @@ pub(crate) fn size_of(value: &Bound<'_, PyAny>) -> u64 {
     size.unwrap_or(0)
 }
 
+/// How long a pause sleeps before it looks whether it is over, in nanoseconds.
+const PAUSE_SLICE: u64 = 20_000_000;
+
+/// Calls once, or as often as the plan says; gives what came of it, and how often it was tried. The pauses
+/// are spent here. Nothing is tried again once `is_over`.
+#[inline]
+pub(crate) fn call_as_planned<T>(
+    py: Python<'_>,
+    plan: Option<&Plan>,
+    is_over: impl Fn() -> bool,
+    mut call: impl FnMut() -> PyResult<T>,
+) -> (PyResult<T>, u8) {
+    let answer = call();
+    match plan {
+        Some(plan) if answer.is_err() => call_again(py, plan, is_over, call, answer),
+        _ => (answer, 1),
+    }
+}
+
+#[cold]
+fn call_again<T>(
+    py: Python<'_>,
+    plan: &Plan,
+    is_over: impl Fn() -> bool,
+    mut call: impl FnMut() -> PyResult<T>,
+    mut answer: PyResult<T>,
+) -> (PyResult<T>, u8) {
+    let mut runs = 1;
+    while let Err(error) = &answer {
+        if runs > plan.retry.failures || is_over() || !may_run_again(py, plan, error) {
+            break;
+        }
+        let random = (monotonic_nanos() % 1_000_003) as f64 / 1e6;
+        let until = monotonic_nanos() + plan.retry.pause(runs, random.min(1.0));
+        loop {
+            let left = until.saturating_sub(monotonic_nanos());
+            if left == 0 || is_over() {
+                break;
+            }
+            bystanders::detach(py, || {
+                std::thread::sleep(Duration::from_nanos(left.min(PAUSE_SLICE)));
+            });
+            if let Err(interruption) = py.check_signals() {
+                return (Err(interruption), runs as u8);
+            }
+        }
+        if is_over() {
+            break;
+        }
+        runs += 1;
+        answer = call();
+    }
+    (answer, runs.min(255) as u8)
+}
+
+/// Whether the exception is one after which the plan runs a task again.
+fn may_run_again(py: Python<'_>, plan: &Plan, error: &PyErr) -> bool {
+    // What cannot be copied cannot be so the next time.
+    if hooks::not_picklable(py).is_ok_and(|class| error.is_instance(py, class)) {
+        return false;
+    }
+    let Some(policy) = &plan.policy else {
+        return error.is_instance_of::<PyException>(py);
+    };
+    let answer = policy
+        .call1(py, (error.value(py),))
+        .and_then(|answer| answer.is_truthy(py));
+    answer.unwrap_or_else(|problem| {
+        // Of two errors the task's own is the one to tell of; one that takes no note stays as it is.
+        let text = format!("manyhands: its retry's predicate raised {problem}");
+        let _noted = error.value(py).call_method1("add_note", (text,));
+        false
+    })
+}
+
 /// What of a call an error shows.
 pub(crate) struct Shown<'a, 'py> {
     pub(crate) function: &'a Bound<'py, PyAny>,
@@ -129,6 +208,8 @@ pub(crate) struct Shown<'a, 'py> {
     pub(crate) index: u64,
     /// Which worker it ran in, in words.
     pub(crate) place: &'a str,
+    /// How often it was tried.
+    pub(crate) attempts: u8,
 }
 
 /// The exception that stands for a task's own: nearly always that very object, with a note.
@@ -142,7 +223,12 @@ pub(crate) fn explained(py: Python<'_>, error: PyErr, shown: Shown<'_, '_>) -> P
             kwargs,
             index,
             place,
+            attempts,
         } = shown;
+        let place = match attempts {
+            1 => Cow::Borrowed(place),
+            _ => Cow::Owned(format!("{place}, attempt {attempts}")),
+        };
         hook.call1((original.clone_ref(py), function, args, kwargs, index, place))
     });
     // A note that cannot be written is no reason to lose what happened.

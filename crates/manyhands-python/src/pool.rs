@@ -2,7 +2,7 @@
 
 use crate::bystanders::enter;
 use crate::crew::Crew;
-use crate::engine::{Engine, MapCall, TaskOptions};
+use crate::engine::{Engine, MapCall, Plan, TaskOptions};
 use crate::functions::PyDefinition;
 use crate::inline::Inline;
 use crate::input::Input;
@@ -44,11 +44,12 @@ fn nanos(seconds: f64) -> u64 {
 
 /// How often a task runs again, made once for many.
 #[pyclass(name = "RetryPlan", module = "manyhands._core", frozen)]
-pub(crate) struct RetryPlan(Arc<Retry>);
+pub(crate) struct RetryPlan(Arc<Plan>);
 
 #[pymethods]
 impl RetryPlan {
     #[new]
+    /// `policy` as workers get it, and as this process calls it.
     #[pyo3(signature = (failures, deaths, timeouts, backoff, longest, jitter, policy))]
     fn new(
         failures: u32,
@@ -57,16 +58,21 @@ impl RetryPlan {
         backoff: f64,
         longest: f64,
         jitter: f64,
-        policy: Option<&PyDefinition>,
+        policy: Option<(PyRef<'_, PyDefinition>, Py<PyAny>)>,
     ) -> Self {
-        Self(Arc::new(Retry {
+        let (definition, policy) = policy.unzip();
+        let retry = Retry {
             failures,
             deaths,
             timeouts,
             backoff: nanos(backoff),
             longest: nanos(longest),
             jitter,
-            policy: policy.map(|definition| definition.0.clone()),
+            policy: definition.map(|definition| definition.0.clone()),
+        };
+        Self(Arc::new(Plan {
+            retry: Arc::new(retry),
+            policy,
         }))
     }
 }
@@ -80,7 +86,7 @@ fn options_of((time, grace, retry): Options<'_>) -> TaskOptions {
             time: time.map(nanos),
             grace: nanos(grace),
         },
-        retry: retry.map(|plan| plan.0.clone()),
+        plan: retry.map(|plan| plan.0.clone()),
     }
 }
 

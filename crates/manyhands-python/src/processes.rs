@@ -118,7 +118,7 @@ impl Shared {
             tag,
             call.payload,
         );
-        (entry.limits, entry.retry) = (options.limits, options.retry);
+        (entry.limits, entry.retry) = (options.limits, options.plan.map(|plan| plan.retry.clone()));
         self.pool
             .submit(entry)
             .map_err(|refused| Self::refused(py, refused))?;
