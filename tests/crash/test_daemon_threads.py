@@ -74,6 +74,44 @@ sys.exit("as it should")
         assert ended.seconds < 4, ended.seconds
 
 
+@pytest.mark.parametrize("kind", ["submit", "map", "wait"])
+def test_exit_handlers_that_run_later_can_join_them(kind: str) -> None:
+    source = f"""
+import atexit, sys, threading, time
+
+def join():
+    for thread in threads:
+        thread.join()
+    print("joined", flush=True)
+
+atexit.register(join)  # before manyhands registers its own, and so after that
+import manyhands as mh
+
+def use():
+    while True:
+        try:
+            if {kind!r} == "submit":
+                pool.submit(abs, -1).result()
+            elif {kind!r} == "map":
+                list(pool.map(abs, range(1000)))
+            else:
+                future.result()
+                return
+        except Exception:
+            pass
+
+pool = mh.Pool(2)
+future = pool.submit(time.sleep, 1)
+threads = [threading.Thread(target=use, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+time.sleep(0.1)
+sys.exit(3)
+"""
+    ended = run("-c", source)
+    assert (ended.code, ended.out, ended.err) == (3, "joined\n", ""), ended
+
+
 @program_test
 def test_what_was_submitted_runs_while_daemon_threads_wait_for_it() -> None:
     def wait(number):

@@ -2,27 +2,38 @@
 //!
 //! Up to CPython 3.13 a daemon thread that comes for the GIL during finalization is ended there and then, by
 //! unwinding its stack (`pthread_exit`). Frames of Rust must not be unwound so: that aborts the process.
-//! So, before finalization begins, such threads are stopped, where they do no harm, for good:
+//! So, before finalization begins, such threads are sent away, and who does not go is stopped:
 //!
-//! | a thread is                     | when `park_bystanders` begins                                  |
-//! |---------------------------------|----------------------------------------------------------------|
-//! | outside of this module          | parked when it comes in                                        |
-//! | in it, without the GIL          | parked before it takes the GIL again                           |
-//! | in it, with the GIL or after it | waited for until it leaves or gives the GIL up; then as above. |
-//! |                                 | What it runs of the user's gets a `SystemExit`.                |
+//! | a thread is            | while it is `ENDING`                              | from `PARKING` on               |
+//! |------------------------|---------------------------------------------------|---------------------------------|
+//! | outside of this module | gets a `SystemExit` when it comes in              | the same                        |
+//! | `IN` it, with the GIL  | gets one at its next turn, or where it runs the   | is waited for a moment, then    |
+//! |                        | user's Python code                                | left to its fate                |
+//! | `AWAY`, without        | goes on: all pools have ended, and so does what   | is parked before it takes the   |
+//! |                        | it waits for                                      | GIL again; it never goes on     |
 //!
-//! A thread says that it is in before it looks whether the program ends, and whoever ends the program
-//! says so before it looks for threads: at least one of them sees the other.
+//! Threading lets a thread end silently by `SystemExit`, so that others can join it. A thread says that it
+//! is in before it looks at the stage, and whoever ends the program sets the stage before it looks for
+//! threads: at least one of them sees the other.
 
 use pyo3::exceptions::PySystemExit;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::cell::{Cell, OnceCell};
 use std::ffi::c_ulong;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-static IS_ENDING: AtomicBool = AtomicBool::new(false);
+const RUNNING: u8 = 0;
+const ENDING: u8 = 1;
+const PARKING: u8 = 2;
+
+/// How far the end of the program is.
+static STAGE: AtomicU8 = AtomicU8::new(RUNNING);
+
+const OUT: u8 = 0;
+const IN: u8 = 1;
+const AWAY: u8 = 2;
 
 /// A list to which is only added, and no lock: a child of fork replaces it while its parent's other
 /// threads, which may have held a lock, are not there.
@@ -37,8 +48,8 @@ const LONGEST: Duration = Duration::from_millis(500);
 struct Bystander {
     /// As Python knows it; 0 without a thread.
     ident: AtomicUsize,
-    /// Whether frames of this module are on its stack while it has the GIL, or waits for it.
-    is_in: AtomicBool,
+    /// Whether frames of this module are on its stack, and whether it has the GIL then or waits for it.
+    place: AtomicU8,
     next: Option<&'static Bystander>,
 }
 
@@ -76,7 +87,7 @@ struct Me(&'static Bystander);
 
 impl Drop for Me {
     fn drop(&mut self) {
-        self.0.is_in.store(false, Ordering::SeqCst);
+        self.0.place.store(OUT, Ordering::SeqCst);
         self.0.ident.store(0, Ordering::Release);
     }
 }
@@ -106,7 +117,7 @@ fn register() -> &'static Bystander {
     let mut head = BYSTANDERS.load(Ordering::Acquire);
     let me = Box::leak(Box::new(Bystander {
         ident: AtomicUsize::new(ident),
-        is_in: AtomicBool::new(false),
+        place: AtomicU8::new(OUT),
         next: None,
     }));
     loop {
@@ -120,24 +131,9 @@ fn register() -> &'static Bystander {
 }
 
 impl Bystander {
-    /// It has the GIL, or is about to; parked for good if the program ends.
-    fn comes_in(&self, park: impl FnOnce()) {
-        // Both in the one order of all: see above.
-        self.is_in.store(true, Ordering::SeqCst);
-        if IS_ENDING.load(Ordering::SeqCst) {
-            self.goes_out();
-            park();
-        }
-    }
-
-    fn goes_out(&self) {
-        self.is_in.store(false, Ordering::SeqCst);
-    }
-}
-
-fn park() {
-    loop {
-        std::thread::park();
+    fn is_at(&self, place: u8) {
+        // With the stage in the one order of all: see above.
+        self.place.store(place, Ordering::SeqCst);
     }
 }
 
@@ -145,16 +141,34 @@ fn park() {
 #[must_use]
 pub(crate) struct Inside(bool);
 
-/// To be called first by whatever Python calls, if it may run Python or wait.
+/// To be called first by whatever Python calls, if it may run Python or wait. Fails if the program ends,
+/// and this thread is a bystander.
 #[inline]
-pub(crate) fn enter(py: Python<'_>) -> Inside {
+pub(crate) fn enter(py: Python<'_>) -> PyResult<Inside> {
+    let inside = enter_always();
+    check(py)?;
+    Ok(inside)
+}
+
+/// As `enter`, for what has to be done at the end of the program, too.
+#[inline]
+pub(crate) fn enter_always() -> Inside {
     if is_first() {
         return Inside(false);
     }
     if DEPTH.replace(DEPTH.get() + 1) == 0 {
-        me().comes_in(|| py.detach(park));
+        me().is_at(IN);
     }
     Inside(true)
+}
+
+/// Fails if the program ends, and this thread is a bystander.
+#[inline]
+pub(crate) fn check(_py: Python<'_>) -> PyResult<()> {
+    if STAGE.load(Ordering::SeqCst) == RUNNING || is_first() {
+        return Ok(());
+    }
+    Err(PySystemExit::new_err(()))
 }
 
 impl Drop for Inside {
@@ -164,7 +178,7 @@ impl Drop for Inside {
             let depth = DEPTH.get() - 1;
             DEPTH.set(depth);
             if depth == 0 {
-                me().goes_out();
+                me().is_at(OUT);
             }
         }
     }
@@ -176,57 +190,70 @@ pub(crate) fn detach<T: Send, F: Send + FnOnce() -> T>(py: Python<'_>, f: F) -> 
         return py.detach(f);
     }
     let me = me();
-    py.detach(|| {
-        me.goes_out();
+    let answer = py.detach(|| {
+        me.is_at(AWAY);
         let answer = f();
-        me.comes_in(park);
-        if DEPTH.get() == 0 {
-            me.goes_out();
+        me.is_at(IN);
+        if STAGE.load(Ordering::SeqCst) == PARKING {
+            me.is_at(AWAY);
+            loop {
+                std::thread::park();
+            }
         }
         answer
-    })
+    });
+    if DEPTH.get() == 0 {
+        me.is_at(OUT);
+    }
+    answer
 }
 
 /// Whether the program ends, and other threads may be parked with whatever locks they hold.
 pub(crate) fn is_ending() -> bool {
-    IS_ENDING.load(Ordering::Relaxed)
+    STAGE.load(Ordering::Relaxed) != RUNNING
 }
 
 /// In a child of fork: the other threads are the parent's, and this one is the first.
 pub(crate) fn forget_parent() {
-    IS_ENDING.store(false, Ordering::Relaxed);
+    STAGE.store(RUNNING, Ordering::Relaxed);
     BYSTANDERS.store(std::ptr::null_mut(), Ordering::Release);
     KIND.set(Kind::Unknown);
 }
 
-/// Stops all threads but the calling one where they use this module; they never go on. False if some did
-/// not come to a place where that does no harm.
+/// Sends all threads but the calling one out of this module, and parks those that wait there for too
+/// long. False if one runs something in it still.
 #[pyfunction]
 pub(crate) fn park_bystanders(py: Python<'_>) -> bool {
-    KIND.set(Kind::First); // whoever ends the program is not parked
-    IS_ENDING.store(true, Ordering::SeqCst);
+    KIND.set(Kind::First); // whoever ends the program is no bystander
     let me = ME.with(|me| me.get().map(|me| std::ptr::from_ref(me.0)));
-    let is_in = |other: &&Bystander| {
-        Some(std::ptr::from_ref(*other)) != me && other.is_in.load(Ordering::SeqCst)
-    };
+    let others = || all().filter(move |other| Some(std::ptr::from_ref(*other)) != me);
+    let is_at = |other: &Bystander, place| other.place.load(Ordering::SeqCst) == place;
+    let pause = || py.detach(|| std::thread::sleep(Duration::from_millis(1)));
+
+    STAGE.store(ENDING, Ordering::SeqCst);
     let begin = Instant::now();
     let mut were_asked = false;
-    while all().any(|other| is_in(&other)) {
-        let elapsed = begin.elapsed();
-        if elapsed > LONGEST {
-            return false;
-        }
-        if elapsed > PATIENCE && !were_asked {
+    while begin.elapsed() < LONGEST && others().any(|other| !is_at(other, OUT)) {
+        if begin.elapsed() > PATIENCE && !were_asked {
             were_asked = true;
             let class = py.get_type::<PySystemExit>();
-            for bystander in all().filter(is_in) {
-                let ident = bystander.ident.load(Ordering::Acquire) as c_ulong;
+            for other in others().filter(|other| is_at(other, IN)) {
+                let ident = other.ident.load(Ordering::Acquire) as c_ulong;
                 // SAFETY: an attached thread, and a class. Where there is no such thread any more,
                 // nothing is raised.
                 unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) };
             }
         }
-        py.detach(|| std::thread::sleep(Duration::from_millis(1)));
+        pause();
+    }
+
+    STAGE.store(PARKING, Ordering::SeqCst);
+    let begin = Instant::now();
+    while others().any(|other| is_at(other, IN)) {
+        if begin.elapsed() > PATIENCE {
+            return false;
+        }
+        pause();
     }
     true
 }

@@ -25,7 +25,7 @@
 //! A thread that works looks at the queue before it sleeps, and those that are being started count as
 //! waking from before they exist. So no entry waits while a thread could have it.
 
-use crate::bystanders::{detach, enter};
+use crate::bystanders::{detach, enter_always};
 use crate::crew_map::CrewMap;
 use crate::crew_task::{Call, CrewTask, End};
 use crate::engine::{Engine, MapCall, TaskOptions};
@@ -667,7 +667,7 @@ impl CrewMember {
 
     /// Runs tasks until the pool wants no more.
     fn work(&self, py: Python<'_>) {
-        let _inside = enter(py);
+        let _inside = enter_always();
         self.crew.work(py, &self.member, &self.place);
     }
 

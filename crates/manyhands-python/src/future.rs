@@ -117,7 +117,7 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(Some(known));
         }
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         let work = self.work()?;
         if !work.wait(py, timeout)? {
             return Ok(None);
@@ -229,7 +229,7 @@ impl TaskFuture {
         if let Some(known) = self.known.get() {
             return Ok(matches!(known, Known::Cancelled));
         }
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         Ok(match self.work()? {
             Work::Process(pool, task) => detach(py, || pool.cancel(&task)),
             Work::Thread(task) => task.cancel(),

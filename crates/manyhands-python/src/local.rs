@@ -36,9 +36,7 @@ impl Turn {
         self.since = now;
         // To let go of the GIL for a moment would not do: others ask for it only after they have
         // waited for 5 ms in a row.
-        if bystanders::is_ending() {
-            bystanders::detach(py, || {});
-        }
+        bystanders::check(py)?;
         hooks::turn(py)?.call0().map(drop).inspect_err(|error| {
             // Nobody cares which line of ours it came to.
             error.set_traceback(py, None);

@@ -1,6 +1,6 @@
 //! The native part of a pool, whatever engine runs its tasks.
 
-use crate::bystanders::enter;
+use crate::bystanders::{enter, enter_always};
 use crate::crew::Crew;
 use crate::engine::{Engine, MapCall, Plan, TaskOptions};
 use crate::functions::PyDefinition;
@@ -148,7 +148,7 @@ impl PoolBase {
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
-        let _inside = enter(function.py());
+        let _inside = enter(function.py())?;
         self.engine
             .submit(function, args, kwargs, self.options.clone())
     }
@@ -162,7 +162,7 @@ impl PoolBase {
         kwargs: &Bound<'py, PyDict>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
-        let _inside = enter(function.py());
+        let _inside = enter(function.py())?;
         let kwargs = (!kwargs.is_empty()).then_some(kwargs);
         self.engine
             .submit(function, args, kwargs, options_of(options))
@@ -188,7 +188,7 @@ impl PoolBase {
         options: Options<'_>,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
-        let _inside = enter(function.py());
+        let _inside = enter(function.py())?;
         let counts = Arc::new(Counts::default());
         let call = MapCall {
             input: Input::new(iterables, star, batch)?,
@@ -204,14 +204,14 @@ impl PoolBase {
     /// Starts all workers now instead of with their first tasks.
     fn _start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
         self.check_process()?;
-        let _inside = enter(function.py());
+        let _inside = enter(function.py())?;
         self.engine.start(function)
     }
 
     /// Takes no more tasks; see `Engine::close`.
     fn _close(&self, py: Python<'_>, cancel: bool, kill: bool) {
         if self.generation == process::generation() {
-            let _inside = enter(py);
+            let _inside = enter_always();
             self.engine.close(py, cancel, kill);
         }
     }
@@ -222,7 +222,7 @@ impl PoolBase {
         if self.generation != process::generation() {
             return Ok(true);
         }
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         let deadline = deadline_after(timeout);
         loop {
             let now = monotonic_nanos();
@@ -251,7 +251,7 @@ impl PoolBase {
     /// What `manyhands.Pool.stats` shows.
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.check_process()?;
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         self.engine.stats(py)
     }
 }

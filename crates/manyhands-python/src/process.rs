@@ -126,7 +126,7 @@ pub(crate) fn zygote_pid() -> PyResult<i32> {
 pub(crate) fn wait_completions(py: Python<'_>, timeout: f64) -> PyResult<Vec<u64>> {
     let supervisor = supervisor()?;
     let time = Duration::from_secs_f64(timeout.clamp(0.0, 3600.0));
-    let _inside = bystanders::enter(py);
+    let _inside = bystanders::enter(py)?;
     Ok(bystanders::detach(py, || {
         supervisor.completions().wait(time)
     }))

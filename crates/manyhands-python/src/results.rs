@@ -222,7 +222,7 @@ impl ResultsBase {
     fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let this = slf.get();
         let py = slf.py();
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         // The short way, for one more value of many.
         if let Ok(mut taking) = this.taking.try_lock()
             && taking.is_simple
@@ -249,7 +249,7 @@ impl ResultsBase {
 
     /// Has items come with their results: (item, result).
     fn _with_input(&self, py: Python<'_>) -> PyResult<()> {
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         if self.used.load(Ordering::Relaxed) {
             return Err(PyTypeError::new_err(
                 "with_input() comes before the first result is taken",
@@ -281,7 +281,7 @@ impl ResultsBase {
 
     /// Takes no more input and cancels what has not started.
     fn _cancel(&self, py: Python<'_>) -> PyResult<()> {
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         self.counts.closing.store(true, Ordering::Relaxed);
         if self.generation != process::generation() {
             return Ok(()); // the tasks are the parent's
@@ -299,7 +299,7 @@ impl ResultsBase {
     /// >>> mh.map(abs, [-1, 2]).list()
     /// [1, 2]
     fn list<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyList>> {
-        let _inside = enter(slf.py());
+        let _inside = enter(slf.py())?;
         let found = PyList::empty(slf.py());
         while let Some(value) = Self::__next__(slf)? {
             found.append(value)?;
@@ -313,7 +313,7 @@ impl ResultsBase {
     /// >>> mh.map(abs, range(10)).run().done
     /// 10
     fn run<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let _inside = enter(slf.py());
+        let _inside = enter(slf.py())?;
         while Self::__next__(slf)?.is_some() {}
         hooks::summary(slf.py())?.call1((slf,))
     }
@@ -321,7 +321,7 @@ impl ResultsBase {
     /// Waits for a result and takes what else is there, up to so many, for `_fetched`; false at the end.
     fn _fetch(slf: &Bound<'_, Self>, most: usize) -> PyResult<bool> {
         let (this, py) = (slf.get(), slf.py());
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         let mut taking = this.lock(py)?;
         let taking = &mut *taking;
         if taking.flat.is_empty() {
@@ -352,7 +352,7 @@ impl ResultsBase {
 
     /// Up to so many of the results that were fetched, without waiting.
     fn _fetched<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Bound<'py, PyList>> {
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         let mut taking = self.lock(py)?;
         let count = most.min(taking.flat.len());
         PyList::new(py, taking.flat.drain(..count))
@@ -373,7 +373,7 @@ impl ResultsBase {
     /// The calling thread is about to wait for the end of the pool. A map that nobody has taken from has
     /// all of its input taken, so that it runs to its end; one that this thread took from is left.
     fn _leave(&self, py: Python<'_>) -> PyResult<()> {
-        let _inside = enter(py);
+        let _inside = enter(py)?;
         if !self.used.load(Ordering::Relaxed) {
             let mut taking = self.lock(py)?;
             if taking.over {
