@@ -7,6 +7,7 @@ import itertools
 import signal
 import threading
 import time
+import traceback
 
 import pytest
 
@@ -258,8 +259,10 @@ def test_a_map_in_which_no_python_runs_is_interrupted_at_once(engine: str) -> No
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             try:
                 pool.map(abs, itertools.count()).run()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 latest = max(latest, time.monotonic() - begin - 0.02)
+                frames = traceback.extract_tb(error.__traceback__)
+                assert [frame.name for frame in frames] == ["<module>"], frames
     print(f"{latest:.3f} s from the signal to the exception, at most")
     assert latest < 0.5
 

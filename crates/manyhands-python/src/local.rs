@@ -38,10 +38,18 @@ impl Turn {
         // waited for 5 ms in a row.
         bystanders::check(py)?;
         hooks::turn(py)?.call0().map(drop).inspect_err(|error| {
-            // Nobody cares which line of ours it came to.
-            error.set_traceback(py, None);
+            forget_place(py, error);
         })
     }
+}
+
+/// A signal came to a line of ours, which nobody cares about. From CPython 3.12 on it is the exception that
+/// has its traceback, and before the interpreter.
+#[cold]
+pub(crate) fn forget_place(py: Python<'_>, error: &PyErr) {
+    error.set_traceback(py, None);
+    let none = error.value(py).setattr("__traceback__", py.None());
+    debug_assert!(none.is_ok(), "every exception takes it");
 }
 
 /// What a function returned, by what is done with it.

@@ -1,7 +1,7 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::bystanders::{detach, enter, is_ending};
-use crate::{hooks, process};
+use crate::{hooks, local, process};
 use manyhands_runtime::Tally;
 use pyo3::exceptions::{
     PyException, PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError,
@@ -441,7 +441,7 @@ fn finish(results: &Bound<'_, ResultsBase>) -> PyResult<()> {
         Err(error) if is_ctrl_c(py, &error) => {
             // It came just now, and may have kept the method from its work.
             finish()?;
-            error.set_traceback(py, None);
+            local::forget_place(py, &error);
             Err(stopped(results, error)?)
         }
         finished => finished,
