@@ -18,6 +18,14 @@ pub fn coarse_nanos() -> u64 {
     (now.tv_sec as u64) * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Nanoseconds since 1970, by the clock that people set.
+#[inline]
+pub fn wall_nanos() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    // A clock that is set to before 1970 is at 0.
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// Processor time of this process, all its threads together, in nanoseconds. A system call.
 #[inline]
 pub fn process_cpu_nanos() -> u64 {

@@ -8,17 +8,23 @@
 mod cgroup;
 mod clock;
 mod cpu;
+mod disk;
 mod event;
 mod file;
 mod futex;
 mod machine;
 mod memory;
+mod memory_left;
 mod process;
 mod signal;
 mod socket;
+mod window;
 
-pub use clock::{coarse_nanos, monotonic_nanos, process_cpu_nanos, thread_cpu_nanos, to_timespec};
+pub use clock::{
+    coarse_nanos, monotonic_nanos, process_cpu_nanos, thread_cpu_nanos, to_timespec, wall_nanos,
+};
 pub use cpu::{CpuLimits, cpu_count, cpu_limits};
+pub use disk::{UnnamedFile, disk_left};
 pub use event::{Event, Poller, Signal as EventSignal};
 pub use file::{
     MessageFile, enter_directory, open_current_directory, replace_standard_streams, standard_stream,
@@ -26,10 +32,13 @@ pub use file::{
 pub use futex::{Waited, futex_wait, futex_wait_private, futex_wake, futex_wake_private};
 pub use machine::{MachineFacts, machine_facts};
 pub use memory::{MemoryFile, Segment, View};
+pub use memory_left::memory_left;
 pub use process::{
-    ExitStatus, Process, arm_life_line, become_group_leader, close_after_fork, is_main_thread,
-    life_line, pipe_has_reader, raw_wait_status, resident_bytes, spawn_program, thread_count,
+    ExitStatus, KernelState, Process, arm_life_line, become_group_leader, close_after_fork,
+    fault_count, is_main_thread, kernel_state, life_line, pipe_has_reader, raw_wait_status,
+    reap_orphan, resident_bytes, spawn_program, thread_count,
 };
-pub use signal::{block_all_signals, kill_self};
+pub use signal::{block_all_signals, dump_signal, is_unhandled, kill_self, wrap_handler};
 pub use socket::{MAX_DESCRIPTORS, Received, Socket};
 pub use std::io::{Error, Result};
+pub use window::{PrivateCopy, Window, page_size};

@@ -48,6 +48,9 @@ fn try_memfd() -> io::Result<()> {
     crate::memory::MemoryFile::new(NAME, 1).map(drop)
 }
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) use platform::kibibytes;
+
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod platform {
     use super::{MachineFacts, try_memfd};
@@ -103,7 +106,7 @@ mod platform {
     }
 
     /// The bytes in a line of `/proc/meminfo`, such as `MemTotal:  16318480 kB`.
-    pub(super) fn kibibytes(meminfo: &str, name: &str) -> Option<u64> {
+    pub(crate) fn kibibytes(meminfo: &str, name: &str) -> Option<u64> {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
         let count: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
         count.checked_mul(1024)

@@ -1,7 +1,9 @@
 //! Nameless shared memory: a memory file, and views of it.
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
-use rustix::io::Errno;
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
+use rustix::io::{Errno, pread};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::CStr;
 use std::fs::File;
@@ -10,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
-fn sealable_file(name: &CStr) -> io::Result<File> {
+pub(crate) fn sealable_file(name: &CStr) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     memfd_create(name, flags).map(File::from).map_err(|error| {
         let error = io::Error::from(error);
@@ -40,8 +42,18 @@ impl MemoryFile {
     /// Makes a file of `len` zero bytes, allocated at once, so that a full machine gives an error
     /// here and not a SIGBUS later; its size is sealed.
     pub fn new(name: &CStr, len: usize) -> io::Result<Self> {
+        Self::with_room(name, len, 0)
+    }
+
+    /// As `new`, with `room` more bytes at its end that take no memory until somebody writes there. They
+    /// are written and read as a file's, never mapped: no write can fail there but with an error.
+    pub fn with_room(name: &CStr, len: usize, room: usize) -> io::Result<Self> {
         let file: OwnedFd = sealable_file(name)?.into();
         fallocate(&file, FallocateFlags::empty(), 0, len as u64)?;
+        let len = len + room;
+        if room > 0 {
+            ftruncate(&file, len as u64)?;
+        }
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok(Self { file, len })
     }
@@ -73,6 +85,40 @@ impl MemoryFile {
     /// Whether the file is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Reads `len` bytes from `position` on.
+    pub fn read_at(&self, position: usize, len: usize) -> io::Result<Vec<u8>> {
+        let mut content = vec![0; len.min(self.len.saturating_sub(position))];
+        let mut read = 0;
+        while read < content.len() {
+            match pread(&self.file, &mut content[read..], (position + read) as u64) {
+                Ok(0) => break,
+                Ok(count) => read += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        content.truncate(read);
+        Ok(content)
+    }
+
+    /// Where the next write by descriptor goes, as all who share the open file see it.
+    pub fn position(&self) -> io::Result<u64> {
+        Ok(rustix::fs::tell(&self.file)?)
+    }
+
+    /// Says where it goes.
+    pub fn set_position(&self, position: u64) -> io::Result<()> {
+        rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Start(position))?;
+        Ok(())
+    }
+
+    /// Device and number of the file that the descriptor names now: who closes descriptors that are not
+    /// his makes it name another one.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let found = rustix::fs::fstat(&self.file)?;
+        Ok((found.st_dev, found.st_ino))
     }
 
     /// Reads the whole file.
@@ -247,7 +293,21 @@ impl Drop for Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::ftruncate;
+
+    #[test]
+    fn room_takes_no_memory_until_it_is_written() {
+        let file = MemoryFile::with_room(c"test", 4096, 1 << 20).unwrap();
+        let blocks = || rustix::fs::fstat(&file).unwrap().st_blocks;
+        assert_eq!((file.len(), blocks()), (4096 + (1 << 20), 4096 / 512));
+        file.set_position(4096).unwrap();
+        let mut writer = File::from(file.as_fd().try_clone_to_owned().unwrap());
+        std::io::Write::write_all(&mut writer, b"text").unwrap();
+        assert_eq!((file.position().unwrap(), blocks()), (4100, 2 * 4096 / 512));
+        assert_eq!(file.read_at(4096, 4).unwrap(), b"text");
+        assert_eq!(file.read_at(file.len() - 2, 4).unwrap(), [0, 0]);
+        file.set_position(file.len() as u64).unwrap();
+        std::io::Write::write_all(&mut writer, b"x").unwrap_err();
+    }
 
     #[test]
     fn content_is_sealed() {

@@ -116,6 +116,21 @@ impl Process {
         };
     }
 
+    /// Sends it the signal of that number, if it has a handler for it: most would end it otherwise. False
+    /// if it has none, or is gone.
+    pub fn send_handled(&self, number: i32) -> bool {
+        // SAFETY: callers name signals of the C library's.
+        let signal = unsafe { Signal::from_raw_unchecked(number) };
+        let is_handled =
+            handled_signals(self.pid()).is_some_and(|all| all >> (number - 1) & 1 == 1);
+        is_handled
+            && match &self.pidfd {
+                Some(pidfd) => pidfd_send_signal(pidfd, signal),
+                None => kill_process(self.pid, signal),
+            }
+            .is_ok()
+    }
+
     /// Whether it may have child processes; yes where the system does not tell.
     pub fn may_have_children(&self) -> bool {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
@@ -144,6 +159,16 @@ impl Process {
     }
 }
 
+/// Reaps an ended process if it has become a child of this one: without an init, the first process of a
+/// container gets those whose parent has died.
+pub fn reap_orphan(pidfd: BorrowedFd<'_>) {
+    // It fails for another's child, who is reaped by that one.
+    let _reaped = waitid(
+        WaitId::PidFd(pidfd),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    );
+}
+
 /// Makes the calling process the leader of a process group of its own, out of reach of the
 /// terminal's Ctrl-C.
 pub fn become_group_leader() {
@@ -151,6 +176,19 @@ pub fn become_group_leader() {
     unsafe {
         libc::setpgid(0, 0);
     }
+}
+
+/// How many page faults this process has had, in all its threads. While it stays, no page of its memory became
+/// another one: to write to a page that it shares with a file takes a fault, also where the kernel writes for it.
+/// (What a debugger writes is a fault of the debugger.)
+pub fn fault_count() -> u64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the structure is there, and zeros are valid in it; the call cannot fail with these arguments.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    usage.ru_minflt.cast_unsigned() + usage.ru_majflt.cast_unsigned()
 }
 
 /// A life line: the first end stays with the parent, the second goes to the child, which dies
@@ -370,6 +408,38 @@ pub fn resident_bytes(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64).filter(|&bytes| bytes > 0)
+}
+
+/// The signals for which a process has handlers, a bit for each from that of signal 1 on.
+fn handled_signals(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// What the kernel says a process does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelState {
+    /// A letter, as `ps` shows it: R runs, S sleeps, D sleeps and takes no signal, T and t are stopped, Z
+    /// has ended.
+    pub letter: char,
+    /// In which function of the kernel it waits, where the system tells.
+    pub wait: Option<String>,
+}
+
+/// What the kernel says a process does; of one that is gone, that it is dead.
+pub fn kernel_state(pid: i32) -> KernelState {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may have anything in it, parentheses too.
+    let letter = text
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next());
+    let wait = std::fs::read_to_string(format!("/proc/{pid}/wchan")).ok();
+    KernelState {
+        letter: letter.unwrap_or('X'),
+        wait: wait.filter(|name| !name.is_empty() && name != "0"),
+    }
 }
 
 /// Whether the calling thread is the first of its process.

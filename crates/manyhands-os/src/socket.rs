@@ -1,6 +1,7 @@
 //! Message sockets that carry descriptors.
 
 use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
@@ -41,6 +42,12 @@ impl Socket {
             None,
         )?;
         Ok((Self(one), Self(other)))
+    }
+
+    /// The process that made the pair.
+    pub fn maker(&self) -> io::Result<u32> {
+        let maker = socket_peercred(&self.0)?.pid;
+        Ok(maker.as_raw_nonzero().get().cast_unsigned())
     }
 
     /// Takes a descriptor that another process sent or handed down.
@@ -136,6 +143,7 @@ mod tests {
         assert!(near.send(b"nobody reads this", &[], false).unwrap());
         assert!(far.send(b"last words", &[], false).unwrap());
         drop(far);
+        assert_eq!(near.maker().unwrap(), std::process::id());
         let mut buffer = [0; 32];
         let received = near.receive(&mut buffer, false).unwrap();
         assert!(matches!(received, Received::Message(10, _)), "{received:?}");

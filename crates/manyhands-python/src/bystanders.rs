@@ -7,15 +7,19 @@
 //! | a thread is            | while it is `ENDING`                              | from `PARKING` on               |
 //! |------------------------|---------------------------------------------------|---------------------------------|
 //! | outside of this module | gets a `SystemExit` when it comes in              | the same                        |
-//! | `IN` it, with the GIL  | gets one at its next turn, or where it runs the   | is waited for a moment, then    |
-//! |                        | user's Python code                                | left to its fate                |
+//! | `IN` it, with the GIL  | gets one at its next turn, or where it runs the   | is parked at its next bytecode; |
+//! |                        | user's Python code                                | in C code left to its fate      |
 //! | `AWAY`, without        | goes on: all pools have ended, and so does what   | is parked before it takes the   |
 //! |                        | it waits for                                      | GIL again; it never goes on     |
+//!
+//! Code that catches each `SystemExit`, and goes on, is parked by one that is never made: its class parks the
+//! thread that calls it.
 //!
 //! Threading lets a thread end silently by `SystemExit`, so that others can join it. A thread says that it
 //! is in before it looks at the stage, and whoever ends the program sets the stage before it looks for
 //! threads: at least one of them sees the other.
 
+use crate::hooks;
 use pyo3::exceptions::PySystemExit;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -135,6 +139,14 @@ impl Bystander {
         // With the stage in the one order of all: see above.
         self.place.store(place, Ordering::SeqCst);
     }
+
+    /// Has the exception raised at the thread's next bytecode.
+    fn raise(&self, _py: Python<'_>, class: &Bound<'_, PyAny>) {
+        let ident = self.ident.load(Ordering::Acquire) as c_ulong;
+        // SAFETY: an attached thread, and a class. Where there is no such thread any more, nothing is
+        // raised.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) };
+    }
 }
 
 /// While it lives, frames of this module may call Python in this thread.
@@ -220,6 +232,18 @@ pub(crate) fn forget_parent() {
     KIND.set(Kind::Unknown);
 }
 
+/// Never returns: the program ends, and this thread is to run nothing more.
+#[pyfunction]
+pub(crate) fn park_here(py: Python<'_>) {
+    let me = me();
+    py.detach(|| {
+        me.is_at(AWAY);
+        loop {
+            std::thread::park();
+        }
+    })
+}
+
 /// Sends all threads but the calling one out of this module, and parks those that wait there for too
 /// long. False if one runs something in it still.
 #[pyfunction]
@@ -236,21 +260,24 @@ pub(crate) fn park_bystanders(py: Python<'_>) -> bool {
     while begin.elapsed() < LONGEST && others().any(|other| !is_at(other, OUT)) {
         if begin.elapsed() > PATIENCE && !were_asked {
             were_asked = true;
-            let class = py.get_type::<PySystemExit>();
+            let class = py.get_type::<PySystemExit>().into_any();
             for other in others().filter(|other| is_at(other, IN)) {
-                let ident = other.ident.load(Ordering::Acquire) as c_ulong;
-                // SAFETY: an attached thread, and a class. Where there is no such thread any more,
-                // nothing is raised.
-                unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) };
+                other.raise(py, &class);
             }
         }
         pause();
     }
 
     STAGE.store(PARKING, Ordering::SeqCst);
+    // Where the class is not to be had, those threads are left to their fate, as they were before.
+    if let Ok(class) = hooks::parked(py) {
+        for other in others().filter(|other| is_at(other, IN)) {
+            other.raise(py, class);
+        }
+    }
     let begin = Instant::now();
     while others().any(|other| is_at(other, IN)) {
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > 4 * PATIENCE {
             return false;
         }
         pause();

@@ -9,13 +9,17 @@
 //! | `ONE_PLAIN`    | the one argument, by `codec`                   |
 //! | `ONE`          | pickle of the one argument                     |
 //!
-//! Results are `PLAIN` (by `codec`) or `PICKLE`, or `NOTHING` where a generator has ended; errors are what `manyhands._outcome` makes of them.
+//! Results are `PLAIN` (by `codec`) or `PICKLE`, or `NOTHING` where a generator has ended; with the bit
+//! `GATHERED` it is the list of all that one has yielded. Errors are what `manyhands._outcome` makes of them.
 //! The bit `HIDE_ARGS` keeps arguments out of messages.
 
 use crate::codec::{Decoder, Encoder};
 use crate::functions::{self, PyDefinition};
-use crate::{hooks, pickle};
-use manyhands_runtime::{Bytes, Definition};
+use crate::pickle::Dumped;
+use crate::store::{self, Exported, Kept, StoredBuffer};
+use crate::{hooks, needs, octets, pickle};
+use manyhands_os::MessageFile;
+use manyhands_runtime::{Buffer, Bytes, Definition};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
@@ -34,6 +38,8 @@ pub(crate) const HIDE_ARGS: u8 = 0x80;
 pub(crate) const PLAIN: u8 = 1;
 pub(crate) const PICKLE: u8 = 2;
 pub(crate) const NOTHING: u8 = 3;
+/// A bit of the two: it is the list of what a generator has yielded.
+pub(crate) const GATHERED: u8 = 0x40;
 
 /// The most bytes that are kept for the next value.
 const MOST_KEPT: usize = 64 * 1024;
@@ -85,9 +91,25 @@ pub(crate) fn encode_call(
     function: &Bound<'_, PyAny>,
     args: &Bound<'_, PyTuple>,
     kwargs: Option<&Bound<'_, PyDict>>,
+    large: Large,
+) -> PyResult<Call> {
+    let mut definition = functions::definition(function)?;
+    if definition.is_none() {
+        definition = functions::captured(function)?;
+    }
+    encode_with(definition, function, args, kwargs, large)
+}
+
+/// Encodes a call of what has this definition; without one the function goes along.
+#[inline]
+fn encode_with(
+    definition: Option<Arc<Definition>>,
+    function: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+    large: Large,
 ) -> PyResult<Call> {
     let py = function.py();
-    let definition = functions::definition(function)?;
     let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
     if definition.is_some()
         && kwargs.is_none()
@@ -100,18 +122,56 @@ pub(crate) fn encode_call(
             payload,
         });
     }
-    let (tag, object) = match (&definition, kwargs) {
-        (Some(_), None) => (ARGS, args.as_any().clone()),
-        (Some(_), Some(kwargs)) => (ARGS_KWARGS, (args, kwargs).into_pyobject(py)?.into_any()),
-        (None, kwargs) => (CALL, (function, args, kwargs).into_pyobject(py)?.into_any()),
+    let (sent, named) = octets::of_call(args, kwargs, definition.is_none())?;
+    let (tag, object) = match (&definition, named) {
+        (Some(_), None) => (ARGS, sent.into_any()),
+        (Some(_), Some(named)) => (ARGS_KWARGS, (sent, named).into_pyobject(py)?.into_any()),
+        (None, named) => (CALL, (function, sent, named).into_pyobject(py)?.into_any()),
     };
-    let (bytes, needs) = by_pickle(&object, tag)?;
+    let (dumped, needs) = by_pickle(&object, tag, large)?;
+    if definition.is_none()
+        && let Some(kept) = functions::keep_captured(function, dumped.weight())?
+    {
+        return encode_with(Some(kept), function, args, kwargs, large);
+    }
+    let (payload, needs) = match large.keep(py, &dumped.buffers)? {
+        Some(kept) => (kept.with(to_bytes(dumped.bytes.as_bytes())), needs),
+        None => {
+            let (dumped, needs) = by_pickle(&object, tag, Large::Within)?;
+            (to_bytes(dumped.bytes.as_bytes()), needs)
+        }
+    };
     Ok(Call {
         definition,
         needs,
         tag,
-        payload: to_bytes(bytes.as_bytes()),
+        payload,
     })
+}
+
+/// Where large buffers of a call travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Large {
+    /// In the store.
+    Apart {
+        /// Whether a call waits for what is in flight where the store has no room. Items of a map do not: who
+        /// takes their results is who sends them, so what is in flight might stay there.
+        waits: bool,
+    },
+    /// As they came from there, if they did; else in the pickle.
+    HandedOn,
+    /// In the pickle.
+    Within,
+}
+
+impl Large {
+    /// The buffers where they are to be; none if they are to be in the pickle after all.
+    fn keep(self, py: Python<'_>, buffers: &[Exported]) -> PyResult<Option<Kept>> {
+        match self {
+            Self::Apart { waits } => store::keep_all(py, buffers, waits),
+            Self::HandedOn | Self::Within => Ok(store::hand_on(buffers)),
+        }
+    }
 }
 
 /// The definition of the function of a map: what it has captured is taken now and sent once to each
@@ -129,19 +189,22 @@ pub(crate) struct ItemEncoder {
     encoder: Encoder,
     /// What has to be known for the items since it was asked last.
     needs: Vec<Arc<Definition>>,
+    large: Large,
 }
 
 /// An item that went by pickle.
 pub(crate) struct Pickled {
     pub(crate) tag: u8,
     pub(crate) bytes: Py<PyBytes>,
+    pub(crate) kept: Kept,
 }
 
 impl ItemEncoder {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(large: Large) -> Self {
         Self {
             encoder: Encoder::default(),
             needs: Vec::new(),
+            large,
         }
     }
 
@@ -167,11 +230,23 @@ impl ItemEncoder {
 
     fn pickle(&mut self, item: &Bound<'_, PyAny>, star: bool) -> PyResult<Pickled> {
         let py = item.py();
-        let (tag, (bytes, needs)) = match quick_pickle(item)? {
+        let item = &if star {
+            octets::of_args(item.cast()?)?.into_any()
+        } else {
+            octets::of_value(item)?
+        };
+        let (tag, (bytes, needs, kept)) = match apart(item, self.large)? {
             Some(found) => (if star { ARGS } else { ONE }, found),
             // The slow way names the path to what it refuses, and wants arguments for that.
-            None if star => (ARGS, slow_pickle(item, ARGS)?),
-            None => (ARGS, slow_pickle(PyTuple::new(py, [item])?.as_any(), ARGS)?),
+            None => {
+                let args = if star {
+                    item.clone()
+                } else {
+                    PyTuple::new(py, [item])?.into_any()
+                };
+                let (bytes, needs) = slow_pickle(&args, ARGS)?;
+                (ARGS, (bytes, needs, Kept::default()))
+            }
         };
         for need in needs {
             self.need(need);
@@ -179,6 +254,7 @@ impl ItemEncoder {
         Ok(Pickled {
             tag,
             bytes: bytes.unbind(),
+            kept,
         })
     }
 
@@ -221,40 +297,72 @@ impl ItemEncoder {
     }
 }
 
-/// Copies bytes; many go to a message file, if one can be had.
+/// Copies bytes; many go to a message file, if one can be had, and so do those that have no room among the
+/// addresses of this process.
 pub(crate) fn to_bytes(bytes: &[u8]) -> Bytes {
+    const SOME: usize = 16 * 1024;
     const MANY: usize = 1 << 20;
-    if bytes.len() >= MANY
-        && manyhands_os::MessageFile::count() < 64
-        && let Ok(file) = manyhands_os::MessageFile::new(bytes)
-    {
-        return Bytes::File(file);
-    }
-    Bytes::copy_of(bytes)
+    let file = || MessageFile::new(bytes).map(Bytes::File).ok();
+    let found = match bytes.len() {
+        MANY.. if MessageFile::count() < 64 => file(),
+        SOME.. => Bytes::try_copy_of(bytes).or_else(file),
+        _ => None,
+    };
+    found.unwrap_or_else(|| Bytes::copy_of(bytes))
 }
 
 type PickledNeeds<'py> = (Bound<'py, PyBytes>, Vec<Arc<Definition>>);
 
 /// Pickles an object, the fast way where that is right.
-fn by_pickle<'py>(object: &Bound<'py, PyAny>, tag: u8) -> PyResult<PickledNeeds<'py>> {
-    match quick_pickle(object)? {
-        Some(found) => Ok(found),
-        None => slow_pickle(object, tag),
+fn by_pickle<'py>(
+    object: &Bound<'py, PyAny>,
+    tag: u8,
+    large: Large,
+) -> PyResult<(Dumped<'py>, Vec<Arc<Definition>>)> {
+    if let Some(found) = quick_pickle(object, large)? {
+        return Ok(found);
     }
+    let (bytes, needs) = slow_pickle(object, tag)?;
+    let buffers = Vec::new();
+    Ok((Dumped { bytes, buffers }, needs))
+}
+
+type Apart<'py> = (Bound<'py, PyBytes>, Vec<Arc<Definition>>, Kept);
+
+/// The fast way, with large buffers in the store as long as that has room: none where it is not right.
+fn apart<'py>(object: &Bound<'py, PyAny>, large: Large) -> PyResult<Option<Apart<'py>>> {
+    let py = object.py();
+    let Some((Dumped { bytes, buffers }, needs)) = quick_pickle(object, large)? else {
+        return Ok(None);
+    };
+    if let Some(kept) = large.keep(py, &buffers)? {
+        return Ok(Some((bytes, needs, kept)));
+    }
+    let within = quick_pickle(object, Large::Within)?;
+    Ok(within.map(|(dumped, needs)| (dumped.bytes, needs, Kept::default())))
 }
 
 /// The fast way: none where it is not right.
-fn quick_pickle<'py>(object: &Bound<'py, PyAny>) -> PyResult<Option<PickledNeeds<'py>>> {
+fn quick_pickle<'py>(
+    object: &Bound<'py, PyAny>,
+    large: Large,
+) -> PyResult<Option<(Dumped<'py>, Vec<Arc<Definition>>)>> {
     let py = object.py();
-    match pickle::dumps(py, object) {
-        Ok(bytes) => {
-            if let Some(names) = pickle::names_from_main(bytes.as_bytes()) {
-                let needs = if names.is_empty() {
-                    Vec::new()
-                } else {
-                    bindings(py, &names)?
-                };
-                return Ok(Some((bytes, needs)));
+    let (dumped, mut needs) = needs::hear(|| match large {
+        Large::Apart { .. } => pickle::dumps_apart(py, object, store::LARGE),
+        Large::HandedOn => pickle::dumps_apart(py, object, usize::MAX),
+        Large::Within => pickle::dumps(py, object).map(|bytes| Dumped {
+            bytes,
+            buffers: Vec::new(),
+        }),
+    });
+    match dumped {
+        Ok(dumped) => {
+            if let Some(names) = pickle::names_from_main(dumped.bytes.as_bytes()) {
+                if !names.is_empty() {
+                    needs.append(&mut bindings(py, &names)?);
+                }
+                return Ok(Some((dumped, needs)));
             }
             Ok(None)
         }
@@ -340,6 +448,14 @@ fn bindings(py: Python<'_>, names: &[String]) -> PyResult<Vec<Arc<Definition>>> 
     Ok(needs)
 }
 
+/// Has all names looked at anew.
+pub(crate) fn forget_bindings() {
+    let mut bindings = BINDINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    let gone = bindings.take();
+    drop(bindings); // what it held may run anything when it goes
+    drop(gone);
+}
+
 /// What a worker calls: a callable where the call brought its own, arguments, keywords.
 pub(crate) type Decoded<'py> = (
     Option<Bound<'py, PyAny>>,
@@ -347,21 +463,30 @@ pub(crate) type Decoded<'py> = (
     Option<Bound<'py, PyDict>>,
 );
 
-/// Decodes a call.
+/// Decodes a call, with views of the buffers that it speaks of.
 #[inline]
-pub(crate) fn decode_call<'py>(py: Python<'py>, tag: u8, bytes: &[u8]) -> PyResult<Decoded<'py>> {
+pub(crate) fn decode_call<'py>(
+    py: Python<'py>,
+    tag: u8,
+    bytes: &[u8],
+    buffers: Vec<Bound<'py, StoredBuffer>>,
+) -> PyResult<Decoded<'py>> {
     match tag & !HIDE_ARGS {
         ARGS_PLAIN => Ok((None, decode_plain(py, bytes)?.cast_into()?, None)),
-        ARGS => Ok((None, pickle::loads(py, bytes)?.cast_into()?, None)),
+        ARGS => Ok((None, pickle::loads(py, bytes, buffers)?.cast_into()?, None)),
         ONE_PLAIN => Ok((None, PyTuple::new(py, [decode_plain(py, bytes)?])?, None)),
-        ONE => Ok((None, PyTuple::new(py, [pickle::loads(py, bytes)?])?, None)),
+        ONE => Ok((
+            None,
+            PyTuple::new(py, [pickle::loads(py, bytes, buffers)?])?,
+            None,
+        )),
         ARGS_KWARGS => {
-            let call = pickle::loads(py, bytes)?.cast_into::<PyTuple>()?;
+            let call = pickle::loads(py, bytes, buffers)?.cast_into::<PyTuple>()?;
             let kwargs = call.get_item(1)?.cast_into()?;
             Ok((None, call.get_item(0)?.cast_into()?, Some(kwargs)))
         }
         _ => {
-            let call = pickle::loads(py, bytes)?.cast_into::<PyTuple>()?;
+            let call = pickle::loads(py, bytes, buffers)?.cast_into::<PyTuple>()?;
             let kwargs = call.get_item(2)?;
             let kwargs = if kwargs.is_none() {
                 None
@@ -394,8 +519,8 @@ pub(crate) fn decode_item<'py>(
     Ok(match tag {
         ONE_PLAIN => Item::One(decoder.decode(py, &mut bytes)?),
         ARGS_PLAIN => Item::Star(decoder.decode(py, &mut bytes)?.cast_into()?),
-        ONE => Item::One(pickle::loads(py, bytes)?),
-        _ => Item::Star(pickle::loads(py, bytes)?.cast_into()?),
+        ONE => Item::One(pickle::loads(py, bytes, Vec::new())?),
+        _ => Item::Star(pickle::loads(py, bytes, Vec::new())?.cast_into()?),
     })
 }
 
@@ -415,11 +540,12 @@ pub(crate) fn decode_value<'py>(
     py: Python<'py>,
     tag: u8,
     bytes: &[u8],
+    buffers: &[Buffer],
 ) -> PyResult<Bound<'py, PyAny>> {
-    match tag {
+    match tag & !GATHERED {
         PLAIN => decode_plain(py, bytes),
         NOTHING => Ok(py.None().into_bound(py)),
-        _ => pickle::loads(py, bytes),
+        _ => pickle::loads(py, bytes, store::views(py, buffers)?),
     }
 }
 
@@ -434,6 +560,6 @@ pub(crate) fn decode_result<'py>(
     if tag == PLAIN {
         decoder.decode(py, &mut bytes)
     } else {
-        decode_value(py, tag, bytes)
+        decode_value(py, tag, bytes, &[])
     }
 }

@@ -25,23 +25,27 @@
 //! A thread that works looks at the queue before it sleeps, and those that are being started count as
 //! waking from before they exist. So no entry waits while a thread could have it.
 
+use crate::asking::{Runner, What, Why};
 use crate::bystanders::{detach, enter_always};
 use crate::crew_map::CrewMap;
+use crate::crew_nesting::{DEEPEST, Runs, depth_below};
 use crate::crew_task::{Call, CrewTask, End};
 use crate::engine::{Engine, MapCall, TaskOptions};
-use crate::future::{TaskFuture, Work};
-use crate::local::Turn;
+use crate::events::{Sink, here, label_of};
+use crate::future::{Known, TaskFuture, Work};
+use crate::local::{self, Turn};
 use crate::pool::Initializer;
 use crate::results::Source;
-use crate::{hooks, process};
+use crate::{clock, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
+use manyhands_runtime::{Event, EventKind, Unseen};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 thread_local! {
@@ -57,7 +61,13 @@ pub(crate) struct Crew {
     shows_args: bool,
     name: String,
     initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
+    /// Where it is told what happens, if somebody listens.
+    events: Option<Sink>,
     queue: Mutex<Queue>,
+    /// Places that are lent, see `crew_nesting`. Changed with the queue's mutex.
+    lent: AtomicUsize,
+    /// Whether one ever was: only then there may be more threads than places.
+    has_lent: AtomicBool,
     /// Where idle threads sleep.
     wake: Condvar,
     /// Where those sleep who wait for the end of all tasks, or of the threads.
@@ -70,6 +80,7 @@ pub(crate) struct Crew {
     index: AtomicU64,
     /// Whether the pool is closed; as in the queue, for a look without the mutex.
     closed: AtomicBool,
+    pub(crate) unseen: Unseen<String>,
 }
 
 struct Queue {
@@ -82,8 +93,10 @@ struct Queue {
     waking: usize,
     /// Threads that were started and have not left.
     members: Vec<Arc<Member>>,
-    /// Their `threading.Thread`s, and those of some that have left.
-    threads: Vec<Py<PyAny>>,
+    /// Their `threading.Thread`s, and those of some that have left, each with its slot.
+    threads: Vec<(usize, Py<PyAny>)>,
+    /// Threads whose tasks did not end when they were asked to.
+    left_behind: u64,
     /// The number of the next thread.
     slot: usize,
     closed: bool,
@@ -97,6 +110,16 @@ struct Queue {
 pub(crate) enum Entry {
     Task(Arc<CrewTask>),
     Map(Arc<CrewMap>),
+}
+
+impl Entry {
+    /// How many tasks wait for it, one for the other.
+    fn depth(&self) -> u8 {
+        match self {
+            Self::Task(task) => task.depth,
+            Self::Map(map) => map.depth,
+        }
+    }
 }
 
 /// Why something does not run.
@@ -137,15 +160,49 @@ pub(crate) struct Member {
     /// Its processor time at the end of its last lap, 0 if it has done something else since.
     pub(crate) cpu_since: AtomicU64,
     pub(crate) index: AtomicU64,
+    /// Its thread, once that runs.
+    runner: OnceLock<Arc<Runner>>,
+    /// What `threading.get_ident` gives there, 0 before it runs.
+    ident: AtomicU64,
 }
 
 impl Member {
+    /// Its place among the threads of its pool.
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot as u32
+    }
+
     /// Says what runs now.
     #[inline]
     pub(crate) fn starts(&self, index: u64) {
         // Relaxed, here and below: figures to show.
         self.index.store(index, Ordering::Relaxed);
         self.started_at.store(coarse_nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether that thread is this one.
+    fn is(&self, runner: &Arc<Runner>) -> bool {
+        self.runner
+            .get()
+            .is_some_and(|mine| Arc::ptr_eq(mine, runner))
+    }
+
+    /// What it does, for people.
+    fn dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let item = PyDict::new(py);
+        let started_at = self.started_at.load(Ordering::Relaxed);
+        let runs = started_at > 0;
+        // The clock that says when a task started may be some milliseconds behind.
+        let started_at = started_at.max(self.born);
+        let age = || monotonic_nanos().saturating_sub(started_at) as f64 / 1e9;
+        item.set_item("slot", self.slot)?;
+        item.set_item("pid", std::process::id())?;
+        item.set_item("task_age", runs.then(age))?;
+        let index = || self.index.load(Ordering::Relaxed);
+        item.set_item("task_index", runs.then(index))?;
+        let what = self.runner.get().and_then(|runner| runner.what());
+        item.set_item("task", what.and_then(|what| what.label(py)))?;
+        Ok(item)
     }
 
     /// So many tasks have ended, which took so long.
@@ -167,6 +224,7 @@ impl Crew {
         initializer: Initializer<'_>,
         show_args: bool,
         name: &str,
+        events: Option<Sink>,
     ) -> Arc<Self> {
         Arc::new(Self {
             generation: process::generation(),
@@ -174,6 +232,7 @@ impl Crew {
             shows_args: show_args,
             name: name.to_owned(),
             initializer: initializer.map(|(function, args)| (function.unbind(), args.unbind())),
+            events,
             queue: Mutex::new(Queue {
                 entries: VecDeque::new(),
                 idle: 0,
@@ -181,17 +240,21 @@ impl Crew {
                 waking: 0,
                 members: Vec::new(),
                 threads: Vec::new(),
+                left_behind: 0,
                 slot: 0,
                 closed: false,
                 cancelled: false,
                 broken: None,
             }),
+            lent: AtomicUsize::new(0),
+            has_lent: AtomicBool::new(false),
             wake: Condvar::new(),
             quiet: Condvar::new(),
             pending: AtomicUsize::new(0),
             done: AtomicU64::new(0),
             index: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            unseen: Unseen::default(),
         })
     }
 
@@ -201,6 +264,30 @@ impl Crew {
 
     pub(crate) fn shows_args(&self) -> bool {
         self.shows_args
+    }
+
+    #[inline]
+    pub(crate) fn events(&self) -> Option<&Sink> {
+        self.events.as_ref()
+    }
+
+    fn say_of(&self, member: &Member, kind: EventKind) {
+        if let Some(events) = &self.events {
+            let who = here(Some(member.slot()));
+            events.push(Event::now(kind, Some(who), None));
+        }
+    }
+
+    /// Ends the events, if the pool is closed and all have left.
+    fn end_events_if_gone(&self) {
+        let Some(events) = &self.events else { return };
+        let queue = self.queue();
+        let is_gone = queue.closed && queue.members.is_empty();
+        drop(queue);
+        // Acquire pairs with the decrement.
+        if is_gone && self.pending.load(Ordering::Acquire) == 0 {
+            events.finish();
+        }
     }
 
     /// The most threads.
@@ -250,9 +337,56 @@ impl Crew {
         self.queue().refusal()
     }
 
+    /// Whether this thread works for this crew.
+    #[inline]
+    pub(crate) fn is_mine(self: &Arc<Self>) -> bool {
+        CREW.get() == Arc::as_ptr(self).addr()
+    }
+
+    /// A thread lends its place: one more may work.
+    pub(crate) fn lend(&self) {
+        let mut queue = self.queue();
+        // Relaxed, here and below: read with the mutex.
+        self.lent.fetch_add(1, Ordering::Relaxed);
+        self.has_lent.store(true, Ordering::Relaxed);
+        let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+        drop(queue);
+        if wakes {
+            self.wake.notify_one();
+        }
+    }
+
+    /// It has its place again.
+    pub(crate) fn give_back(&self) {
+        let _queue = self.queue();
+        self.lent.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many threads may be there now.
+    fn places(&self) -> usize {
+        self.most + self.lent.load(Ordering::Relaxed)
+    }
+
+    /// How many tasks and maps wait for a thread.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue().entries.len()
+    }
+
     #[inline]
     fn add(&self, mut queue: MutexGuard<'_, Queue>, entry: Entry) {
-        queue.entries.push_back(entry);
+        let depth = entry.depth();
+        if queue
+            .entries
+            .back()
+            .is_none_or(|last| last.depth() >= depth)
+        {
+            queue.entries.push_back(entry);
+        } else {
+            let at = queue
+                .entries
+                .partition_point(|other| other.depth() >= depth);
+            queue.entries.insert(at, entry);
+        }
         let wakes = queue.waking == 0 && queue.wake_one();
         drop(queue);
         if wakes {
@@ -278,30 +412,26 @@ impl Crew {
     #[inline]
     fn needs_more(&self, waiting: usize) -> bool {
         let queue = self.queue();
-        queue.members.len() < self.most
+        // A thread whose initializer has raised is gone again, and nothing waits for another.
+        !queue.cancelled
+            && queue.members.len() < self.places()
             && (queue.members.is_empty() || waiting > queue.idle + queue.waking)
     }
 
     #[cold]
     fn hire_one(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         let mut queue = self.queue();
-        if queue.members.len() >= self.most {
+        if queue.members.len() >= self.places() {
             return Ok(());
         }
-        let member = Arc::new(Member {
-            slot: queue.slot,
-            born: monotonic_nanos(),
-            done: AtomicU64::new(0),
-            busy_nanos: AtomicU64::new(0),
-            started_at: AtomicU64::new(0),
-            cpu_since: AtomicU64::new(0),
-            index: AtomicU64::new(0),
-        });
-        queue.slot += 1;
-        queue.members.push(member.clone());
-        queue.waking += 1;
+        let member = queue.enlist();
         drop(queue);
-        let name = format!("{}-{}", self.name, member.slot);
+        self.start_member(py, &member)
+    }
+
+    /// Starts the thread of one that was enlisted. An error only if there is no thread at all.
+    fn start_member(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>) -> PyResult<()> {
+        let name = self.thread_name(member);
         let handle = CrewMember {
             crew: self.clone(),
             member: member.clone(),
@@ -310,15 +440,21 @@ impl Crew {
         let started = hooks::start_thread(py).and_then(|hook| hook.call1((handle, name)));
         match started {
             Ok(thread) => {
-                self.queue().threads.push(thread.unbind());
+                let mut queue = self.queue();
+                // Unless it was left behind already.
+                if !member.runner.get().is_some_and(|runner| runner.is_left()) {
+                    queue.threads.push((member.slot, thread.unbind()));
+                }
                 Ok(())
             }
             Err(error) => {
                 let mut queue = self.queue();
-                queue.members.retain(|other| !Arc::ptr_eq(other, &member));
+                queue.members.retain(|other| !Arc::ptr_eq(other, member));
                 queue.waking -= 1;
                 let is_alone = queue.members.is_empty();
                 drop(queue);
+                self.end_events_if_gone();
+                self.quiet.notify_all();
                 // Fewer threads than wanted do the same work.
                 if is_alone { Err(error) } else { Ok(()) }
             }
@@ -346,6 +482,7 @@ impl Crew {
             // With the mutex, or it would come between a look and a sleep.
             drop(self.queue());
             self.quiet.notify_all();
+            self.end_events_if_gone();
         }
     }
 
@@ -399,20 +536,29 @@ impl Crew {
     /// The loop of a thread.
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
         CREW.set(Arc::as_ptr(self).addr());
+        let runner = member.runner.get_or_init(Runner::of_this_thread);
         let mut is_waking = true;
         let mut turn = Turn::default();
         turn.begin(monotonic_nanos());
         loop {
+            if self.has_too_many() && self.resign(member, &mut is_waking) {
+                break;
+            }
             match self.pop(&mut is_waking) {
                 Some(Entry::Task(task)) => {
                     let start = monotonic_nanos();
                     member.starts(task.index());
                     member.cpu_since.store(0, Ordering::Relaxed);
-                    task.run(py, place);
+                    let runs = Runs::new(self, task.depth);
+                    task.run(py, runner, member.slot(), place);
+                    drop(runs);
                     drop(task);
                     member.ends(1, monotonic_nanos() - start);
                 }
-                Some(Entry::Map(map)) => map.run_lap(py, member, place),
+                Some(Entry::Map(map)) => {
+                    let _runs = Runs::new(self, map.depth);
+                    map.run_lap(py, member, runner, place);
+                }
                 None => {
                     member.cpu_since.store(0, Ordering::Relaxed);
                     if !detach(py, || self.sleep(&mut is_waking)) {
@@ -425,6 +571,9 @@ impl Crew {
             if self.is_of_other_process() {
                 return; // a child that a task forked came back from it
             }
+            if runner.is_left() {
+                return; // another has its place
+            }
             if let Err(error) = turn.pass(py, monotonic_nanos()) {
                 // Between two tasks it is meant for none of them.
                 error.write_unraisable(py, None);
@@ -432,15 +581,156 @@ impl Crew {
         }
     }
 
+    /// Whether places that were lent were given back whose threads are still there.
+    #[inline]
+    fn has_too_many(&self) -> bool {
+        // Relaxed: it is looked at again with the mutex, and by whoever comes next.
+        self.has_lent.load(Ordering::Relaxed) && self.queue().members.len() > self.places()
+    }
+
+    /// Takes the thread off the crew if there are more than places; whether it did. It then leaves.
+    #[cold]
+    fn resign(&self, member: &Arc<Member>, is_waking: &mut bool) -> bool {
+        let mut queue = self.queue();
+        if queue.members.len() <= self.places() {
+            return false;
+        }
+        queue.members.retain(|other| !Arc::ptr_eq(other, member));
+        let mut wakes = false;
+        if std::mem::take(is_waking) {
+            queue.waking -= 1;
+            wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+        }
+        drop(queue);
+        if wakes {
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// Its threads, and how many tasks and items none of them has.
+    fn members(&self) -> (Vec<Arc<Member>>, usize) {
+        let queue = self.queue();
+        let mut maps = Vec::new();
+        let mut queued = 0;
+        for entry in &queue.entries {
+            match entry {
+                Entry::Task(_) => queued += 1,
+                Entry::Map(map) => maps.push(map.clone()),
+            }
+        }
+        let members = queue.members.clone();
+        drop(queue);
+        queued += maps.iter().map(|map| map.waiting()).sum::<usize>();
+        (members, queued)
+    }
+
     /// Whether what has failed is not to run again, whatever was asked.
     pub(crate) fn ends_early(&self) -> bool {
         self.is_of_other_process() || self.queue().cancelled
     }
 
+    fn thread_name(&self, member: &Member) -> String {
+        format!("{}-{}", self.name, member.slot)
+    }
+
+    /// The name of a thread of this crew.
+    pub(crate) fn thread_of(&self, runner: &Arc<Runner>) -> Option<String> {
+        let queue = self.queue();
+        let member = queue.members.iter().find(|member| member.is(runner));
+        member.map(|member| self.thread_name(member))
+    }
+
+    fn runners(&self) -> Vec<Arc<Runner>> {
+        let queue = self.queue();
+        let runners = queue
+            .members
+            .iter()
+            .filter_map(|member| member.runner.get());
+        runners.cloned().collect()
+    }
+
+    /// Asks what is meant to end, wherever it runs.
+    pub(crate) fn ask(&self, py: Python<'_>, why: Why, is_meant: impl Fn(&What) -> bool) {
+        for runner in self.runners() {
+            runner.ask(py, why, &is_meant);
+        }
+    }
+
+    /// Step LEAVE: goes on without a thread, and with another one if there is something to do. As long as the
+    /// caller does not run Python, the thread is still in its task.
+    #[cold]
+    pub(crate) fn leave_behind(&self, runner: &Arc<Runner>) -> Option<LeftBehind> {
+        let mut queue = self.queue();
+        let at = queue.members.iter().position(|member| member.is(runner))?;
+        let member = queue.members.swap_remove(at);
+        queue.left_behind += 1;
+        let mut threads = queue.threads.iter();
+        let at = threads.position(|(slot, _)| *slot == member.slot);
+        let thread = at.map(|at| queue.threads.swap_remove(at).1);
+        let successor = (!queue.entries.is_empty()).then(|| queue.enlist());
+        drop(queue);
+        self.say_of(&member, EventKind::Stopped);
+        self.quiet.notify_all();
+        Some(LeftBehind {
+            name: self.thread_name(&member),
+            index: member.index.load(Ordering::Relaxed),
+            _thread: thread,
+            successor,
+        })
+    }
+
+    /// Says that a thread was left behind with what the text names, and starts its successor.
+    pub(crate) fn tell_left(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        left: &LeftBehind,
+        what: &str,
+        grace: u64,
+    ) {
+        self.end_events_if_gone();
+        let line = format!(
+            "{what} has not ended {} s after it was asked to, and a thread cannot be killed: {} is left behind \
+             with it, and the pool goes on without that thread",
+            grace as f64 / 1e9,
+            left.name,
+        );
+        let told = hooks::left_behind(py).and_then(|hook| hook.call1((line,)));
+        let started = left
+            .successor
+            .as_ref()
+            .map(|member| self.start_member(py, member));
+        for error in told.err().into_iter().chain(started.and_then(Result::err)) {
+            // There is nobody else whom to tell.
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// Asks all that runs to end, for the pool is to end at once.
+    fn stop_all(&self, py: Python<'_>) {
+        for runner in self.runners() {
+            match runner.what() {
+                Some(What::Task(task, _)) => {
+                    task.cancel(py);
+                }
+                Some(What::Item(map, ..) | What::Lap(map)) => {
+                    runner.ask(py, Why::Cancelled, |what| what.is_of(&map));
+                    map.kill();
+                }
+                Some(What::Inline) | None => {}
+            }
+        }
+    }
+
     fn leave(&self, member: &Arc<Member>) {
+        let is_left = |runner: &Arc<Runner>| runner.is_left();
+        if !member.runner.get().is_some_and(is_left) {
+            self.say_of(member, EventKind::Left);
+        }
         let mut queue = self.queue();
         queue.members.retain(|other| !Arc::ptr_eq(other, member));
         drop(queue);
+        self.end_events_if_gone();
         self.quiet.notify_all();
     }
 
@@ -475,7 +765,36 @@ impl Crew {
     }
 }
 
+/// A thread that its crew goes on without.
+pub(crate) struct LeftBehind {
+    pub(crate) name: String,
+    /// The number of what it runs.
+    pub(crate) index: u64,
+    /// Dropped when no lock is held.
+    _thread: Option<Py<PyAny>>,
+    successor: Option<Arc<Member>>,
+}
+
 impl Queue {
+    /// Adds a thread that is yet to be started.
+    fn enlist(&mut self) -> Arc<Member> {
+        let member = Arc::new(Member {
+            slot: self.slot,
+            born: monotonic_nanos(),
+            done: AtomicU64::new(0),
+            busy_nanos: AtomicU64::new(0),
+            started_at: AtomicU64::new(0),
+            cpu_since: AtomicU64::new(0),
+            index: AtomicU64::new(0),
+            runner: OnceLock::new(),
+            ident: AtomicU64::new(0),
+        });
+        self.slot += 1;
+        self.members.push(member.clone());
+        self.waking += 1;
+        member
+    }
+
     fn refusal(&self) -> Refused {
         match &self.broken {
             Some(error) => Refused::Broken(error.clone()),
@@ -496,6 +815,13 @@ impl Queue {
     }
 }
 
+/// What a task ends with that is nested too deep.
+#[cold]
+fn too_deep<'py>(function: &Bound<'py, PyAny>, index: u64) -> PyResult<Bound<'py, PyAny>> {
+    let why = format!("tasks may submit tasks that submit tasks, and so on, up to {DEEPEST} deep");
+    hooks::failed(function.py())?.call1((why, local::label_of(function), index))
+}
+
 impl Engine for Arc<Crew> {
     fn submit<'py>(
         &self,
@@ -508,27 +834,46 @@ impl Engine for Arc<Crew> {
         if !function.is_callable() {
             return Err(crate::functions::not_callable(function));
         }
+        if options.limits.time.is_some() {
+            clock::start(py)?;
+        }
         let future = hooks::future(py)?.call0()?;
         // Relaxed: a number for messages.
         let index = self.index.fetch_add(1, Ordering::Relaxed);
+        if depth_below(self) > DEEPEST {
+            let error = too_deep(function, index)?.unbind();
+            let known = Known::Error(error);
+            future.cast::<TaskFuture>()?.get().end(known, Work::Ended);
+            return Ok(future);
+        }
         let call = Call {
             function: function.clone().unbind(),
             args: args.clone().unbind(),
             kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
+            limits: options.limits,
             plan: options.plan,
         };
-        let task = CrewTask::new(self.clone(), index, call);
+        let label = self.events.as_ref().and_then(|_| label_of(function));
+        let task = CrewTask::new(self.clone(), index, label, call);
         future
             .cast::<TaskFuture>()?
             .get()
             .fill(Work::Thread(task.clone()));
         self.came(1);
+        let is_told = self.events.is_some() && !self.is_closed();
+        if is_told {
+            task.say(EventKind::Queued); // before a thread can say more
+        }
         if let Err(refused) = self.push(Entry::Task(task.clone())) {
+            if is_told {
+                task.say(EventKind::Cancelled); // it was closed just now
+            }
+            task.never_came();
             self.forget(1);
             return Err(refused.into_error(py));
         }
         if let Err(error) = self.hire(py, || self.queue().entries.len()) {
-            task.cancel();
+            task.cancel(py);
             return Err(error);
         }
         Ok(future)
@@ -541,6 +886,12 @@ impl Engine for Arc<Crew> {
         if self.is_closed() {
             return Err(self.refusal().into_error(function.py()));
         }
+        if depth_below(self) > DEEPEST {
+            return Err(PyErr::from_value(too_deep(function, 0)?));
+        }
+        if call.options.limits.time.is_some() {
+            clock::start(function.py())?;
+        }
         CrewMap::source(self.clone(), function, call)
     }
 
@@ -551,7 +902,7 @@ impl Engine for Arc<Crew> {
         Ok(())
     }
 
-    fn close(&self, py: Python<'_>, cancel: bool, _kill: bool) {
+    fn close(&self, py: Python<'_>, cancel: bool, kill: bool) {
         let mut queue = self.queue();
         queue.closed = true;
         queue.cancelled |= cancel;
@@ -561,6 +912,14 @@ impl Engine for Arc<Crew> {
         if cancel {
             self.end_waiting(py, None);
         }
+        if kill {
+            self.stop_all(py);
+        }
+        self.end_events_if_gone();
+    }
+
+    fn ask(&self, py: Python<'_>) {
+        self.stop_all(py);
     }
 
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool> {
@@ -587,49 +946,49 @@ impl Engine for Arc<Crew> {
         if over && workers {
             let threads = std::mem::take(&mut self.queue().threads);
             if !threads.is_empty() {
-                hooks::join_threads(py)?.call1((PyList::new(py, threads)?,))?;
+                let threads = threads.into_iter().map(|(_, thread)| thread);
+                let threads = PyList::new(py, threads.collect::<Vec<_>>())?;
+                hooks::join_threads(py)?.call1((threads,))?;
             }
         }
         Ok(over)
+    }
+
+    fn take_unseen(&self, _py: Python<'_>, all: bool) -> (u64, Option<String>) {
+        self.unseen.take(all)
     }
 
     fn pending(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
     }
 
+    fn dump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (members, queued) = self.members();
+        let workers = PyList::empty(py);
+        for member in &members {
+            let item = member.dict(py)?;
+            // By which Python finds its stack.
+            item.set_item("ident", member.ident.load(Ordering::Relaxed))?;
+            workers.append(item)?;
+        }
+        let answer = PyDict::new(py);
+        answer.set_item("workers", workers)?;
+        answer.set_item("queued", queued)?;
+        answer.set_item("pending", Engine::pending(self))?;
+        Ok(answer)
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (members, queued) = self.members();
         let now = monotonic_nanos();
-        let (members, maps, mut queued) = {
-            let queue = self.queue();
-            let mut maps = Vec::new();
-            let mut tasks = 0;
-            for entry in &queue.entries {
-                match entry {
-                    Entry::Task(_) => tasks += 1,
-                    Entry::Map(map) => maps.push(map.clone()),
-                }
-            }
-            (queue.members.clone(), maps, tasks)
-        };
-        queued += maps.iter().map(|map| map.waiting()).sum::<usize>();
         let workers = members
             .iter()
             .map(|member| {
                 let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-                let item = PyDict::new(py);
-                let started_at = get(&member.started_at);
-                let runs = started_at > 0;
-                // The clock that says when a task started may be some milliseconds behind.
-                let started_at = started_at.max(member.born);
-                let task_age = runs.then(|| now.saturating_sub(started_at) as f64 / 1e9);
-                item.set_item("slot", member.slot)?;
-                item.set_item("pid", std::process::id())?;
+                let item = member.dict(py)?;
                 item.set_item("restarts", 0)?;
                 item.set_item("done", get(&member.done))?;
                 item.set_item("busy", get(&member.busy_nanos) as f64 / 1e9)?;
-                item.set_item("task_age", task_age)?;
-                item.set_item("task_index", runs.then(|| get(&member.index)))?;
-                item.set_item("task", py.None())?;
                 item.set_item("resident", py.None())?;
                 item.set_item("waiting", 0)?;
                 item.set_item("age", now.saturating_sub(member.born) as f64 / 1e9)?;
@@ -643,6 +1002,7 @@ impl Engine for Arc<Crew> {
         answer.set_item("done", self.done.load(Ordering::Relaxed))?;
         answer.set_item("deaths", 0)?;
         answer.set_item("late_wakes", 0)?;
+        answer.set_item("left_behind", self.queue().left_behind)?;
         Ok(answer)
     }
 }
@@ -658,11 +1018,22 @@ pub(crate) struct CrewMember {
 
 #[pymethods]
 impl CrewMember {
-    /// What runs before the first task: function and arguments, or None.
-    #[getter]
-    fn initializer(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyTuple>)> {
+    /// The thread runs, where `threading.get_ident` gives this: what it does before its first task, function and
+    /// arguments, or None.
+    fn begin(&self, py: Python<'_>, ident: u64) -> Option<(Py<PyAny>, Py<PyTuple>)> {
+        self.member.ident.store(ident, Ordering::Relaxed);
+        self.crew.say_of(&self.member, EventKind::Born);
         let (function, args) = self.crew.initializer.as_ref()?;
         Some((function.clone_ref(py), args.clone_ref(py)))
+    }
+
+    /// Whether the pool goes on without this thread.
+    #[getter]
+    fn is_left(&self) -> bool {
+        self.member
+            .runner
+            .get()
+            .is_some_and(|runner| runner.is_left())
     }
 
     /// Runs tasks until the pool wants no more.

@@ -15,19 +15,25 @@
 //! that about takes the wish back, unlocks, then sets the bell and wakes it: once for all that happens
 //! until the consumer runs again, which with a GIL may be thousands of items later.
 //!
+//! **Items that are ended** by somebody else than their thread, since their time is up, are in `stopped` until
+//! their thread comes back from them: what it brings is dropped then (see `asking.rs`).
+//!
 //! **What generators yield** is bounded. A thread that finds no room sleeps on `room` until some was
 //! taken. For the item whose results come next there is always room for one value.
 
+use crate::asking::{Runner, What, Why};
 use crate::bystanders::detach;
 use crate::crew::{Crew, Entry, Member, Refused};
-use crate::engine::MapCall;
-use crate::engine::Plan;
+use crate::crew_nesting::{self, Lent};
+use crate::engine::{MapCall, Plan};
+use crate::events::{Sink, Told, here, label_of};
 use crate::input::Input;
-use crate::local::{self, Kind, Shown, Turn};
+use crate::local::{self, Kind, Ran, Shown, Turn, Watched};
 use crate::results::{Counts, Failed, Source, Taken};
 use manyhands_os::{
     Waited, futex_wait_private, futex_wake_private, monotonic_nanos, thread_cpu_nanos,
 };
+use manyhands_runtime::{Event, EventKind, How, Label, Limits, Tasks, number_of_map};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 use std::collections::VecDeque;
@@ -63,10 +69,30 @@ pub(crate) enum End {
     Value(Py<PyAny>),
     /// A generator has ended.
     Nothing,
-    /// The exception, the item, and how often it was tried.
-    Failed(Box<(Py<PyAny>, Py<PyAny>, u8)>),
+    Failed(Box<FailedItem>),
     /// It never ran: cancelled, or with what broke the pool.
     Over(Option<Arc<Py<PyAny>>>),
+}
+
+impl End {
+    /// What it is called that an item has come to this.
+    fn kind(&self) -> EventKind {
+        match self {
+            Self::Value(_) | Self::Nothing => EventKind::Ended(How::Value),
+            Self::Failed(failed) if failed.is_timeout => EventKind::Ended(How::TimedOut),
+            Self::Failed(_) => EventKind::Ended(How::Error),
+            Self::Over(None) => EventKind::Cancelled,
+            Self::Over(Some(_)) => EventKind::Ended(How::NotRun),
+        }
+    }
+}
+
+pub(crate) struct FailedItem {
+    error: Py<PyAny>,
+    item: Py<PyAny>,
+    /// How often it was tried.
+    attempts: u8,
+    is_timeout: bool,
 }
 
 /// What comes of an item, in order.
@@ -83,8 +109,12 @@ pub(crate) struct CrewMap {
     function: Py<PyAny>,
     star: bool,
     plan: Option<Arc<Plan>>,
+    limits: Limits,
     ordered: bool,
+    /// How many tasks wait for it, one for the other.
+    pub(crate) depth: u8,
     counts: Arc<Counts>,
+    told_as: Option<ToldAs>,
     state: Mutex<State>,
     /// Where threads sleep that have values and no room.
     room: Condvar,
@@ -98,13 +128,33 @@ pub(crate) struct CrewMap {
     left: AtomicBool,
 }
 
+/// What there is to tell of a map, if somebody listens.
+struct ToldAs {
+    /// Its number.
+    map: u64,
+    /// What it runs.
+    label: Option<Label>,
+    /// Items that run, of whose end nobody has told. Its lock is a leaf.
+    running: Mutex<Vec<Arc<Told>>>,
+}
+
+impl ToldAs {
+    fn running(&self) -> MutexGuard<'_, Vec<Arc<Told>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct State {
     /// Items that have not started, the first of them with index `next`.
     waiting: VecDeque<Py<PyAny>>,
     next: u64,
     queued: bool,
     cancelled: bool,
+    /// Whether its pool ends at once: what has not come does not.
+    killed: bool,
     running: usize,
+    /// Items that have ended and whose threads have not come back from them.
+    stopped: Vec<u64>,
     /// In order: what comes of the items from index `first` on.
     slots: VecDeque<Slot>,
     first: u64,
@@ -175,6 +225,13 @@ impl State {
         None
     }
 
+    /// Whether the item of that index was ended by somebody else than its thread, which comes back from it.
+    #[inline]
+    fn was_stopped(&mut self, index: u64) -> bool {
+        let at = self.stopped.iter().position(|&stopped| stopped == index);
+        at.map(|at| self.stopped.swap_remove(at)).is_some()
+    }
+
     /// Whether one more value of that item may be kept.
     fn has_room(&self, ordered: bool, index: u64) -> bool {
         self.yielded < self.most_yielded || (ordered && index == self.first && !self.is_ready())
@@ -208,11 +265,20 @@ impl CrewMap {
             counts,
         } = call;
         let most_items = buffer.unwrap_or(WINDOW_ITEMS).max(1);
+        let depth = crew_nesting::depth_below(&crew);
+        let told_as = crew.events().map(|_| ToldAs {
+            map: number_of_map(),
+            label: label_of(function),
+            running: Mutex::default(),
+        });
         let map = Arc::new(Self {
             crew,
+            depth,
+            told_as,
             function: function.clone().unbind(),
             star: input.is_star(),
             plan: options.plan,
+            limits: options.limits,
             ordered,
             counts: counts.clone(),
             state: Mutex::new(State {
@@ -220,7 +286,9 @@ impl CrewMap {
                 next: 0,
                 queued: false,
                 cancelled: false,
+                killed: false,
                 running: 0,
+                stopped: Vec::new(),
                 slots: VecDeque::new(),
                 first: 0,
                 ends: VecDeque::new(),
@@ -276,7 +344,13 @@ impl CrewMap {
     }
 
     /// Runs items for a while. The calling thread has taken the map from the pool's queue.
-    pub(crate) fn run_lap(self: &Arc<Self>, py: Python<'_>, member: &Member, place: &str) {
+    pub(crate) fn run_lap(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        member: &Member,
+        runner: &Arc<Runner>,
+        place: &str,
+    ) {
         let mut state = self.state();
         let Some(item) = state.waiting.pop_front() else {
             state.queued = false;
@@ -302,13 +376,26 @@ impl CrewMap {
             0 => 1,
             nanos => (LAP_NANOS / nanos).clamp(1, LAP_ITEMS),
         };
+        // Items with a limit are watched each by itself.
+        let is_limited = self.limits.time.is_some();
+        if !is_limited {
+            runner.begin(What::Lap(self.clone()), self.limits);
+        }
         let mut count = 0;
+        let last;
         loop {
             let (index, item) = running;
             member.starts(index);
-            let end = self.run_item(py, index, item, place);
+            let told = self.told_start(member, index);
+            let end = self.run_item(py, runner, index, item, place, told.as_deref());
             if self.crew.is_of_other_process() {
                 return;
+            }
+            if runner.is_left() {
+                if !is_limited {
+                    runner.finish(py);
+                }
+                return; // whoever left it behind has counted its item
             }
             count += 1;
             if count == lap
@@ -319,7 +406,23 @@ impl CrewMap {
                 self.result_bytes.store(size, Ordering::Relaxed);
             }
             let mut state = self.state();
-            let unwanted = state.keep(self.ordered, index, false, end);
+            let was_stopped = state.was_stopped(index);
+            self.say_end(
+                index,
+                if state.killed {
+                    EventKind::Cancelled
+                } else {
+                    end.kind()
+                },
+            );
+            let unwanted = if was_stopped {
+                Some(end)
+            } else if state.killed {
+                state.keep(self.ordered, index, false, End::Over(None));
+                Some(end)
+            } else {
+                state.keep(self.ordered, index, false, end)
+            };
             let rings = state.rings();
             let next = if count < lap {
                 state.waiting.pop_front()
@@ -332,16 +435,29 @@ impl CrewMap {
                 None => state.running -= 1,
             }
             drop(state);
-            drop(unwanted);
             if rings {
                 self.ring();
             }
-            self.ended(1);
-            match next {
-                Some(item) => running = (next_index, item),
-                None => break,
+            if !was_stopped {
+                self.ended(1);
+            }
+            let Some(item) = next else {
+                last = unwanted;
+                break;
+            };
+            running = (next_index, item);
+            // That may run code of the user's, and others then.
+            drop(unwanted);
+            if runner.is_left() {
+                runner.finish(py);
+                return;
             }
         }
+        if !is_limited {
+            runner.finish(py);
+        }
+        // From here on nobody takes this thread for one that is in an item.
+        drop(last);
         let nanos = monotonic_nanos() - start;
         member.ends(count, nanos);
         // Relaxed, and no exchange: an estimate, and figures to show.
@@ -353,26 +469,231 @@ impl CrewMap {
         self.item_nanos.store(estimate, Ordering::Relaxed);
     }
 
+    /// Where it is told what becomes of so many items, and how they are named there, if somebody listens.
     #[inline]
-    fn run_item(&self, py: Python<'_>, index: u64, item: Py<PyAny>, place: &str) -> End {
+    fn told(&self, index: u64, count: u64) -> Option<(&Sink, Tasks)> {
+        let told_as = self.told_as.as_ref()?;
+        let tasks = Tasks {
+            map: told_as.map,
+            index,
+            count,
+            label: told_as.label.clone(),
+            attempt: 0,
+        };
+        Some((self.crew.events()?, tasks))
+    }
+
+    /// Says what has become of items that have not started.
+    #[inline]
+    fn say(&self, kind: EventKind, index: u64, count: usize) {
+        if count > 0
+            && let Some((events, tasks)) = self.told(index, count as u64)
+        {
+            events.push(Event::now(kind, None, Some(tasks)));
+        }
+    }
+
+    /// Says that an item starts, and keeps whom to tell of its end.
+    #[inline]
+    fn told_start(&self, member: &Member, index: u64) -> Option<Arc<Told>> {
+        let (events, tasks) = self.told(index, 1)?;
+        let told = Told::start(events.clone(), here(Some(member.slot())), tasks);
+        let told = Arc::new(told);
+        self.told_as.as_ref()?.running().push(told.clone());
+        Some(told)
+    }
+
+    /// Says how an item ends that runs, unless somebody has said so.
+    #[inline]
+    fn say_end(&self, index: u64, kind: EventKind) {
+        if let Some(told_as) = &self.told_as {
+            let mut running = told_as.running();
+            let at = running.iter().position(|told| told.index() == index);
+            let told = at.map(|at| running.swap_remove(at));
+            drop(running);
+            if let Some(told) = told {
+                told.ends(kind);
+            }
+        }
+    }
+
+    #[inline]
+    fn run_item(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        runner: &Arc<Runner>,
+        index: u64,
+        item: Py<PyAny>,
+        place: &str,
+        told: Option<&Told>,
+    ) -> End {
         let function = self.function.bind(py);
         let item = item.into_bound(py);
-        let is_over = || self.crew.ends_early() || self.state().cancelled;
-        let (answer, attempts) = local::call_as_planned(py, self.plan.as_deref(), is_over, || {
-            local::call_item(function, &item, self.star)
-        });
+        let is_over = || self.crew.ends_early() || self.state().cancelled || runner.is_left();
+        let watched = Watched {
+            function,
+            index,
+            told,
+        };
+        let plan = self.plan.as_deref();
+        let (answer, attempts) = if self.limits.time.is_some() {
+            let shared = Arc::new(item.clone().unbind());
+            let run = |runs| {
+                let call = || local::call_item(function, &item, self.star);
+                self.run_limited(py, runner, index, &shared, runs, self.limits, call)
+            };
+            local::call_as_planned(py, plan, is_over, watched, run)
+        } else {
+            let run = |_runs| Ran::from(local::call_item(function, &item, self.star));
+            local::call_as_planned(py, plan, is_over, watched, run)
+        };
         let error = match answer {
-            Ok(value) => match local::kind_of(&value) {
+            Ran::Done(value) => match local::kind_of(&value) {
                 Kind::Value => return End::Value(value.unbind()),
-                Kind::Generator => match self.stream(index, &value) {
-                    Ok(()) => return End::Nothing,
-                    Err(error) => error,
+                Kind::Generator => match self.stream_in_time(runner, index, &item, &value) {
+                    Ran::Done(()) => return End::Nothing,
+                    Ran::Failed(error) => error,
+                    Ran::TimedOut(error) => return Self::timed_out(py, error, item.unbind(), 1),
+                    Ran::Unwanted => return End::Over(None),
                 },
                 Kind::Awaitable => local::not_awaited(&value, function),
             },
-            Err(error) => error,
+            Ran::Failed(error) => error,
+            Ran::TimedOut(error) => return Self::timed_out(py, error, item.unbind(), attempts),
+            Ran::Unwanted => return End::Over(None),
         };
         self.fail(error, index, item, place, attempts)
+    }
+
+    fn timed_out(py: Python<'_>, error: PyErr, item: Py<PyAny>, attempts: u8) -> End {
+        End::Failed(Box::new(FailedItem {
+            error: error.into_value(py).into_any(),
+            item,
+            attempts,
+            is_timeout: true,
+        }))
+    }
+
+    /// Calls what an item with a limit runs.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "an item, and what is known of it"
+    )]
+    fn run_limited<T>(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        runner: &Arc<Runner>,
+        index: u64,
+        item: &Arc<Py<PyAny>>,
+        runs: u8,
+        limits: Limits,
+        call: impl FnOnce() -> PyResult<T>,
+    ) -> Ran<T> {
+        let what = What::Item(self.clone(), index, item.clone(), runs);
+        runner.begin(what, limits);
+        let answer = call();
+        match runner.finish(py) {
+            None => Ran::from(answer),
+            Some(Why::TimedOut) => {
+                let thread = self.crew.thread_of(runner);
+                Ran::TimedOut(self.timeout(py, thread, index, runs))
+            }
+            Some(Why::Cancelled) => Ran::Unwanted,
+        }
+    }
+
+    #[cold]
+    fn timeout(&self, py: Python<'_>, thread: Option<String>, index: u64, runs: u8) -> PyErr {
+        local::timed_out(self.function.bind(py), index, thread, self.limits, runs)
+    }
+
+    /// An item was asked to end, for its time is up: it has ended, unless it is to run again.
+    pub(crate) fn time_is_up(
+        &self,
+        py: Python<'_>,
+        runner: &Arc<Runner>,
+        index: u64,
+        item: &Py<PyAny>,
+        runs: u8,
+    ) {
+        let plan = self.plan.as_ref();
+        if plan.is_some_and(|plan| plan.may_after_timeout(runs)) {
+            return;
+        }
+        // First, as long as the caller has run no Python: its thread is still in it.
+        self.state().stopped.push(index);
+        let thread = self.crew.thread_of(runner);
+        self.end_timed_out(py, thread, index, item, runs);
+    }
+
+    /// Its pool goes on without a thread that has not come back from its item.
+    pub(crate) fn leave_behind(
+        &self,
+        py: Python<'_>,
+        runner: &Arc<Runner>,
+        timed_out: Option<(&Py<PyAny>, u8)>,
+        grace: u64,
+    ) {
+        let Some(left) = self.crew.leave_behind(runner) else {
+            return;
+        };
+        let index = left.index;
+        let mut state = self.state();
+        state.running -= 1;
+        let has_ended = state.was_stopped(index);
+        drop(state);
+        match timed_out {
+            _ if has_ended => {}
+            // It was to run again, and does not, since it still runs.
+            Some((item, runs)) => {
+                self.end_timed_out(py, Some(left.name.clone()), index, item, runs);
+            }
+            None => {
+                self.say_end(index, EventKind::Cancelled);
+                self.crew.forget(1);
+            }
+        }
+        let what = format!("item {index} of {}", self.label(py));
+        self.crew.tell_left(py, &left, &what, grace);
+    }
+
+    /// Ends an item that its thread will not end.
+    fn end_timed_out(
+        &self,
+        py: Python<'_>,
+        thread: Option<String>,
+        index: u64,
+        item: &Py<PyAny>,
+        runs: u8,
+    ) {
+        let error = self.timeout(py, thread, index, runs);
+        let end = Self::timed_out(py, error, item.clone_ref(py), runs);
+        self.say_end(index, EventKind::Ended(How::TimedOut));
+        let mut state = self.state();
+        let unwanted = state.keep(self.ordered, index, false, end);
+        let rings = state.rings();
+        drop(state);
+        if rings {
+            self.ring();
+        }
+        self.room.notify_all();
+        self.ended(1);
+        drop(unwanted);
+    }
+
+    /// What people call its function.
+    pub(crate) fn label(&self, py: Python<'_>) -> String {
+        local::label_of(self.function.bind(py))
+    }
+
+    /// Its pool ends at once: whoever waits for what runs is told.
+    pub(crate) fn kill(&self) {
+        let mut state = self.state();
+        state.killed = true;
+        state.awaits = None;
+        drop(state);
+        self.room.notify_all();
+        self.ring();
     }
 
     #[cold]
@@ -399,16 +720,42 @@ impl CrewMap {
             attempts,
         };
         let error = local::explained(py, error, shown);
-        End::Failed(Box::new((error, item.unbind(), attempts)))
+        End::Failed(Box::new(FailedItem {
+            error,
+            item: item.unbind(),
+            attempts,
+            is_timeout: false,
+        }))
+    }
+
+    /// As `stream`, in the time that is left of the item's.
+    #[cold]
+    fn stream_in_time(
+        self: &Arc<Self>,
+        runner: &Arc<Runner>,
+        index: u64,
+        item: &Bound<'_, PyAny>,
+        generator: &Bound<'_, PyAny>,
+    ) -> Ran<()> {
+        if self.limits.time.is_none() {
+            return Ran::from(self.stream(runner, index, generator));
+        }
+        // Making a generator takes no time.
+        let item = Arc::new(item.clone().unbind());
+        self.run_limited(generator.py(), runner, index, &item, 1, self.limits, || {
+            self.stream(runner, index, generator)
+        })
     }
 
     /// Hands over what a generator yields as it comes.
     #[cold]
-    fn stream(&self, index: u64, generator: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn stream(&self, runner: &Runner, index: u64, generator: &Bound<'_, PyAny>) -> PyResult<()> {
         let py = generator.py();
         for value in generator.try_iter()? {
             let value = value?;
-            if self.crew.is_of_other_process() || !self.hand_over(py, index, value.unbind())? {
+            if self.crew.is_of_other_process()
+                || !self.hand_over(py, runner, index, value.unbind())?
+            {
                 // Nobody wants more: the generator hears it as it does when it is dropped.
                 generator.call_method0("close")?;
                 return Ok(());
@@ -418,10 +765,17 @@ impl CrewMap {
     }
 
     /// Hands over a value; false if nobody wants it.
-    fn hand_over(&self, py: Python<'_>, index: u64, value: Py<PyAny>) -> PyResult<bool> {
+    fn hand_over(
+        &self,
+        py: Python<'_>,
+        runner: &Runner,
+        index: u64,
+        value: Py<PyAny>,
+    ) -> PyResult<bool> {
         loop {
+            let is_asked = runner.is_asked();
             let mut state = self.state();
-            if state.cancelled {
+            if state.cancelled || is_asked {
                 drop(state);
                 return Ok(false);
             }
@@ -469,6 +823,14 @@ impl CrewMap {
         }
         let rings = state.rings();
         drop(state);
+        self.say(
+            match why {
+                Some(_) => EventKind::Ended(How::NotRun),
+                None => EventKind::Cancelled,
+            },
+            first,
+            items.len(),
+        );
         if rings {
             self.ring();
         }
@@ -488,6 +850,7 @@ impl CrewMap {
         state.cancelled = true;
         state.queued = false;
         let items = std::mem::take(&mut state.waiting);
+        let first = state.next;
         state.next += items.len() as u64;
         let dropped = (
             std::mem::take(&mut state.slots),
@@ -495,6 +858,7 @@ impl CrewMap {
         );
         drop(state);
         self.room.notify_all();
+        self.say(EventKind::Cancelled, first, items.len());
         self.crew.forget(items.len());
         drop((items, dropped));
     }
@@ -592,6 +956,8 @@ impl Consumer {
         }
         let count = items.len();
         map.crew.came(count);
+        let first = self.input.index - count as u64;
+        map.say(EventKind::Queued, first, count); // before a thread can say more
         let mut state = map.state();
         if map.ordered {
             state.slots.extend(items.iter().map(|_| Slot::Open));
@@ -652,6 +1018,9 @@ impl Consumer {
                     Some(error) => Err(error),
                     None => Ok(false),
                 };
+            }
+            if self.map.state().killed {
+                return Err(Refused::Cancelled.into_error(py));
             }
             self.wait(py)?;
         }
@@ -721,13 +1090,18 @@ impl Consumer {
             .map_or(u64::MAX, |deadline| deadline.saturating_sub(now));
         let mut state = map.state();
         state.awaits = Some(Awaits { supply });
-        if state.rings() {
+        if state.rings() || state.killed {
             return Ok(());
         }
         map.bell.store(0, Ordering::Relaxed);
         drop(state);
         let time = Duration::from_nanos(longest.min(left));
+        let lent = Lent::new(&map.crew);
+        if lent.is_lent() {
+            map.crew.hire(py, || map.crew.waiting())?;
+        }
         let why = detach(py, || futex_wait_private(&map.bell, 0, Some(time)));
+        drop(lent);
         map.state().awaits = None;
         if why != Waited::Woken {
             py.check_signals()?;
@@ -753,25 +1127,18 @@ impl Consumer {
             End::Value(value) => (true, Ok(value.into_bound(py))),
             End::Nothing => (false, Ok(py.None().into_bound(py))),
             End::Failed(failed) => {
-                let (error, item, attempts) = *failed;
-                self.item = Some(item);
+                self.item = Some(failed.item);
+                let error = PyErr::from_value(failed.error.into_bound(py));
+                let pid = std::process::id() as i32;
                 let failed = Failed {
-                    error: PyErr::from_value(error.into_bound(py)),
-                    pid: std::process::id() as i32,
-                    attempts,
-                    died: false,
+                    is_timeout: failed.is_timeout,
+                    ..Failed::new(error, pid, failed.attempts)
                 };
                 (true, Err(failed))
             }
             End::Over(why) => {
                 let refused = why.map_or(Refused::Cancelled, Refused::Broken);
-                let failed = Failed {
-                    error: refused.into_error(py),
-                    pid: 0,
-                    attempts: 0,
-                    died: false,
-                };
-                (true, Err(failed))
+                (true, Err(Failed::new(refused.into_error(py), 0, 0)))
             }
         };
         Taken {
@@ -839,12 +1206,12 @@ impl Source for Consumer {
         }
     }
 
-    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()> {
+    fn take_all_input(&mut self, py: Python<'_>, until: u64) -> PyResult<()> {
         let most = std::mem::replace(&mut self.most_items, u64::MAX);
         // Whatever it needs of memory: the caller leaves the pool, and nothing is lost.
         self.map.state().most_yielded = u64::MAX;
         self.map.room.notify_all();
-        while !self.input.ended {
+        while !self.input.ended && monotonic_nanos() < until {
             self.pull(py, PULL_ITEMS);
             py.check_signals()?;
             if let Some(interruption) = self.input.take_interruption(py) {

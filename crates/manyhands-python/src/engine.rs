@@ -23,6 +23,13 @@ pub(crate) struct Plan {
     pub(crate) policy: Option<Py<PyAny>>,
 }
 
+impl Plan {
+    /// Whether a task runs again whose time was up in its run of that number.
+    pub(crate) fn may_after_timeout(&self, runs: u8) -> bool {
+        self.retry.timeouts && u32::from(runs) <= self.retry.failures
+    }
+}
+
 /// What a map asks for.
 pub(crate) struct MapCall {
     pub(crate) input: Input,
@@ -57,12 +64,26 @@ pub(crate) trait Engine: Send + Sync {
     /// ended where that can be done.
     fn close(&self, py: Python<'_>, cancel: bool, kill: bool);
 
+    /// Asks what runs to end, each task in its own grace.
+    fn ask(&self, py: Python<'_>);
+
     /// Waits for at most so long until all tasks have ended and, with `workers`, the workers are gone;
     /// whether that is so.
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool>;
 
+    /// A number that no other pool of this process has; 0 for one that no other process can use.
+    fn number(&self) -> u32 {
+        0
+    }
+
+    /// How many tasks failed without anybody asking, and one of them in words; see `Unseen::take`.
+    fn take_unseen(&self, py: Python<'_>, all: bool) -> (u64, Option<String>);
+
     /// How many tasks have not ended.
     fn pending(&self) -> usize;
+
+    /// What `manyhands.Pool.dump` shows: as `stats`, and what each worker runs.
+    fn dump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>>;
 
     /// What `manyhands.Pool.stats` shows.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>>;

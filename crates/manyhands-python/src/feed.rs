@@ -1,7 +1,7 @@
 //! The process engine's source: items go to workers in blocks, and what came of them is taken.
 
 use crate::bystanders::detach;
-use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, ONE_PLAIN};
+use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, Large, ONE_PLAIN};
 use crate::codec::Decoder;
 use crate::engine::TaskOptions;
 use crate::input::Input;
@@ -9,6 +9,7 @@ use crate::local::Turn;
 use crate::outcome;
 use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
+use crate::store;
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
     Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Outcome, Over, Piece, Pool, Stream,
@@ -22,7 +23,7 @@ use std::sync::atomic::Ordering;
 
 /// The most items of one map that are on their way, where the caller says nothing else.
 const WINDOW_ITEMS: u64 = 100_000;
-/// The most encoded bytes of one map that are on their way.
+/// The most encoded bytes of one map that are on their way, but for an item or two of each worker.
 const WINDOW_BYTES: u64 = 64 << 20;
 /// How many items a map takes before it returns.
 const FIRST_ITEMS: u64 = 64;
@@ -130,7 +131,7 @@ impl Feed {
             counts,
             deadline,
             input,
-            encoder: ItemEncoder::new(),
+            encoder: ItemEncoder::new(Large::Apart { waits: false }),
             decoder: Decoder::default(),
             open: Vec::new(),
             open_count: 0,
@@ -167,6 +168,10 @@ impl Feed {
     fn is_full(&self) -> bool {
         if self.input.ended || self.in_flight >= self.most_items {
             return true;
+        }
+        // However large they are, no worker goes without.
+        if self.in_flight < 2 * self.runtime.width() as u64 {
+            return false;
         }
         // What the results will take is estimated from those that were taken.
         let results = self.in_flight * self.taken_bytes / self.taken.max(1);
@@ -236,14 +241,14 @@ impl Feed {
             Ok(Err(pickled)) => {
                 let bytes = pickled.bytes.bind(py).as_bytes();
                 self.open.truncate(body);
-                if bytes.len() <= LONGEST_ITEM {
+                if bytes.len() <= LONGEST_ITEM && pickled.kept.buffers.is_empty() {
                     self.open.extend_from_slice(bytes);
                     let word = item_word(pickled.tag, bytes.len());
                     self.open[start..body].copy_from_slice(&word);
                     self.open_count += 1;
                 } else {
                     self.open.truncate(start);
-                    let bytes = calls::to_bytes(bytes);
+                    let bytes = pickled.kept.with(calls::to_bytes(bytes));
                     self.send_alone(py, pickled.tag, bytes);
                 }
             }
@@ -330,6 +335,7 @@ impl Feed {
             Vec::new(),
             Bytes::default(),
         );
+        self.runtime.say_unsent(&block);
         block.end(Over::Failed(String::new()));
         self.keep(block);
     }
@@ -372,6 +378,8 @@ impl Feed {
         let start = monotonic_nanos();
         while !self.is_full() {
             let (wanted, per_block) = self.appetite();
+            // However much others have queued: one item waits for its turn, and this for its end.
+            let wanted = wanted.max(u64::from(self.in_flight == 0));
             if wanted == 0 {
                 return;
             }
@@ -435,13 +443,10 @@ impl Feed {
         }
         let until = now + longest;
         let until = self.deadline.map_or(until, |deadline| deadline.min(until));
-        let come = if self.ordered {
-            match &self.block {
-                Some(block) => wait_for(py, &self.runtime, block, Some(until))?,
-                None => true,
-            }
-        } else {
-            wait_for(py, &self.runtime, &self.stream, Some(until))?
+        let come = match &self.block {
+            Some(block) => wait_for(py, &self.runtime, block, Some(until))?,
+            // Without order; or nothing is on its way.
+            None => wait_for(py, &self.runtime, &self.stream, Some(until))?,
         };
         if !come {
             // A wait that ends with its time looks for no signal.
@@ -489,7 +494,7 @@ impl Feed {
                 Some(Piece::One(outcome, more)) => {
                     let is_value = !matches!(outcome, Outcome::Value(calls::NOTHING, _));
                     if let Outcome::Value(_, bytes) = &outcome {
-                        self.taken_bytes += bytes.len() as u64;
+                        self.taken_bytes += bytes.weight();
                     }
                     let label = self.label();
                     let value = outcome::of_item(py, &outcome, &label, self.index);
@@ -511,12 +516,7 @@ impl Feed {
                         }
                         None => outcome::of_over(py, over, &self.label(), self.index),
                     };
-                    let failed = Failed {
-                        error,
-                        pid: 0,
-                        attempts: 0,
-                        died: false,
-                    };
+                    let failed = Failed::new(error, 0, 0);
                     return Ok(Some(self.end(false, true, Err(failed))));
                 }
             }
@@ -551,12 +551,8 @@ impl Feed {
 
     #[cold]
     fn bad_result(&self, py: Python<'_>, error: PyErr) -> Failed {
-        Failed {
-            error: outcome::bad_result(py, error, &self.label(), self.index),
-            pid: 0,
-            attempts: 1,
-            died: false,
-        }
+        let error = outcome::bad_result(py, error, &self.label(), self.index);
+        Failed::new(error, 0, 1)
     }
 }
 
@@ -628,7 +624,10 @@ impl Source for Feed {
         let died = matches!(&taken.outcome, Err(failed) if failed.died);
         let args = block.item(taken.index, |tag, bytes| {
             let is_plain = matches!(tag & !HIDE_ARGS, ARGS_PLAIN | ONE_PLAIN);
-            (is_plain || !died).then(|| calls::decode_call(py, tag, bytes).map(|(_, args, _)| args))
+            (is_plain || !died).then(|| {
+                let buffers = store::views(py, block.bytes.buffers())?;
+                calls::decode_call(py, tag, bytes, buffers).map(|(_, args, _)| args)
+            })
         })??;
         let args = args.ok()?;
         if self.input.is_star() {
@@ -666,9 +665,9 @@ impl Source for Feed {
         });
     }
 
-    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()> {
+    fn take_all_input(&mut self, py: Python<'_>, until: u64) -> PyResult<()> {
         let most = std::mem::replace(&mut self.most_items, u64::MAX);
-        while !self.input.ended {
+        while !self.input.ended && monotonic_nanos() < until {
             let (_, per_block) = self.appetite();
             // Whatever it needs of memory: the caller leaves the pool, and nothing is lost.
             self.bytes = 0;

@@ -4,7 +4,8 @@
 //! weak reference says that it lives. Before every use a few identities are compared: its code, what
 //! it captured, the globals that it reads. If one changed, the face looks again.
 
-use crate::hooks;
+use crate::store::Stored;
+use crate::{calls, hooks};
 use manyhands_runtime::Definition;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
@@ -12,6 +13,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyWeakrefMethods, PyWeakrefReference};
 use std::collections::HashMap;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A definition, as the face holds it.
@@ -21,10 +24,31 @@ pub(crate) struct PyDefinition(pub(crate) Arc<Definition>);
 #[pymethods]
 impl PyDefinition {
     #[new]
-    #[pyo3(signature = (payload, needs, label = ""))]
-    fn new(payload: &[u8], needs: Vec<PyRef<'_, PyDefinition>>, label: &str) -> Self {
+    #[pyo3(signature = (payload, needs, label = "", file = None, stored = None))]
+    fn new(
+        payload: &[u8],
+        needs: Vec<PyRef<'_, PyDefinition>>,
+        label: &str,
+        file: Option<RawFd>,
+        stored: Option<PyRef<'_, Stored>>,
+    ) -> Self {
         let needs = needs.iter().map(|need| need.0.clone()).collect();
-        Self(Definition::new(label, Box::from(payload), needs))
+        // SAFETY: whoever passes a descriptor gives it away.
+        let file = file.map(|file| unsafe { OwnedFd::from_raw_fd(file) });
+        let buffers = stored.map_or_else(Box::default, |stored| Box::from(stored.0.as_slice()));
+        let payload = Box::from(payload);
+        Self(Definition::keeping(label, payload, buffers, needs, file))
+    }
+
+    /// Whether workers of this process can get it: one with buffers is the process's that made it, and a
+    /// child that was forked there is another.
+    fn is_here(&self) -> bool {
+        Stored::are_here(self.0.buffers())
+    }
+
+    /// Has all workers drop it before their next task; a task that needs it has it sent again.
+    fn recall(&self) {
+        self.0.recall();
     }
 
     /// Its number, which no other definition of this process has.
@@ -248,9 +272,61 @@ fn learn(function: &Bound<'_, PyAny>, key: usize) -> PyResult<Arc<Definition>> {
     Ok(definition)
 }
 
+/// From so many bytes of a call on its callable may be kept.
+const MUCH: usize = 64 * 1024;
+
+/// Whether the face has kept any callable that is no function.
+static ANY_CAPTURED: AtomicBool = AtomicBool::new(false);
+
+/// The definition of a callable that is sent with its arguments elsewhere, if it was kept: see `_captured.py`.
+#[inline]
+pub(crate) fn captured(function: &Bound<'_, PyAny>) -> PyResult<Option<Arc<Definition>>> {
+    // Relaxed: who does not see it yet sends the callable along.
+    if !ANY_CAPTURED.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    optional(hooks::find_captured(function.py())?.call1((function,))?)
+}
+
+/// Keeps such a callable if its call came to many bytes because of it.
+pub(crate) fn keep_captured(
+    function: &Bound<'_, PyAny>,
+    bytes: usize,
+) -> PyResult<Option<Arc<Definition>>> {
+    if bytes < MUCH {
+        return Ok(None);
+    }
+    let kept = optional(hooks::keep_captured(function.py())?.call1((function,))?)?;
+    if kept.is_some() {
+        ANY_CAPTURED.store(true, Ordering::Relaxed);
+    }
+    Ok(kept)
+}
+
+fn optional(definition: Bound<'_, PyAny>) -> PyResult<Option<Arc<Definition>>> {
+    if definition.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(
+        definition.cast_into::<PyDefinition>()?.get().0.clone(),
+    ))
+}
+
+/// Forgets a function, so that it is looked at anew.
+#[pyfunction]
+pub(crate) fn forget_function(function: &Bound<'_, PyAny>) {
+    let key = function.as_ptr() as usize;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let gone = known.as_mut().and_then(|known| known.remove(&key));
+    drop(known); // what it held may run anything when it goes
+    drop(gone);
+    calls::forget_bindings();
+}
+
 /// Forgets all functions, so that each is looked at anew.
 #[pyfunction]
 pub(crate) fn forget_functions() {
     let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(known);
+    calls::forget_bindings();
 }

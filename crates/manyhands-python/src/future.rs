@@ -4,8 +4,8 @@ use crate::bystanders::{detach, enter};
 use crate::crew_task::{CrewTask, End};
 use crate::pool::deadline_after;
 use crate::processes::wait_for;
-use crate::{outcome, process};
-use manyhands_runtime::{Outcome, Pool, Task};
+use crate::{nested, outcome, process};
+use manyhands_runtime::{Caller, Fate, Outcome, Pool, Task, Unseen};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -24,6 +24,10 @@ pub(crate) struct TaskFuture {
 pub(crate) enum Work {
     Process(Arc<Pool>, Arc<Task>),
     Thread(Arc<CrewTask>),
+    /// A task of another worker that a task has submitted.
+    Nested(Arc<Caller>, Arc<Task>),
+    /// Nothing any more: it failed in the call, and nobody has looked.
+    Inline(Arc<InlineFailure>),
     /// Nothing any more: the end is known, or another thread is about to know it.
     Ended,
 }
@@ -33,7 +37,8 @@ impl Work {
         match self {
             Self::Process(pool, task) => pool.poll(task),
             Self::Thread(task) => task.is_done(),
-            Self::Ended => true,
+            Self::Nested(_, task) => task.is_done(),
+            Self::Inline(_) | Self::Ended => true,
         }
     }
 
@@ -44,14 +49,18 @@ impl Work {
                 Ok(task.is_done() || wait_for(py, pool, task, deadline_after(timeout))?)
             }
             Self::Thread(task) => Ok(task.is_done() || task.wait(py, deadline_after(timeout))?),
-            Self::Ended => Ok(true),
+            Self::Nested(caller, task) => {
+                let is_done = || task.is_done();
+                Ok(is_done() || nested::wait_for(py, caller, is_done, deadline_after(timeout))?)
+            }
+            Self::Inline(_) | Self::Ended => Ok(true),
         }
     }
 
     /// What it came to, decoded; none if it has not ended.
     fn known(&self, py: Python<'_>) -> Option<Known> {
         match self {
-            Self::Process(_, task) => Some(match task.outcome()? {
+            Self::Process(_, task) | Self::Nested(_, task) => Some(match task.outcome()? {
                 Outcome::Cancelled => Known::Cancelled,
                 outcome => match outcome::value(py, task, outcome) {
                     Ok(value) => Known::Value(value.unbind()),
@@ -63,9 +72,27 @@ impl Work {
                 End::Error(error) => Known::Error(error),
                 End::Cancelled => Known::Cancelled,
             }),
-            Self::Ended => None,
+            Self::Inline(_) | Self::Ended => None,
         }
     }
+
+    /// Somebody looks at what it failed with.
+    #[cold]
+    fn seen(&self) {
+        match self {
+            Self::Process(pool, task) => pool.seen(task),
+            Self::Thread(task) => task.seen(),
+            Self::Inline(failure) => failure.unseen.seen(&failure.fate),
+            Self::Nested(..) | Self::Ended => {}
+        }
+    }
+}
+
+/// A task that failed in the very call of `submit`.
+pub(crate) struct InlineFailure {
+    pub(crate) unseen: Arc<Unseen<String>>,
+    pub(crate) fate: Fate,
+    pub(crate) text: String,
 }
 
 struct Content {
@@ -90,9 +117,9 @@ impl TaskFuture {
     }
 
     /// Says what it came to.
-    pub(crate) fn end(&self, known: Known) {
+    pub(crate) fn end(&self, known: Known, work: Work) {
         let _first = self.known.set(known);
-        self.fill(Work::Ended);
+        self.fill(work);
     }
 
     fn is_known_to_be(&self, what: impl Fn(&Known) -> bool) -> bool {
@@ -105,6 +132,13 @@ impl TaskFuture {
         })
     }
 
+    /// The end is known: what it came from is not needed any more.
+    fn let_go(&self) -> PyResult<Work> {
+        let mut work = self.content()?.work.lock();
+        let work = work.as_deref_mut();
+        Ok(work.map_or(Work::Ended, |work| std::mem::replace(work, Work::Ended)))
+    }
+
     fn work(&self) -> PyResult<Work> {
         let content = self.content()?;
         process::check(content.generation, "this future's pool")?;
@@ -115,6 +149,9 @@ impl TaskFuture {
     /// Waits for the end and decodes it, once; none if the time was up.
     fn settle(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<&Known>> {
         if let Some(known) = self.known.get() {
+            if matches!(known, Known::Error(_)) {
+                self.let_go()?.seen();
+            }
             return Ok(Some(known));
         }
         let _inside = enter(py)?;
@@ -124,16 +161,16 @@ impl TaskFuture {
         }
         match work.known(py) {
             // Two threads may decode at once; the first wins, and all see its object.
-            Some(known) => drop(self.known.set(known)),
-            None if matches!(work, Work::Ended) => {}
+            Some(known) => {
+                if matches!(known, Known::Error(_)) {
+                    work.seen();
+                }
+                drop(self.known.set(known));
+            }
+            None if matches!(work, Work::Inline(_) | Work::Ended) => {}
             None => return Ok(None),
         }
-        let content = self.content()?;
-        let done = std::mem::replace(
-            &mut *content.work.lock().unwrap_or_else(PoisonError::into_inner),
-            Work::Ended,
-        );
-        drop(done);
+        drop(self.let_go()?);
         // Without one another thread decodes just now.
         Ok(Some(match self.known.get() {
             Some(known) => known,
@@ -208,7 +245,9 @@ impl TaskFuture {
         Ok(match self.work()? {
             Work::Process(pool, task) => pool.is_running(&task),
             Work::Thread(task) => task.is_running(),
-            Work::Ended => false,
+            // It may wait where its parent is: what is known here is that it has not ended.
+            Work::Nested(_, task) => !task.is_done(),
+            Work::Inline(_) | Work::Ended => false,
         })
     }
 
@@ -218,13 +257,16 @@ impl TaskFuture {
             return Ok(matches!(known, Known::Cancelled));
         }
         Ok(match self.work()? {
-            Work::Process(_, task) => matches!(task.outcome(), Some(Outcome::Cancelled)),
+            Work::Process(_, task) | Work::Nested(_, task) => {
+                matches!(task.outcome(), Some(Outcome::Cancelled))
+            }
             Work::Thread(task) => task.is_cancelled(),
+            Work::Inline(_) => false,
             Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Cancelled)),
         })
     }
 
-    /// Cancels the task, if it has not started; whether it is cancelled now.
+    /// Cancels the task; whether it is cancelled now.
     fn _cancel(&self, py: Python<'_>) -> PyResult<bool> {
         if let Some(known) = self.known.get() {
             return Ok(matches!(known, Known::Cancelled));
@@ -232,7 +274,9 @@ impl TaskFuture {
         let _inside = enter(py)?;
         Ok(match self.work()? {
             Work::Process(pool, task) => detach(py, || pool.cancel(&task)),
-            Work::Thread(task) => task.cancel(),
+            Work::Thread(task) => task.cancel(py),
+            Work::Nested(caller, task) => detach(py, || caller.cancel(&task)),
+            Work::Inline(_) => false,
             Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Cancelled)),
         })
     }
@@ -243,7 +287,8 @@ impl TaskFuture {
         Ok(match self.work()? {
             Work::Process(pool, task) => pool.observe(&task, token),
             Work::Thread(task) => task.observe(token),
-            Work::Ended => false,
+            Work::Nested(caller, task) => caller.observe(&task, token, &process::supervisor()?),
+            Work::Inline(_) | Work::Ended => false,
         })
     }
 
@@ -253,8 +298,11 @@ impl TaskFuture {
             return Ok(matches!(known, Known::Value(_)));
         }
         Ok(match self.work()? {
-            Work::Process(_, task) => matches!(task.outcome(), Some(Outcome::Value(..))),
+            Work::Process(_, task) | Work::Nested(_, task) => {
+                matches!(task.outcome(), Some(Outcome::Value(..)))
+            }
             Work::Thread(task) => task.has_value(),
+            Work::Inline(_) => false,
             Work::Ended => self.is_known_to_be(|known| matches!(known, Known::Value(_))),
         })
     }
@@ -263,6 +311,32 @@ impl TaskFuture {
         match self.known.get() {
             Some(Known::Value(object) | Known::Error(object)) => visit.call(object),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for TaskFuture {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(content) = self.content.get_mut() else {
+            return;
+        };
+        if content.generation != process::generation() {
+            return; // the pool is the parent's
+        }
+        match content
+            .work
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
+            Work::Process(pool, task) => pool.dropped(task),
+            Work::Thread(task) => task.dropped(),
+            Work::Inline(failure) => {
+                // Not the exception itself, which the garbage collector may have emptied.
+                let text = || failure.text.clone();
+                failure.unseen.dropped(&failure.fate, text);
+            }
+            Work::Nested(..) | Work::Ended => {}
         }
     }
 }

@@ -3,17 +3,20 @@
 //! It starts nothing. Arguments and results are copied as they are on their way to a worker process and
 //! back, so that what works here works there, unless copies were declined. The function itself is not.
 
+use crate::asking::{Runner, What, Why};
 use crate::calls;
 use crate::codec::{Decoder, Encoder};
 use crate::crew::Refused;
 use crate::engine::{Engine, MapCall, Plan, TaskOptions};
-use crate::future::{Known, TaskFuture};
+use crate::events::{Sink, Told, here, label_of};
+use crate::future::{InlineFailure, Known, TaskFuture, Work};
 use crate::input::Input;
-use crate::local::{self, Kind, Shown, Turn};
+use crate::local::{self, Kind, Ran, Shown, Turn, Watched};
 use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
-use crate::{functions, hooks, pickle};
+use crate::{clock, functions, hooks, needs, pickle};
 use manyhands_os::{monotonic_nanos, thread_cpu_nanos};
+use manyhands_runtime::{Event, EventKind, Fate, How, Label, Limits, Tasks, Unseen, number_of_map};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -40,12 +43,20 @@ struct Shared {
     /// What the initializer raised.
     broken: Mutex<Option<Arc<Py<PyAny>>>>,
     closed: AtomicBool,
+    /// Where it is told what happens, if somebody listens.
+    events: Option<Sink>,
     index: AtomicU64,
     done: AtomicU64,
+    unseen: Arc<Unseen<String>>,
 }
 
 impl Inline {
-    pub(crate) fn new(initializer: Initializer<'_>, show_args: bool, copy: bool) -> Self {
+    pub(crate) fn new(
+        initializer: Initializer<'_>,
+        show_args: bool,
+        copy: bool,
+        events: Option<Sink>,
+    ) -> Self {
         let initializer = initializer.map(|(function, args)| (function.unbind(), args.unbind()));
         Self(Arc::new(Shared {
             copies: copy,
@@ -53,8 +64,10 @@ impl Inline {
             initializer: Mutex::new(initializer),
             broken: Mutex::new(None),
             closed: AtomicBool::new(false),
+            events,
             index: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            unseen: Arc::default(),
         }))
     }
 }
@@ -100,6 +113,21 @@ impl Shared {
             None => Ok(()),
             Some((function, args)) => self.initialize(function.bind(py), args.bind(py)),
         }
+    }
+
+    /// Says that a task is there, and starts: of that map, or 0.
+    #[inline]
+    fn told(&self, map: u64, index: u64, label: impl FnOnce() -> Option<Label>) -> Option<Told> {
+        let events = self.events.as_ref()?;
+        let tasks = Tasks {
+            map,
+            index,
+            count: 1,
+            label: label(),
+            attempt: 0,
+        };
+        events.push(Event::now(EventKind::Queued, None, Some(tasks.clone())));
+        Some(Told::start(events.clone(), here(None), tasks))
     }
 
     #[cold]
@@ -177,8 +205,14 @@ impl Copier {
 
 #[cold]
 fn copy_by_pickle<'py>(value: &Bound<'py, PyAny>, part: Part) -> PyResult<Bound<'py, PyAny>> {
+    needs::returning(|| copy_as_sent(value, part))
+}
+
+/// The copy that a task on processes would get.
+fn copy_as_sent<'py>(value: &Bound<'py, PyAny>, part: Part) -> PyResult<Bound<'py, PyAny>> {
     let py = value.py();
-    match pickle::dumps(py, value).and_then(|bytes| pickle::loads(py, bytes.as_bytes())) {
+    match pickle::dumps(py, value).and_then(|bytes| pickle::loads(py, bytes.as_bytes(), Vec::new()))
+    {
         Ok(copied) => return Ok(copied),
         Err(error) if is_ctrl_c(py, &error) => return Err(error),
         // The slow way says what is wrong, if it can do no better.
@@ -223,6 +257,9 @@ impl Engine for Inline {
             return Err(functions::not_callable(function));
         }
         this.ready(py)?;
+        if options.limits.time.is_some() {
+            clock::start(py)?;
+        }
         let future = hooks::future(py)?.call0()?;
         // Relaxed, here and below: numbers for messages.
         let index = this.index.fetch_add(1, Ordering::Relaxed);
@@ -230,34 +267,63 @@ impl Engine for Inline {
         // What cannot be sent is the caller's error, as on processes.
         let mut taken = Some(this.taken(&mut copier, args, kwargs)?);
         let is_over = || this.closed.load(Ordering::Relaxed);
-        let (answer, attempts) =
-            local::call_as_planned(py, options.plan.as_deref(), is_over, || {
-                // Each run gets its own.
-                let (args, kwargs) = match taken.take() {
-                    Some(taken) => taken,
-                    None => this.taken(&mut copier, args, kwargs)?,
-                };
-                let value = function.call(&args, kwargs.as_ref())?;
-                if local::kind_of(&value) == Kind::Awaitable {
-                    return Err(local::not_awaited(&value, function));
-                }
-                if this.copies {
-                    copier.copy(&value, Part::Result)
-                } else {
-                    Ok(value)
-                }
-            });
+        let told = this.told(0, index, || label_of(function));
+        let watched = Watched {
+            function,
+            index,
+            told: told.as_ref(),
+        };
+        let plan = options.plan.as_deref();
+        let (answer, attempts) = local::call_as_planned(py, plan, is_over, watched, |runs| {
+            // Each run gets its own.
+            let mine = match taken.take() {
+                Some(taken) => Ok(taken),
+                None => this.taken(&mut copier, args, kwargs),
+            };
+            let (args, kwargs) = match mine {
+                Ok(mine) => mine,
+                Err(error) => return Ran::Failed(error),
+            };
+            let call = || function.call(&args, kwargs.as_ref());
+            let value = match run_limited(function, index, options.limits, runs, call) {
+                Ran::Done(value) => value,
+                other => return other,
+            };
+            if local::kind_of(&value) == Kind::Awaitable {
+                return Ran::Failed(local::not_awaited(&value, function));
+            }
+            if this.copies {
+                Ran::from(copier.copy(&value, Part::Result))
+            } else {
+                Ran::Done(value)
+            }
+        });
         this.done.fetch_add(1, Ordering::Relaxed);
+        if let Some(told) = &told {
+            told.ends(answer.kind());
+        }
         let known = match answer {
-            Ok(value) => Known::Value(value.unbind()),
+            Ran::Done(value) => Known::Value(value.unbind()),
+            Ran::Unwanted => Known::Cancelled,
+            Ran::TimedOut(error) => Known::Error(error.into_value(py).into_any()),
             // Ctrl-C is for the caller.
-            Err(error) if is_ctrl_c(py, &error) => return Err(error),
-            Err(error) => {
+            Ran::Failed(error) if is_ctrl_c(py, &error) => return Err(error),
+            Ran::Failed(error) => {
                 let args = Some(args.clone());
                 Known::Error(this.explained(error, function, args, kwargs, index, attempts))
             }
         };
-        future.cast::<TaskFuture>()?.get().end(known);
+        let work = match &known {
+            Known::Error(error) => {
+                let fate = Fate::default();
+                let text = local::described(py, Some(error));
+                this.unseen.failed(&fate, || text.clone());
+                let unseen = this.unseen.clone();
+                Work::Inline(Arc::new(InlineFailure { unseen, fate, text }))
+            }
+            Known::Value(_) | Known::Cancelled => Work::Ended,
+        };
+        future.cast::<TaskFuture>()?.get().end(known, work);
         Ok(future)
     }
 
@@ -268,11 +334,22 @@ impl Engine for Inline {
         if self.0.closed.load(Ordering::Relaxed) {
             return Err(self.0.refusal(function.py()));
         }
+        if call.options.limits.time.is_some() {
+            clock::start(function.py())?;
+        }
         Ok(Box::new(Loop {
             shared: self.0.clone(),
+            told_as: self
+                .0
+                .events
+                .as_ref()
+                .map(|_| (number_of_map(), label_of(function))),
+            told: None,
             function: function.clone().unbind(),
             star: call.input.is_star(),
             plan: call.options.plan,
+            limits: call.options.limits,
+            left: 0,
             input: call.input,
             counts: call.counts,
             deadline: call.deadline,
@@ -292,14 +369,28 @@ impl Engine for Inline {
 
     fn close(&self, _py: Python<'_>, _cancel: bool, _kill: bool) {
         self.0.closed.store(true, Ordering::Relaxed);
+        if let Some(events) = &self.0.events {
+            events.finish();
+        }
     }
+
+    fn ask(&self, _py: Python<'_>) {}
 
     fn wait_quiet(&self, _py: Python<'_>, _workers: bool, _time: Duration) -> PyResult<bool> {
         Ok(true)
     }
 
+    fn take_unseen(&self, _py: Python<'_>, all: bool) -> (u64, Option<String>) {
+        self.0.unseen.take(all)
+    }
+
     fn pending(&self) -> usize {
         0
+    }
+
+    fn dump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        // What runs here runs in the thread that asks, or in one that Python knows better than we do.
+        Engine::stats(self, py)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -310,6 +401,7 @@ impl Engine for Inline {
         answer.set_item("done", self.0.done.load(Ordering::Relaxed))?;
         answer.set_item("deaths", 0)?;
         answer.set_item("late_wakes", 0)?;
+        answer.set_item("left_behind", 0)?;
         Ok(answer)
     }
 }
@@ -320,12 +412,19 @@ struct Loop {
     function: Py<PyAny>,
     star: bool,
     plan: Option<Arc<Plan>>,
+    limits: Limits,
+    /// Its number and what it runs, if somebody listens.
+    told_as: Option<(u64, Option<Label>)>,
+    /// Whom the end of a generator is told.
+    told: Option<Told>,
     input: Input,
     counts: Arc<Counts>,
     deadline: Option<u64>,
     copier: Copier,
     /// A generator that was made for an item, and the item.
     streaming: Option<(Py<PyIterator>, Py<PyAny>)>,
+    /// How many nanoseconds it may still take, where there is a limit.
+    left: u64,
     /// Whether what ran last was longer than `LONG`.
     was_long: bool,
     /// When what ran last had ended.
@@ -341,8 +440,35 @@ enum End {
     Value(Py<PyAny>),
     /// A generator has ended.
     Nothing,
-    /// The exception, the item, and how often it was tried.
-    Failed(Py<PyAny>, Py<PyAny>, u8),
+    /// The exception, the item, how often it was tried, and whether its time was up.
+    Failed(Py<PyAny>, Py<PyAny>, u8, bool),
+}
+
+/// Calls what may take so long. It is asked to end when its time is up, and its time was up then, whatever it
+/// comes to; a Ctrl-C is none of its business.
+#[inline]
+fn run_limited<T>(
+    function: &Bound<'_, PyAny>,
+    index: u64,
+    limits: Limits,
+    runs: u8,
+    call: impl FnOnce() -> PyResult<T>,
+) -> Ran<T> {
+    if limits.time.is_none() {
+        return Ran::from(call());
+    }
+    let py = function.py();
+    let runner = Runner::of_this_thread();
+    runner.begin(What::Inline, limits);
+    let answer = call();
+    match (runner.finish(py), answer) {
+        (None, answer) => Ran::from(answer),
+        (Some(_), Err(error)) if is_ctrl_c(py, &error) => Ran::Failed(error),
+        (Some(Why::TimedOut), _) => {
+            Ran::TimedOut(local::timed_out(function, index, None, limits, runs))
+        }
+        (Some(Why::Cancelled), _) => Ran::Unwanted,
+    }
 }
 
 impl Loop {
@@ -370,26 +496,46 @@ impl Loop {
             .store(self.input.index, Ordering::Relaxed);
         self.shared.ready(py)?;
         let index = self.input.index - 1;
+        let told = match &self.told_as {
+            Some((map, label)) => self.shared.told(*map, index, || label.clone()),
+            None => None,
+        };
         let clock = self.start();
         let (answer, attempts) = match self.plan.clone() {
-            None => (self.run(&item), 1),
+            None => (self.run(&item, 1), 1),
             Some(plan) => {
                 let shared = self.shared.clone();
                 let is_over = || shared.closed.load(Ordering::Relaxed);
-                local::call_as_planned(py, Some(&plan), is_over, || self.run(&item))
+                let function = self.function.bind(py).clone();
+                let watched = Watched {
+                    function: &function,
+                    index,
+                    told: told.as_ref(),
+                };
+                let run = |runs| self.run(&item, runs);
+                local::call_as_planned(py, Some(&plan), is_over, watched, run)
             }
         };
         self.stop(clock);
+        if let Some(told) = told {
+            match &answer {
+                Ran::Done((_, Kind::Generator)) => self.told = Some(told),
+                answer => told.ends(answer.kind()),
+            }
+        }
         Ok(Some(match answer {
-            Ok((value, Kind::Generator)) => {
+            Ran::Done((value, Kind::Generator)) => {
+                self.left = self.limits.time.unwrap_or(0);
                 self.streaming = Some((value.try_iter()?.unbind(), item.unbind()));
                 return self.next_yielded(py).map(Some);
             }
-            Ok((value, _)) => {
+            Ran::Done((value, _)) => {
                 self.end_item();
                 (index, false, End::Value(value.unbind()))
             }
-            Err(error) => (index, false, self.failed(error, &item, attempts)?),
+            Ran::Failed(error) => (index, false, self.failed(error, &item, attempts)?),
+            Ran::TimedOut(error) => (index, false, self.timed_out(error, &item, attempts)),
+            Ran::Unwanted => return Err(crate::future::cancelled(py)),
         }))
     }
 
@@ -415,22 +561,33 @@ impl Loop {
     }
 
     #[inline]
-    fn run<'py>(&mut self, item: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyAny>, Kind)> {
+    fn run<'py>(&mut self, item: &Bound<'py, PyAny>, runs: u8) -> Ran<(Bound<'py, PyAny>, Kind)> {
         let function = self.function.bind(item.py());
-        let value = if self.shared.copies {
+        let index = self.input.index - 1;
+        let copied = self.shared.copies.then(|| {
             let part = if self.star { Part::Args } else { Part::One };
-            let item = self.copier.copy(item, part)?;
-            local::call_item(function, &item, self.star)?
-        } else {
-            local::call_item(function, item, self.star)?
+            self.copier.copy(item, part)
+        });
+        let item = match &copied {
+            None => item,
+            Some(Ok(copied)) => copied,
+            Some(Err(error)) => return Ran::Failed(error.clone_ref(item.py())),
+        };
+        let call = || local::call_item(function, item, self.star);
+        let value = match run_limited(function, index, self.limits, runs, call) {
+            Ran::Done(value) => value,
+            Ran::Failed(error) => return Ran::Failed(error),
+            Ran::TimedOut(error) => return Ran::TimedOut(error),
+            Ran::Unwanted => return Ran::Unwanted,
         };
         let kind = local::kind_of(&value);
         match kind {
-            Kind::Awaitable => Err(local::not_awaited(&value, function)),
+            Kind::Awaitable => Ran::Failed(local::not_awaited(&value, function)),
             Kind::Value if self.shared.copies => {
-                Ok((self.copier.copy(&value, Part::Result)?, kind))
+                let copied = self.copier.copy(&value, Part::Result);
+                Ran::from(copied.map(|value| (value, kind)))
             }
-            _ => Ok((value, kind)),
+            _ => Ran::Done((value, kind)),
         }
     }
 
@@ -441,16 +598,40 @@ impl Loop {
             return Ok((index, false, End::Nothing));
         };
         let clock = self.start();
-        let value = generator.bind(py).clone().next();
+        let limits = Limits {
+            time: self.limits.time.map(|_| self.left),
+            ..self.limits
+        };
+        let function = self.function.bind(py);
+        let next = || generator.bind(py).clone().next().transpose();
+        let value = match run_limited(function, index, limits, 1, next) {
+            Ran::Done(value) => value.map(Ok),
+            Ran::Failed(error) => Some(Err(error)),
+            Ran::TimedOut(_) => {
+                let item = item.bind(py);
+                let error = local::timed_out(function, index, None, self.limits, 1);
+                self.tell_end(EventKind::Ended(How::TimedOut));
+                return Ok((index, false, self.timed_out(error, item, 1)));
+            }
+            Ran::Unwanted => {
+                self.tell_end(EventKind::Cancelled);
+                return Err(crate::future::cancelled(py));
+            }
+        };
         self.stop(clock);
+        self.left = self.left.saturating_sub(self.now - clock.0);
         let value = match value {
             None => {
+                self.tell_end(EventKind::Ended(How::Value));
                 self.end_item();
                 return Ok((index, false, End::Nothing));
             }
             Some(Ok(value)) if self.shared.copies => self.copier.copy(&value, Part::Result),
             Some(value) => value,
         };
+        if value.is_err() {
+            self.tell_end(EventKind::Ended(How::Error));
+        }
         match value {
             Ok(value) => {
                 self.streaming = Some((generator, item));
@@ -460,9 +641,23 @@ impl Loop {
         }
     }
 
+    /// Says how a generator has ended.
+    fn tell_end(&mut self, kind: EventKind) {
+        if let Some(told) = self.told.take() {
+            told.ends(kind);
+        }
+    }
+
     #[inline]
     fn end_item(&self) {
         self.shared.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[cold]
+    fn timed_out(&self, error: PyErr, item: &Bound<'_, PyAny>, attempts: u8) -> End {
+        self.end_item();
+        let error = error.into_value(item.py()).into_any();
+        End::Failed(error, item.clone().unbind(), attempts, true)
     }
 
     #[cold]
@@ -479,7 +674,7 @@ impl Loop {
         let error = self
             .shared
             .explained(error, function, args, None, index, attempts);
-        Ok(End::Failed(error, item.clone().unbind(), attempts))
+        Ok(End::Failed(error, item.clone().unbind(), attempts, false))
     }
 
     fn taken<'py>(&mut self, py: Python<'py>, end: (u64, bool, End)) -> Taken<'py> {
@@ -492,13 +687,12 @@ impl Loop {
         let (is_value, outcome) = match end {
             End::Value(value) => (true, Ok(value.into_bound(py))),
             End::Nothing => (false, Ok(py.None().into_bound(py))),
-            End::Failed(error, item, attempts) => {
+            End::Failed(error, item, attempts, is_timeout) => {
                 self.item = Some(item);
+                let error = PyErr::from_value(error.into_bound(py));
                 let failed = Failed {
-                    error: PyErr::from_value(error.into_bound(py)),
-                    pid: std::process::id() as i32,
-                    attempts,
-                    died: false,
+                    is_timeout,
+                    ..Failed::new(error, std::process::id() as i32, attempts)
                 };
                 (true, Err(failed))
             }
@@ -509,6 +703,12 @@ impl Loop {
             is_value,
             outcome,
         }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.tell_end(EventKind::Cancelled);
     }
 }
 
@@ -576,11 +776,12 @@ impl Source for Loop {
     fn cancel(&mut self, _py: Python<'_>, _kill: bool) {
         self.input.end();
         self.streaming = None;
+        self.tell_end(EventKind::Cancelled);
         self.ends.clear();
     }
 
-    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()> {
-        loop {
+    fn take_all_input(&mut self, py: Python<'_>, until: u64) -> PyResult<()> {
+        while monotonic_nanos() < until {
             match self.step(py) {
                 Ok(Some(end)) => self.ends.push_back(end),
                 Ok(None) => return Ok(()),
@@ -594,5 +795,6 @@ impl Source for Loop {
             }
             py.check_signals()?;
         }
+        Ok(())
     }
 }

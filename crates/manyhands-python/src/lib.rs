@@ -1,14 +1,19 @@
 //! The Python module `manyhands._core`: converts, detaches, maps errors; nothing else.
 
+mod asking;
 mod bystanders;
 mod calls;
 mod classes;
+mod clock;
 mod codec;
 mod command_line;
 mod crew;
 mod crew_map;
+mod crew_nesting;
 mod crew_task;
+mod dump;
 mod engine;
+mod events;
 mod feed;
 mod functions;
 mod future;
@@ -17,30 +22,44 @@ mod inline;
 mod input;
 mod local;
 mod machine;
+mod needs;
+mod nested;
+mod octets;
 mod outcome;
 mod pickle;
 mod pool;
 mod process;
 mod processes;
 mod results;
+mod store;
 mod worker;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::bystanders::park_bystanders;
+    use super::bystanders::{park_bystanders, park_here};
+    #[pymodule_export]
+    use super::clock::run_clock;
     #[pymodule_export]
     use super::command_line::parse_command_line;
     #[pymodule_export]
     use super::crew::CrewMember;
     #[pymodule_export]
-    use super::functions::{PyDefinition, forget_functions};
+    use super::events::EventStream;
+    #[pymodule_export]
+    use super::functions::{PyDefinition, forget_function, forget_functions};
     #[pymodule_export]
     use super::future::TaskFuture;
     #[pymodule_export]
-    use super::machine::machine_facts;
+    use super::machine::{machine_facts, memory_to_take};
     #[pymodule_export]
-    use super::pool::{PoolBase, RetryPlan};
+    use super::needs::{hear_needs, is_heard, is_sent, say_need};
+    #[pymodule_export]
+    use super::nested::pool_of_this_worker;
+    #[pymodule_export]
+    use super::pickle::pickle_by_table;
+    #[pymodule_export]
+    use super::pool::{PoolBase, RetryPlan, ViewBase};
     #[pymodule_export]
     use super::process::{
         after_fork_in_child, cpu_count, cpu_limits, preload, process_generation, ring_completions,
@@ -48,6 +67,11 @@ mod _core {
     };
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};
+    #[pymodule_export]
+    use super::store::{
+        Collector, Stored, StoredBuffer, after_fork_in_parent, before_fork, put_apart,
+        set_store_budget, store_stats,
+    };
     #[pymodule_export]
     use super::worker::{PyBirth, PyZygote, is_to_stop, run_worker};
 }

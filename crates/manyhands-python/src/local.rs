@@ -1,8 +1,10 @@
 //! Tasks that run in this very process: the call, and what its end looks like.
 
 use crate::engine::Plan;
+use crate::events::Told;
 use crate::{bystanders, hooks};
 use manyhands_os::monotonic_nanos;
+use manyhands_runtime::{EventKind, How, Limits};
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -34,9 +36,9 @@ impl Turn {
             return Ok(());
         }
         self.since = now;
+        bystanders::check(py)?;
         // To let go of the GIL for a moment would not do: others ask for it only after they have
         // waited for 5 ms in a row.
-        bystanders::check(py)?;
         hooks::turn(py)?.call0().map(drop).inspect_err(|error| {
             forget_place(py, error);
         })
@@ -129,21 +131,77 @@ pub(crate) fn size_of(value: &Bound<'_, PyAny>) -> u64 {
     size.unwrap_or(0)
 }
 
+/// Who hears of it when a task runs again.
+#[derive(Clone, Copy)]
+pub(crate) struct Watched<'a, 'py> {
+    pub(crate) function: &'a Bound<'py, PyAny>,
+    pub(crate) index: u64,
+    pub(crate) told: Option<&'a Told>,
+}
+
+impl Watched<'_, '_> {
+    /// A run has failed with this, or its time was up.
+    fn log(&self, py: Python<'_>, runs: u8, error: Option<&PyErr>, pause: u64) {
+        let seconds = pause as f64 / 1e9;
+        let error = error.map(|error| error.value(py));
+        let args = (self.function, self.index, runs, error, seconds);
+        if let Err(problem) = hooks::log_retry(py).and_then(|hook| hook.call1(args)) {
+            // A handler of the log that fails is no failure of the task.
+            problem.write_unraisable(py, None);
+        }
+    }
+}
+
 /// How long a pause sleeps before it looks whether it is over, in nanoseconds.
 const PAUSE_SLICE: u64 = 20_000_000;
 
-/// Calls once, or as often as the plan says; gives what came of it, and how often it was tried. The pauses
-/// are spent here. Nothing is tried again once `is_over`.
+/// What came of a run of a task.
+pub(crate) enum Ran<T> {
+    Done(T),
+    Failed(PyErr),
+    /// Its time was up.
+    TimedOut(PyErr),
+    /// It was asked to end since nobody wants what comes of it.
+    Unwanted,
+}
+
+impl<T> Ran<T> {
+    /// What it is called that a task has come to this.
+    pub(crate) fn kind(&self) -> EventKind {
+        match self {
+            Self::Done(_) => EventKind::Ended(How::Value),
+            Self::Failed(_) => EventKind::Ended(How::Error),
+            Self::TimedOut(_) => EventKind::Ended(How::TimedOut),
+            Self::Unwanted => EventKind::Cancelled,
+        }
+    }
+}
+
+impl<T> From<PyResult<T>> for Ran<T> {
+    #[inline]
+    fn from(answer: PyResult<T>) -> Self {
+        match answer {
+            Ok(value) => Self::Done(value),
+            Err(error) => Self::Failed(error),
+        }
+    }
+}
+
+/// Calls once, or as often as the plan says; gives what came of it, and how often it was tried. `call` is told
+/// which time it is. The pauses are spent here. Nothing is tried again once `is_over`.
 #[inline]
 pub(crate) fn call_as_planned<T>(
     py: Python<'_>,
     plan: Option<&Plan>,
     is_over: impl Fn() -> bool,
-    mut call: impl FnMut() -> PyResult<T>,
-) -> (PyResult<T>, u8) {
-    let answer = call();
+    watched: Watched<'_, '_>,
+    mut call: impl FnMut(u8) -> Ran<T>,
+) -> (Ran<T>, u8) {
+    let answer = call(1);
     match plan {
-        Some(plan) if answer.is_err() => call_again(py, plan, is_over, call, answer),
+        Some(plan) if !matches!(answer, Ran::Done(_)) => {
+            call_again(py, plan, is_over, watched, call, answer)
+        }
         _ => (answer, 1),
     }
 }
@@ -153,16 +211,35 @@ fn call_again<T>(
     py: Python<'_>,
     plan: &Plan,
     is_over: impl Fn() -> bool,
-    mut call: impl FnMut() -> PyResult<T>,
-    mut answer: PyResult<T>,
-) -> (PyResult<T>, u8) {
-    let mut runs = 1;
-    while let Err(error) = &answer {
-        if runs > plan.retry.failures || is_over() || !may_run_again(py, plan, error) {
+    watched: Watched<'_, '_>,
+    mut call: impl FnMut(u8) -> Ran<T>,
+    mut answer: Ran<T>,
+) -> (Ran<T>, u8) {
+    let mut runs = 1u8; // `Retry` takes no more than 200
+    loop {
+        let (may, how, error) = match &answer {
+            Ran::Failed(error) => {
+                let may = u32::from(runs) <= plan.retry.failures
+                    && !is_over()
+                    && may_run_again(py, plan, error);
+                (may, How::Error, Some(error))
+            }
+            Ran::TimedOut(_) => {
+                let may = plan.may_after_timeout(runs) && !is_over();
+                (may, How::TimedOut, None)
+            }
+            Ran::Done(_) | Ran::Unwanted => break,
+        };
+        if !may {
             break;
         }
         let random = (monotonic_nanos() % 1_000_003) as f64 / 1e6;
-        let until = monotonic_nanos() + plan.retry.pause(runs, random.min(1.0));
+        let pause = plan.retry.pause(runs.into(), random.min(1.0));
+        if let Some(told) = watched.told {
+            told.runs_again(how);
+        }
+        watched.log(py, runs, error, pause);
+        let until = monotonic_nanos() + pause;
         loop {
             let left = until.saturating_sub(monotonic_nanos());
             if left == 0 || is_over() {
@@ -172,16 +249,19 @@ fn call_again<T>(
                 std::thread::sleep(Duration::from_nanos(left.min(PAUSE_SLICE)));
             });
             if let Err(interruption) = py.check_signals() {
-                return (Err(interruption), runs as u8);
+                return (Ran::Failed(interruption), runs);
             }
         }
         if is_over() {
             break;
         }
         runs += 1;
-        answer = call();
+        if let Some(told) = watched.told {
+            told.starts();
+        }
+        answer = call(runs);
     }
-    (answer, runs.min(255) as u8)
+    (answer, runs)
 }
 
 /// Whether the exception is one after which the plan runs a task again.
@@ -190,12 +270,21 @@ fn may_run_again(py: Python<'_>, plan: &Plan, error: &PyErr) -> bool {
     if hooks::not_picklable(py).is_ok_and(|class| error.is_instance(py, class)) {
         return false;
     }
-    let Some(policy) = &plan.policy else {
+    let policy = plan.policy.as_ref();
+    has_again(py, error, policy.map(|policy| Ok(policy.bind(py).clone())))
+}
+
+/// Whether the policy has a task run again that failed with this; without one each `Exception` does. One that
+/// cannot be asked says no.
+pub(crate) fn has_again<'py>(
+    py: Python<'py>,
+    error: &PyErr,
+    policy: Option<PyResult<Bound<'py, PyAny>>>,
+) -> bool {
+    let Some(policy) = policy else {
         return error.is_instance_of::<PyException>(py);
     };
-    let answer = policy
-        .call1(py, (error.value(py),))
-        .and_then(|answer| answer.is_truthy(py));
+    let answer = policy.and_then(|policy| policy.call1((error.value(py),))?.is_truthy());
     answer.unwrap_or_else(|problem| {
         // Of two errors the task's own is the one to tell of; one that takes no note stays as it is.
         let text = format!("manyhands: its retry's predicate raised {problem}");
@@ -239,6 +328,47 @@ pub(crate) fn explained(py: Python<'_>, error: PyErr, shown: Shown<'_, '_>) -> P
     });
     // A note that cannot be written is no reason to lose what happened.
     answer.map_or(original, Bound::unbind)
+}
+
+/// An exception in one line, for who has not looked at it.
+#[cold]
+pub(crate) fn described(py: Python<'_>, error: Option<&Py<PyAny>>) -> String {
+    // A future may be dropped while an exception is on its way.
+    let pending = PyErr::take(py);
+    let text = hooks::described(py).and_then(|hook| hook.call1((error,))?.extract());
+    if let Some(pending) = pending {
+        pending.restore(py);
+    }
+    // Of how many there were is told all the same.
+    text.unwrap_or_else(|error: PyErr| {
+        format!("one that cannot be shown, since that raised {error}")
+    })
+}
+
+/// What people call the function.
+#[cold]
+pub(crate) fn label_of(function: &Bound<'_, PyAny>) -> String {
+    let name = hooks::name_of(function.py()).and_then(|hook| hook.call1((function,))?.extract());
+    // Its own code may raise in an attribute: for a message its type will do.
+    name.unwrap_or_else(|_| function.get_type().to_string())
+}
+
+/// The exception for a task whose time was up after so many nanoseconds; in a thread of a pool, if it has a name.
+#[cold]
+pub(crate) fn timed_out(
+    function: &Bound<'_, PyAny>,
+    index: u64,
+    thread: Option<String>,
+    limits: Limits,
+    attempts: u8,
+) -> PyErr {
+    let seconds = limits.time.unwrap_or(0) as f64 / 1e9;
+    let error = hooks::timed_out_here(function.py())
+        .and_then(|hook| hook.call1((function, index, thread, seconds, attempts)));
+    match error {
+        Ok(error) => PyErr::from_value(error),
+        Err(error) => error,
+    }
 }
 
 /// The arguments that an item stands for.

@@ -3,6 +3,12 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+/// So many bytes of memory can be taken and leave enough for others.
+#[pyfunction]
+pub(crate) fn memory_to_take() -> u64 {
+    manyhands_runtime::memory_to_take()
+}
+
 /// Facts about memory, files and the kernel by their names in `MachineFacts`; None where unknown.
 #[pyfunction]
 pub(crate) fn machine_facts(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {

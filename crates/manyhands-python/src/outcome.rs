@@ -1,6 +1,7 @@
 //! How a task's end looks in Python.
 
 use crate::calls::{self, ARGS_PLAIN, ONE_PLAIN};
+use crate::dump::dump_dict;
 use crate::hooks;
 use crate::results::{Failed, is_ctrl_c};
 use manyhands_runtime::{Breakage, Bytes, Cause, Outcome, Over, Task};
@@ -21,7 +22,7 @@ fn label(task: &Task) -> &str {
         .map_or("", |definition| definition.label())
 }
 
-fn cause_words(cause: Cause) -> (&'static str, Option<i32>) {
+pub(crate) fn cause_words(cause: Cause) -> (&'static str, Option<i32>) {
     match cause {
         Cause::Signal(signal) => ("signal", Some(signal)),
         Cause::Exit(code) => ("exit", Some(code)),
@@ -58,16 +59,11 @@ pub(crate) fn of_item<'py>(
     label: &str,
     index: u64,
 ) -> Result<Bound<'py, PyAny>, Failed> {
-    let failed = |error, pid, attempts| Failed {
-        error,
-        pid,
-        attempts,
-        died: false,
-    };
+    let failed = Failed::new;
     match outcome {
         Outcome::Value(tag, bytes) => {
             let decoded = bytes
-                .with(|bytes| calls::decode_value(py, *tag, bytes))
+                .with(|content| calls::decode_value(py, *tag, content, bytes.buffers()))
                 .unwrap_or_else(|error| Err(error.into()));
             decoded.map_err(|error| failed(bad_result(py, error, label, index), 0, 1))
         }
@@ -87,20 +83,22 @@ pub(crate) fn of_item<'py>(
             tag,
             payload,
             attempts,
+            deaths,
         } => {
             let (cause, code) = cause_words(*cause);
             // Arguments that are pickled stay so: unpickling runs code of the very task that has just
             // killed a process.
             let args = match *tag {
                 ARGS_PLAIN | ONE_PLAIN => payload
-                    .with(|bytes| calls::decode_call(py, *tag, bytes))
+                    .with(|bytes| calls::decode_call(py, *tag, bytes, Vec::new()))
                     .unwrap_or_else(|error| Err(error.into()))
                     .map(|(_, args, _)| Some(args)),
                 _ => Ok(None),
             };
             let error = raise(args.and_then(|args| {
                 let hook = hooks::death(py)?;
-                hook.call1((label, index, *pid, cause, code, args, *attempts))
+                let counts = (*attempts, *deaths);
+                hook.call1((label, index, *pid, cause, code, args, counts))
             }));
             Err(Failed {
                 died: true,
@@ -152,5 +150,8 @@ pub(crate) fn breakage(py: Python<'_>, why: &Breakage) -> PyErr {
             hook.call1(("died", py.None(), *pid, code, cause))
         }
         Breakage::Start(why) => hook.call1(("start", py.None(), 0, py.None(), why)),
+        Breakage::Stalled(seconds, dump) => {
+            hooks::stalled(py)?.call1((*seconds, dump_dict(py, dump)?))
+        }
     }))
 }

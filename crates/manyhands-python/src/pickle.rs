@@ -1,8 +1,13 @@
 //! The C pickler, called without ceremony, and what its output names.
 
+use crate::hooks;
+use crate::store::{Collector, Exported, StoredBuffer};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -18,19 +23,139 @@ fn function<'py>(
     Ok(function.bind(py))
 }
 
-/// `_pickle.dumps(value, 5)`.
+/// `_pickle.dumps(value, 5)`, or what does it by the table.
 pub(crate) fn dumps<'py>(
     py: Python<'py>,
     value: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let bytes = function(py, &DUMPS, "dumps")?.call1((value, 5))?;
+    call_dumps(py, value, None)
+}
+
+/// A pickle, and in their order the large buffers that are not in it.
+pub(crate) struct Dumped<'py> {
+    pub(crate) bytes: Bound<'py, PyBytes>,
+    pub(crate) buffers: Vec<Exported>,
+}
+
+impl Dumped<'_> {
+    /// How many bytes there are, with the buffers.
+    pub(crate) fn weight(&self) -> usize {
+        self.bytes.as_bytes().len() + self.buffers.iter().map(Exported::len).sum::<usize>()
+    }
+}
+
+/// A collector, and the keywords that name it; made once for each depth of calls.
+type Collecting = (Py<Collector>, Py<PyDict>);
+
+/// Those that are not in use.
+static COLLECTING: Mutex<Vec<Collecting>> = Mutex::new(Vec::new());
+
+fn collecting(py: Python<'_>) -> PyResult<Collecting> {
+    let known = COLLECTING
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop();
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let collector = Bound::new(py, Collector::default())?;
+    let keywords = PyDict::new(py);
+    keywords.set_item(intern!(py, "buffer_callback"), &collector)?;
+    Ok((collector.unbind(), keywords.unbind()))
+}
+
+/// `_pickle.dumps(value, 5, buffer_callback=...)`, which keeps out buffers of at least so many bytes.
+pub(crate) fn dumps_apart<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
+    least: usize,
+) -> PyResult<Dumped<'py>> {
+    let (collector, keywords) = collecting(py)?;
+    collector.get().set_least(least);
+    let answer = call_dumps(py, value, Some(keywords.bind(py)));
+    let buffers = collector.get().take();
+    let mut known = COLLECTING.lock().unwrap_or_else(PoisonError::into_inner);
+    known.push((collector, keywords));
+    drop(known);
+    let bytes = answer?;
+    Ok(Dumped { bytes, buffers })
+}
+
+/// Whether all is pickled by the table of `_reducers.py`.
+static BY_TABLE: AtomicBool = AtomicBool::new(false);
+
+/// From here on all is.
+#[pyfunction]
+pub(crate) fn pickle_by_table() {
+    // Relaxed: under the GIL.
+    BY_TABLE.store(true, Ordering::Relaxed);
+}
+
+/// Whether something has to be pickled by the table: the program has imported one of the libraries that need
+/// it, or has made shared memory.
+fn is_by_table(py: Python<'_>) -> PyResult<bool> {
+    static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    /// How many modules there were when none of the libraries was among them.
+    static WITHOUT: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed, all: under the GIL, and at worst it is asked once more.
+    if BY_TABLE.load(Ordering::Relaxed) {
+        return Ok(true);
+    }
+    let modules = MODULES.get_or_try_init(py, || {
+        let modules = py.import("sys")?.getattr("modules")?;
+        PyResult::Ok(modules.cast_into::<PyDict>()?.unbind())
+    })?;
+    let modules = modules.bind(py);
+    if WITHOUT.load(Ordering::Relaxed) == modules.len() {
+        return Ok(false);
+    }
+    let found = hooks::find_libraries(py)?.call0()?.is_truthy()?;
+    if found {
+        pickle_by_table();
+    } else {
+        // A library that is still being imported mostly comes with more modules.
+        WITHOUT.store(modules.len(), Ordering::Relaxed);
+    }
+    Ok(found)
+}
+
+/// Calls `_pickle.dumps(value, 5)`, or what does the same by the table.
+fn call_dumps<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
+    keywords: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let bytes = if is_by_table(py)? {
+        hooks::dumps_by_table(py)?.call((value,), keywords)?
+    } else {
+        function(py, &DUMPS, "dumps")?.call((value, 5), keywords)?
+    };
     Ok(bytes.cast_into()?)
 }
 
-/// `_pickle.loads(bytes)`, reading the bytes in place.
-pub(crate) fn loads<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+/// `_pickle.loads(bytes, buffers=buffers)`, reading the bytes in place.
+pub(crate) fn loads<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    buffers: Vec<Bound<'py, StoredBuffer>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    if buffers.is_empty() {
+        let bytes = PyBytes::new(py, bytes);
+        return function(py, &LOADS, "loads")?.call1((bytes,));
+    }
+    loads_from(py, bytes, PyList::new(py, buffers)?)
+}
+
+/// As `loads`, with buffers of any kind.
+pub(crate) fn loads_from<'py>(
+    py: Python<'py>,
+    bytes: &[u8],
+    buffers: Bound<'py, PyList>,
+) -> PyResult<Bound<'py, PyAny>> {
     let bytes = PyBytes::new(py, bytes);
-    function(py, &LOADS, "loads")?.call1((bytes,))
+    let keywords = PyDict::new(py);
+    keywords.set_item(intern!(py, "buffers"), buffers)?;
+    function(py, &LOADS, "loads")?.call((bytes,), Some(&keywords))
 }
 
 /// The main module, under both of its names: a child of `multiprocessing` uses the second.

@@ -3,9 +3,11 @@
 use crate::bystanders::{enter, enter_always};
 use crate::crew::Crew;
 use crate::engine::{Engine, MapCall, Plan, TaskOptions};
+use crate::events::EventStream;
 use crate::functions::PyDefinition;
 use crate::inline::Inline;
 use crate::input::Input;
+use crate::nested::Nested;
 use crate::process;
 use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
@@ -80,6 +82,10 @@ impl RetryPlan {
 /// As the face gives them: seconds from the start, seconds to end, and whether to run again.
 type Options<'py> = (Option<f64>, f64, Option<PyRef<'py, RetryPlan>>);
 
+/// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
+/// pool is broken, or None for as long as usual.
+type Patience = (Option<f64>, Option<f64>);
+
 fn options_of((time, grace, retry): Options<'_>) -> TaskOptions {
     TaskOptions {
         limits: Limits {
@@ -94,12 +100,73 @@ impl PoolBase {
     fn check_process(&self) -> PyResult<()> {
         process::check(self.generation, "this pool")
     }
+
+    fn run<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        options: TaskOptions,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.check_process()?;
+        let _inside = enter(function.py())?;
+        self.engine.submit(function, args, kwargs, options)
+    }
+}
+
+/// What a pool with options of its own for tasks is made of. All of `submit` is native: a function of Python
+/// that handed the arguments on would cost a third of it.
+#[pyclass(subclass, frozen, module = "manyhands._core")]
+pub(crate) struct ViewBase {
+    /// A pool, or what gives one.
+    pool: Py<PyAny>,
+    options: TaskOptions,
+}
+
+#[pymethods]
+impl ViewBase {
+    #[new]
+    fn new(pool: Py<PyAny>, options: Options<'_>) -> Self {
+        let options = options_of(options);
+        Self { pool, options }
+    }
+
+    /// As `Pool.submit`.
+    #[pyo3(signature = (function, /, *args, **kwargs))]
+    fn submit<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = function.py();
+        let pool = self._pool(py)?.cast_into::<PoolBase>()?;
+        pool.get().run(function, args, kwargs, self.options.clone())
+    }
+
+    /// The pool.
+    fn _pool<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let pool = self.pool.bind(py);
+        if pool.is_instance_of::<PoolBase>() {
+            return Ok(pool.clone());
+        }
+        pool.call0()
+    }
+
+    /// What it was made of.
+    fn _source<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        self.pool.bind(py).clone()
+    }
 }
 
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of a pool, by position"
+    )]
     fn new(
         engine: &str,
         workers: usize,
@@ -108,11 +175,33 @@ impl PoolBase {
         copy: bool,
         name: &str,
         options: Options<'_>,
+        patience: Patience,
+        events: Option<PyRef<'_, EventStream>>,
     ) -> PyResult<Self> {
+        let patience = (patience.0.map(nanos), patience.1.map(nanos));
         let engine: Box<dyn Engine> = match engine {
-            "process" => Box::new(Processes::new(workers, initializer, show_args)?),
-            "thread" => Box::new(Crew::new(workers, initializer, show_args, name)),
-            "inline" => Box::new(Inline::new(initializer, show_args, copy)),
+            "process" => Box::new(Processes::new(
+                workers,
+                initializer,
+                show_args,
+                patience,
+                events.map(|stream| stream.events()),
+            )?),
+            "thread" => Box::new(Crew::new(
+                workers,
+                initializer,
+                show_args,
+                name,
+                events.map(|stream| stream.sink()),
+            )),
+            "inline" => Box::new(Inline::new(
+                initializer,
+                show_args,
+                copy,
+                events.map(|stream| stream.sink()),
+            )),
+            // Not asked for by name: `Pool` makes it where a task uses the pool that runs it.
+            "nested" => Box::new(Nested::new()?),
             _ => return Err(PyValueError::new_err(format!("no engine {engine:?}"))),
         };
         Ok(Self {
@@ -147,25 +236,7 @@ impl PoolBase {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.check_process()?;
-        let _inside = enter(function.py())?;
-        self.engine
-            .submit(function, args, kwargs, self.options.clone())
-    }
-
-    /// As `submit`, with limits of its own.
-    fn _submit<'py>(
-        &self,
-        options: Options<'_>,
-        function: &Bound<'py, PyAny>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: &Bound<'py, PyDict>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.check_process()?;
-        let _inside = enter(function.py())?;
-        let kwargs = (!kwargs.is_empty()).then_some(kwargs);
-        self.engine
-            .submit(function, args, kwargs, options_of(options))
+        self.run(function, args, kwargs, self.options.clone())
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
@@ -216,6 +287,14 @@ impl PoolBase {
         }
     }
 
+    /// Asks what runs to end.
+    fn _ask(&self, py: Python<'_>) {
+        if self.generation == process::generation() {
+            let _inside = enter_always();
+            self.engine.ask(py);
+        }
+    }
+
     /// Waits until all tasks have ended and, with `workers`, the workers are gone; false if the
     /// time was up.
     fn _wait(&self, py: Python<'_>, workers: bool, timeout: Option<f64>) -> PyResult<bool> {
@@ -239,6 +318,21 @@ impl PoolBase {
         }
     }
 
+    /// A number that no other pool of this process has; 0 for one that no other process can use.
+    fn _number(&self) -> u32 {
+        self.engine.number()
+    }
+
+    /// How many tasks failed without anybody asking, and one of them in words. With `all` those whose futures are
+    /// still there are among them.
+    fn _take_unseen(&self, py: Python<'_>, all: bool) -> (u64, Option<String>) {
+        if self.generation == process::generation() {
+            self.engine.take_unseen(py, all)
+        } else {
+            (0, None)
+        }
+    }
+
     /// How many tasks have not ended.
     fn _pending(&self) -> usize {
         if self.generation == process::generation() {
@@ -246,6 +340,13 @@ impl PoolBase {
         } else {
             0
         }
+    }
+
+    /// What `manyhands.Pool.dump` shows.
+    fn _dump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.check_process()?;
+        let _inside = enter(py)?;
+        self.engine.dump(py)
     }
 
     /// What `manyhands.Pool.stats` shows.

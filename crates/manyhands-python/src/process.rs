@@ -1,9 +1,10 @@
 //! What this process has one of: its supervisor, and its generation among forks.
 
-use crate::bystanders;
+use crate::{bystanders, clock, store};
 use manyhands_runtime::{Launcher, Supervisor, close_life_lines_after_fork};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -66,6 +67,8 @@ pub(crate) fn supervisor() -> PyResult<Arc<Supervisor>> {
 pub(crate) fn after_fork_in_child() {
     close_life_lines_after_fork();
     bystanders::forget_parent();
+    clock::forget_parent();
+    store::after_fork_in_child();
     SUPERVISOR.store(std::ptr::null_mut(), Ordering::Release);
     // Relaxed: one thread runs here.
     GENERATION.fetch_add(1, Ordering::Relaxed);
@@ -147,13 +150,20 @@ pub(crate) fn ring_completions() -> PyResult<()> {
     Ok(())
 }
 
-/// Takes what was logged: whether it is a warning, and the text.
+/// A line of the log: whether it is a warning, the text, and the stack that belongs to it, as a worker wrote
+/// it.
+type LogTuple<'py> = (bool, String, Option<Bound<'py, PyBytes>>);
+
+/// Takes what was logged.
 #[pyfunction]
-pub(crate) fn take_logs() -> PyResult<Vec<(bool, String)>> {
+pub(crate) fn take_logs(py: Python<'_>) -> PyResult<Vec<LogTuple<'_>>> {
     Ok(supervisor()?
         .take_logs()
         .into_iter()
-        .map(|line| (line.warning, line.text))
+        .map(|line| {
+            let stack = line.stack.map(|stack| PyBytes::new(py, &stack));
+            (line.warning, line.text, stack)
+        })
         .collect())
 }
 

@@ -1,15 +1,17 @@
 //! The process engine: tasks become bytes and run in worker processes.
 
 use crate::bystanders::detach;
-use crate::calls::{self, Call, HIDE_ARGS};
+use crate::calls::{self, Call, HIDE_ARGS, Large};
+use crate::dump::dump_dict;
 use crate::engine::{Engine, MapCall, TaskOptions};
 use crate::feed::{Feed, FeedOptions};
 use crate::future::{TaskFuture, Work};
 use crate::results::Source;
-use crate::{hooks, outcome, pool, process};
+use crate::{hooks, local, outcome, pool, process};
 use manyhands_os::coarse_nanos;
 use manyhands_runtime::{
-    Awaited, Block, Entry, Initializer, Pool, PoolOptions, Refused, Task, TaskKind,
+    Awaited, Block, Entry, Events, Initializer, Pool, PoolOptions, PoolStats, Refused,
+    STALLED_AFTER, Task, TaskKind,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -31,16 +33,24 @@ pub(crate) fn wait_for(
     if pool.poll(awaited) {
         return Ok(true);
     }
+    forward_logs(pool)?;
     detach(py, || {
         pool.wait(awaited, deadline, || {
             // Signals are the main thread's; others need not wait for Python to look for them.
             if manyhands_os::is_main_thread() {
-                Python::attach(|py| py.check_signals())
-            } else {
-                Ok(())
+                Python::attach(|py| py.check_signals())?;
             }
+            forward_logs(pool)
         })
     })
+}
+
+/// Hands on what the supervisor has logged: who waits for a task should hear that it is stuck.
+fn forward_logs(pool: &Pool) -> PyResult<()> {
+    if pool.has_logs() {
+        Python::attach(|py| hooks::forward_logs(py)?.call0().map(drop))?;
+    }
+    Ok(())
 }
 
 /// A pool of worker processes.
@@ -138,10 +148,12 @@ impl Processes {
         workers: usize,
         initializer: pool::Initializer<'_>,
         show_args: bool,
+        (stuck_after, stalled_after): (Option<u64>, Option<u64>),
+        events: Option<Arc<Events>>,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
-                let call = calls::encode_call(&function, &args, None)?;
+                let call = calls::encode_call(&function, &args, None, Large::Within)?;
                 let payload = call.payload.with(<[u8]>::to_vec)?;
                 let Call {
                     definition,
@@ -165,6 +177,9 @@ impl Processes {
                 workers,
                 initializer,
                 cores,
+                stuck_after,
+                stalled_after: stalled_after.unwrap_or(STALLED_AFTER),
+                events,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
@@ -188,7 +203,7 @@ impl Engine for Processes {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         this.ready(function)?;
-        let call = calls::encode_call(function, args, kwargs)?;
+        let call = calls::encode_call(function, args, kwargs, Large::Apart { waits: true })?;
         let future = hooks::future(py)?.call0()?;
         let task = this.send(py, call, options)?;
         let work = Work::Process(this.pool.clone(), task);
@@ -230,8 +245,27 @@ impl Engine for Processes {
         detach(py, || self.0.pool.close(cancel, kill));
     }
 
+    fn ask(&self, py: Python<'_>) {
+        detach(py, || self.0.pool.stop_all());
+    }
+
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool> {
-        Ok(detach(py, || self.0.pool.wait_quiet(workers, time)))
+        let is_quiet = detach(py, || self.0.pool.wait_quiet(workers, time));
+        forward_logs(&self.0.pool)?;
+        Ok(is_quiet)
+    }
+
+    fn number(&self) -> u32 {
+        self.0.pool.number()
+    }
+
+    fn take_unseen(&self, py: Python<'_>, all: bool) -> (u64, Option<String>) {
+        let (count, task) = self.0.pool.take_unseen(all);
+        let example = task.and_then(|task| {
+            let error = outcome::value(py, &task, task.outcome()?).err()?;
+            Some(local::described(py, Some(error.into_value(py).as_any())))
+        });
+        (count, example)
     }
 
     fn pending(&self) -> usize {
@@ -239,34 +273,43 @@ impl Engine for Processes {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.0.pool.stats();
-        let answer = PyDict::new(py);
-        let workers = stats
-            .workers
-            .iter()
-            .map(|worker| {
-                let item = PyDict::new(py);
-                item.set_item("slot", worker.slot)?;
-                item.set_item("pid", worker.pid)?;
-                item.set_item("restarts", worker.restarts)?;
-                item.set_item("done", worker.done)?;
-                item.set_item("busy", worker.busy_nanos as f64 / 1e9)?;
-                item.set_item("task_age", worker.task_age.map(|nanos| nanos as f64 / 1e9))?;
-                item.set_item("task_index", worker.task_index)?;
-                let task = worker.definition.as_ref().map(|known| known.label());
-                item.set_item("task", task)?;
-                item.set_item("resident", manyhands_os::resident_bytes(worker.pid))?;
-                item.set_item("waiting", worker.waiting)?;
-                item.set_item("age", worker.age as f64 / 1e9)?;
-                Ok(item)
-            })
-            .collect::<PyResult<Vec<_>>>()?;
-        answer.set_item("workers", workers)?;
-        answer.set_item("queued", stats.queued)?;
-        answer.set_item("pending", stats.pending)?;
-        answer.set_item("done", stats.done)?;
-        answer.set_item("deaths", stats.deaths)?;
-        answer.set_item("late_wakes", stats.late_wakes)?;
-        Ok(answer)
+        stats_dict(py, &self.0.pool.stats())
     }
+
+    fn dump<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        dump_dict(py, &detach(py, || self.0.pool.dump()))
+    }
+}
+
+fn stats_dict<'py>(py: Python<'py>, stats: &PoolStats) -> PyResult<Bound<'py, PyDict>> {
+    let answer = PyDict::new(py);
+    let workers = stats
+        .workers
+        .iter()
+        .map(|worker| {
+            let item = PyDict::new(py);
+            item.set_item("slot", worker.slot)?;
+            item.set_item("pid", worker.pid)?;
+            item.set_item("restarts", worker.restarts)?;
+            item.set_item("done", worker.done)?;
+            item.set_item("busy", worker.busy_nanos as f64 / 1e9)?;
+            item.set_item("task_age", worker.task_age.map(|nanos| nanos as f64 / 1e9))?;
+            item.set_item("task_index", worker.task_index)?;
+            let task = worker.definition.as_ref().map(|known| known.label());
+            item.set_item("task", task)?;
+            item.set_item("resident", manyhands_os::resident_bytes(worker.pid))?;
+            item.set_item("waiting", worker.waiting)?;
+            item.set_item("age", worker.age as f64 / 1e9)?;
+            item.set_item("leases", worker.leases)?;
+            Ok(item)
+        })
+        .collect::<PyResult<Vec<_>>>()?;
+    answer.set_item("workers", workers)?;
+    answer.set_item("queued", stats.queued)?;
+    answer.set_item("pending", stats.pending)?;
+    answer.set_item("done", stats.done)?;
+    answer.set_item("deaths", stats.deaths)?;
+    answer.set_item("late_wakes", stats.late_wakes)?;
+    answer.set_item("left_behind", 0)?;
+    Ok(answer)
 }

@@ -1,6 +1,7 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::bystanders::{detach, enter, is_ending};
+use crate::pool::deadline_after;
 use crate::{hooks, local, process};
 use manyhands_runtime::Tally;
 use pyo3::exceptions::{
@@ -32,6 +33,20 @@ pub(crate) struct Failed {
     pub(crate) attempts: u8,
     /// Whether its worker died of it: what was sent is not unpickled here, too.
     pub(crate) died: bool,
+    /// Whether its time was up, in this process.
+    pub(crate) is_timeout: bool,
+}
+
+impl Failed {
+    pub(crate) fn new(error: PyErr, pid: i32, attempts: u8) -> Self {
+        Self {
+            error,
+            pid,
+            attempts,
+            died: false,
+            is_timeout: false,
+        }
+    }
 }
 
 /// Whether what was raised here is to be raised at once, whatever becomes of items that fail: a Ctrl-C, and
@@ -70,8 +85,8 @@ pub(crate) trait Source: Send {
     /// can be done.
     fn cancel(&mut self, py: Python<'_>, kill: bool);
 
-    /// Takes all input now, whatever that needs of memory.
-    fn take_all_input(&mut self, py: Python<'_>) -> PyResult<()>;
+    /// Takes all input now, whatever that needs of memory, or what comes until that nanosecond.
+    fn take_all_input(&mut self, py: Python<'_>, until: u64) -> PyResult<()>;
 
     /// The consumer waits for the end of the pool, or is back from that. Items that have more to yield
     /// than there is room for fail meanwhile.
@@ -371,15 +386,17 @@ impl ResultsBase {
     }
 
     /// The calling thread is about to wait for the end of the pool. A map that nobody has taken from has
-    /// all of its input taken, so that it runs to its end; one that this thread took from is left.
-    fn _leave(&self, py: Python<'_>) -> PyResult<()> {
+    /// all of its input taken, so that it runs to its end, or what comes in so many seconds; one that this
+    /// thread took from is left.
+    fn _leave(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<()> {
         let _inside = enter(py)?;
         if !self.used.load(Ordering::Relaxed) {
             let mut taking = self.lock(py)?;
             if taking.over {
                 return Ok(());
             }
-            return taking.source.take_all_input(py);
+            let until = deadline_after(seconds).unwrap_or(u64::MAX);
+            return taking.source.take_all_input(py, until);
         }
         if self.taker.load(Ordering::Relaxed) == this_thread()
             && let Ok(mut taking) = self.taking.try_lock()
@@ -562,12 +579,7 @@ impl ResultsBase {
                         return Err(stopped(slf, error)?);
                     }
                     Err(error) => {
-                        let failed = Failed {
-                            error,
-                            pid: 0,
-                            attempts: 1,
-                            died: false,
-                        };
+                        let failed = Failed::new(error, 0, 1);
                         let value = py.None().into_bound(py);
                         let taken = Taken {
                             outcome: Ok(value),
@@ -598,6 +610,7 @@ impl ResultsBase {
             error,
             pid,
             attempts,
+            is_timeout,
             ..
         } = failed;
         if taking.on_error == OnError::Raise {
@@ -607,8 +620,15 @@ impl ResultsBase {
             return Err(PyErr::from_value(error));
         }
         let error = error.into_value(py);
-        let failure =
-            hooks::failure(py)?.call1((&error, index, input.clone(), attempts, pid, slf))?;
+        let failure = hooks::failure(py)?.call1((
+            &error,
+            index,
+            input.clone(),
+            attempts,
+            pid,
+            is_timeout,
+            slf,
+        ))?;
         match taking.on_error {
             OnError::Return if taking.with_input => {
                 let pair = PyTuple::new(

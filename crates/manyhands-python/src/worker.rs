@@ -3,17 +3,21 @@
 use crate::calls::{self, HIDE_ARGS, Item};
 use crate::codec::{Decoder, Encoder};
 use crate::local::{self, Kind};
-use crate::pickle;
+use crate::needs;
+use crate::nested;
+use crate::octets;
+use crate::pickle::{self, Dumped};
+use crate::store;
 use manyhands_runtime::{
-    Birth, Claimed, Next, Request, ResultKind, Section, StopWord, TaskKind, Unreadable, Unwanted,
-    WorkerEnd, Zygote,
+    Birth, Buffer, Claimed, Filled, Next, Request, ResultKind, Section, StopWord, TaskKind,
+    Unreadable, Unwanted, WorkerEnd, Zygote,
 };
-use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use std::collections::HashMap;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -130,9 +134,14 @@ impl PyZygote {
 
 /// A definition as a worker keeps it.
 enum Known {
-    Bytes(Vec<u32>, Vec<u8>),
+    /// What it needs, its bytes, and the buffers that they speak of.
+    Bytes(Vec<u32>, Vec<u8>, Vec<Buffer>),
     Loaded(Py<PyAny>),
 }
+
+/// What is said of a write to what was put.
+const LOCKED: &str = "manyhands: what put() made is one memory for all who have it, and read-only: take .copy() of \
+    it to change it, or make it with share() for all to write to";
 
 /// What an error message may show of a call.
 #[derive(Default)]
@@ -154,6 +163,10 @@ struct Worker<'py> {
     encode_error: Bound<'py, PyAny>,
     idle: Bound<'py, PyAny>,
     out: Vec<u8>,
+    /// What came read-only with the task that ran last.
+    came_locked: Vec<store::ReadOnly>,
+    /// Those of the result in `out`.
+    filled: Vec<Filled>,
     retry: Retrying,
     block: OpenBlock<'py>,
     decoder: Decoder,
@@ -234,6 +247,9 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
     let birth = taken.ok_or_else(|| PyValueError::new_err("this worker was born already"))?;
     let end = WorkerEnd::new(birth, manyhands_os::cpu_count())?;
     let _first = STOP.set(end.stop_word());
+    nested::set_caller(end.caller());
+    store::set_views(end.views());
+    answer_dumps(py, &end)?;
     let resolve = py.import("manyhands._resolve")?;
     let worker = py.import("manyhands._worker")?;
     Worker {
@@ -247,12 +263,28 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         encode_error: worker.getattr("encode_error")?,
         idle: worker.getattr("idle")?,
         out: Vec::new(),
+        came_locked: Vec::new(),
+        filled: Vec::new(),
         retry: Retrying::default(),
         block: OpenBlock::default(),
         decoder: Decoder::default(),
         encoder: Encoder::default(),
     }
     .run()
+}
+
+/// Has the interpreter write its stacks when the parent asks for them. Where something that was preloaded
+/// handles the signal it stays with that, and the parent hears nothing.
+fn answer_dumps(py: Python<'_>, end: &WorkerEnd) -> PyResult<()> {
+    let signal = manyhands_os::dump_signal();
+    if !manyhands_os::is_unhandled(signal) {
+        return Ok(());
+    }
+    let descriptor = end.dump_descriptor().as_raw_fd();
+    let worker = py.import("manyhands._worker")?;
+    worker.call_method1("write_stacks", (signal, descriptor))?;
+    end.answer_dumps()?;
+    Ok(())
 }
 
 impl Retrying {
@@ -286,9 +318,12 @@ impl<'py> Worker<'py> {
                 }
                 Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Exit => return Ok(()),
                 Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Discard => {
+                    self.close_block();
+                    self.take_in(&claimed)?;
                     self.end.discard(&claimed)?;
                 }
                 Some(Next::Record(claimed)) => {
+                    self.close_block();
                     let initializes = claimed
                         .as_ref()
                         .is_ok_and(|claimed| claimed.kind == TaskKind::Initialize);
@@ -301,17 +336,41 @@ impl<'py> Worker<'py> {
         }
     }
 
+    /// The block that was open has ended: what it ran may carry much, and be gone for the parent.
+    fn close_block(&mut self) {
+        if self.block.function.is_some() {
+            self.block = OpenBlock::default();
+        }
+    }
+
+    /// Takes in what came with a record that runs nothing.
+    fn take_in(&mut self, claimed: &Claimed) -> PyResult<()> {
+        let (known, last) = (&mut self.known, &mut self.last);
+        let (mut needs, mut retry) = (Vec::new(), Retrying::default());
+        let mut buffers = Vec::new();
+        let visit = |section: Section<'_>| {
+            learn(known, last, &mut needs, &mut retry, &mut buffers, section);
+        };
+        match self.end.payload(claimed, visit) {
+            Ok(_nothing) => Ok(()),
+            Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
+        }
+    }
+
     /// Makes ready what the items of a block run.
     fn open_block(&mut self, claimed: Claimed) {
         self.decoder.forget_classes();
         self.encoder = Encoder::default();
         let (definition, attempt) = (claimed.definition, claimed.attempt);
         let hide_args = claimed.tag & HIDE_ARGS != 0;
+        nested::set_hides(hide_args);
         let mut needs = Vec::new();
         self.retry = Retrying::of(&claimed);
         let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
+        // Blocks have none: what comes is released.
+        let mut buffers = Vec::new();
         let opened = self.end.open_block(claimed, |section| {
-            learn(known, last, &mut needs, retry, section);
+            learn(known, last, &mut needs, retry, &mut buffers, section);
         });
         let function = match opened {
             Ok(()) => self.function(needs, definition),
@@ -413,7 +472,7 @@ impl<'py> Worker<'py> {
             },
             Item::Star(args) => function.call1(args),
         };
-        match answer {
+        match nested::settle(py, answer) {
             Ok(value) => Ok((value, item)),
             Err(error) => Err((error, Some(item))),
         }
@@ -429,7 +488,7 @@ impl<'py> Worker<'py> {
     }
 
     fn finish_item(&mut self, tag: u8, more: bool) -> PyResult<()> {
-        let sent = self.end.finish_item(tag, &self.out, more);
+        let sent = self.publish(tag, more, true);
         sent.map_err(|error| {
             let size = self.out.len();
             PyRuntimeError::new_err(format!(
@@ -465,16 +524,15 @@ impl<'py> Worker<'py> {
             }
             self.retry.has_yielded = true;
             if alone {
-                self.end
-                    .finish_part(ResultKind::Value, tag, &self.out, true)?;
+                self.publish(tag, true, false)?;
             } else {
                 self.finish_item(tag, true)?;
             }
         }
         self.out.clear();
+        self.filled.clear();
         if alone {
-            self.end
-                .finish(ResultKind::Value, calls::NOTHING, &self.out)?;
+            self.publish(calls::NOTHING, false, false)?;
             return Ok(());
         }
         self.finish_item(calls::NOTHING, false)
@@ -488,6 +546,7 @@ impl<'py> Worker<'py> {
         let outcome = match claimed {
             Ok(claimed) => {
                 (index, attempt, tag) = (claimed.index, claimed.attempt, claimed.tag);
+                nested::set_hides(tag & HIDE_ARGS != 0);
                 is_streamed = claimed.is_streamed();
                 self.execute(&claimed, &mut shown)
             }
@@ -512,24 +571,21 @@ impl<'py> Worker<'py> {
         let may_again = outcome.is_err() && shown.function.is_some();
         let outcome = outcome.and_then(|value| self.encode_with(&value));
         match outcome {
-            Ok(result_tag) => {
-                let sent = self.end.finish(ResultKind::Value, result_tag, &self.out);
-                match sent {
-                    Ok(()) => Ok(true),
-                    Err(error) => {
-                        let size = self.out.len();
-                        let why = format!("the result of {size} bytes could not be sent: {error}");
-                        self.fail(
-                            PyRuntimeError::new_err(why),
-                            Shown::default(),
-                            index,
-                            attempt,
-                            false,
-                        )?;
-                        Ok(false)
-                    }
+            Ok(result_tag) => match self.publish(result_tag, false, false) {
+                Ok(()) => Ok(true),
+                Err(error) => {
+                    let size = self.out.len();
+                    let why = format!("the result of {size} bytes could not be sent: {error}");
+                    self.fail(
+                        PyRuntimeError::new_err(why),
+                        Shown::default(),
+                        index,
+                        attempt,
+                        false,
+                    )?;
+                    Ok(false)
                 }
-            }
+            },
             Err(error) => {
                 if tag & HIDE_ARGS != 0 {
                     shown.call = None;
@@ -561,24 +617,33 @@ impl<'py> Worker<'py> {
         let mut needs = Vec::new();
         self.retry = Retrying::of(claimed);
         let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
+        let mut buffers = Vec::new();
         let bytes = self
             .end
             .payload(claimed, |section| {
-                learn(known, last, &mut needs, retry, section);
+                learn(known, last, &mut needs, retry, &mut buffers, section);
             })
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
         // Bindings come before the arguments that name them.
         for id in needs {
             resolve(self.py, known, &self.load, id)?;
         }
-        let (own, args, kwargs) = calls::decode_call(self.py, claimed.tag, bytes)?;
+        let views = store::views(self.py, &buffers)?;
+        self.came_locked = store::read_only(&views);
+        drop(buffers);
+        let (own, args, kwargs) = calls::decode_call(self.py, claimed.tag, bytes, views)?;
         let function = match own {
             Some(function) => function,
             None => self.function(Vec::new(), claimed.definition)?,
         };
         let answer = {
             let _may_stop = MayStop::new(&self.end);
-            function.call(&args, kwargs.as_ref())
+            let answer = function.call(&args, kwargs.as_ref());
+            let answer = match answer {
+                Ok(value) if claimed.is_gathered() && is_generator(&value) => gather(&value),
+                answer => answer,
+            };
+            nested::settle(self.py, answer)
         };
         match answer {
             Ok(value) => Ok(value),
@@ -596,35 +661,62 @@ impl<'py> Worker<'py> {
     #[inline]
     fn encode_with(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
         self.out.clear();
+        self.filled.clear();
         if self.encoder.encode(value, &mut self.out) {
             return Ok(calls::PLAIN);
         }
         self.out.clear();
-        let bytes = match pickle::dumps(self.py, value) {
-            Ok(bytes) => bytes,
-            Err(_) => self.dumps.call1((value,))?.cast_into::<PyBytes>()?,
+        if let Ok(gathered) = value.cast::<Gathered>() {
+            let list = gathered.get().0.bind(self.py).clone();
+            return Ok(self.encode_with(list.as_any())? | calls::GATHERED);
+        }
+        let value = &octets::of_value(value)?;
+        let dumped = needs::returning(|| pickle::dumps_apart(self.py, value, store::LARGE));
+        let bytes = match dumped {
+            Ok(Dumped { bytes, buffers }) => match store::fill(&mut self.end, &buffers)? {
+                Some(filled) => {
+                    self.filled = filled;
+                    bytes
+                }
+                // The store has no room.
+                None => {
+                    store::check_memory(&buffers)?;
+                    needs::returning(|| pickle::dumps(self.py, value))?
+                }
+            },
+            Err(_) => needs::returning(|| self.dumps.call1((value,)))?.cast_into::<PyBytes>()?,
         };
         self.out.extend_from_slice(bytes.as_bytes());
         Ok(calls::PICKLE)
     }
 
+    /// Publishes the result that is in `out`, of an item of a block or of a task; `more` if that has not
+    /// ended with it.
+    #[inline]
+    fn publish(&mut self, tag: u8, more: bool, of_block: bool) -> std::io::Result<()> {
+        let (end, out) = (&mut self.end, &self.out);
+        if !self.filled.is_empty() {
+            let filled = std::mem::take(&mut self.filled);
+            end.finish_with_buffers(tag, out, filled, more)
+        } else if of_block {
+            end.finish_item(tag, out, more)
+        } else {
+            end.finish_part(ResultKind::Value, tag, out, more)
+        }
+    }
+
     /// Whether what failed with this is to run again, as far as the worker knows.
-    fn is_to_run_again(&mut self, error: &PyErr) -> PyResult<bool> {
+    fn is_to_run_again(&mut self, error: &PyErr) -> bool {
         let Retrying {
             may,
             policy,
             has_yielded,
         } = self.retry;
         if !may || has_yielded {
-            return Ok(false);
+            return false;
         }
-        match policy {
-            None => Ok(error.is_instance_of::<PyException>(self.py)),
-            Some(id) => {
-                let policy = resolve(self.py, &mut self.known, &self.load, id)?;
-                policy.call1((error.value(self.py),))?.is_truthy()
-            }
-        }
+        let policy = policy.map(|id| resolve(self.py, &mut self.known, &self.load, id));
+        local::has_again(self.py, error, policy)
     }
 
     /// Publishes a failure; with `may_again` it may be one after which to run again.
@@ -636,16 +728,13 @@ impl<'py> Worker<'py> {
         attempt: u8,
         may_again: bool,
     ) -> PyResult<()> {
-        let mut again = false;
-        if may_again {
-            match self.is_to_run_again(&error) {
-                Ok(answer) => again = answer,
-                Err(problem) => {
-                    // Of two errors the task's own is the one to tell of.
-                    let text = format!("manyhands: its retry's predicate raised {problem}");
-                    error.value(self.py).call_method1("add_note", (text,))?;
-                }
-            }
+        let again = may_again && self.is_to_run_again(&error);
+        if store::any_used(&std::mem::take(&mut self.came_locked))
+            && error.is_instance_of::<PyValueError>(self.py)
+            && error.to_string().contains("read-only")
+        {
+            let value = error.value(self.py);
+            value.call_method1("add_note", (LOCKED,))?;
         }
         let error = error.into_value(self.py);
         let slot = self.end.slot();
@@ -675,6 +764,21 @@ impl<'py> Worker<'py> {
     }
 }
 
+/// All that a generator yields, as one value that says so.
+#[cold]
+fn gather<'py>(generator: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let values = generator.try_iter()?.collect::<PyResult<Vec<_>>>()?;
+    let gathered = Bound::new(
+        generator.py(),
+        Gathered(PyList::new(generator.py(), values)?.unbind()),
+    )?;
+    Ok(gathered.into_any())
+}
+
+/// What a generator has yielded.
+#[pyclass(module = "manyhands._core", frozen)]
+struct Gathered(Py<PyList>);
+
 /// Whether what a task returned is to be taken from one by one.
 #[inline]
 fn is_generator(value: &Bound<'_, PyAny>) -> bool {
@@ -687,11 +791,13 @@ fn learn(
     last: &mut Option<(u32, Bound<'_, PyAny>)>,
     needs: &mut Vec<u32>,
     retry: &mut Retrying,
+    buffers: &mut Vec<Buffer>,
     section: Section<'_>,
 ) {
     match section {
-        Section::Define(id, needs, bytes) => {
-            known.insert(id, Known::Bytes(needs, bytes.to_vec()));
+        Section::Define(id, needs, buffers, bytes) => {
+            let buffers = buffers.into_iter().map(Buffer::leased).collect();
+            known.insert(id, Known::Bytes(needs, bytes.to_vec(), buffers));
         }
         Section::Forget(ids) => {
             for id in ids {
@@ -703,6 +809,7 @@ fn learn(
         }
         Section::Needs(ids) => *needs = ids,
         Section::Retry(id) => retry.policy = Some(id),
+        Section::Buffers(found) => *buffers = found.into_iter().map(Buffer::leased).collect(),
     }
 }
 
@@ -712,20 +819,22 @@ fn resolve<'py>(
     load: &Bound<'py, PyAny>,
     id: u32,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let (needs, bytes) = match known.get(&id) {
+    let needs = match known.get(&id) {
         Some(Known::Loaded(object)) => return Ok(object.bind(py).clone()),
-        Some(Known::Bytes(needs, bytes)) => (needs.clone(), bytes.clone()),
-        None => {
-            return Err(PyRuntimeError::new_err(format!(
-                "definition {id} never came"
-            )));
-        }
+        Some(Known::Bytes(needs, ..)) => needs.clone(),
+        None => Vec::new(),
     };
     for need in needs {
         resolve(py, known, load, need)?;
     }
+    let Some(Known::Bytes(_, bytes, buffers)) = known.get(&id) else {
+        return Err(PyRuntimeError::new_err(format!(
+            "definition {id} never came"
+        )));
+    };
     // It stays unloaded if this fails: the next task that needs it fails alike, by itself.
-    let object = load.call1((PyBytes::new(py, &bytes),))?;
+    let views = store::views(py, buffers)?;
+    let object = load.call1((PyBytes::new(py, bytes), views))?;
     known.insert(id, Known::Loaded(object.clone().unbind()));
     Ok(object)
 }

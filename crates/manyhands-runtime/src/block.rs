@@ -9,6 +9,7 @@
 //! block has the rest. The old one knows the new one, so that a consumer in order finds its way.
 
 use crate::definition::Definition;
+use crate::events::number_of_map;
 use crate::protocol::{ITEM_MORE, Malformed};
 use crate::task::{Breakage, Bytes, Limits, Outcome, Retry};
 use std::collections::VecDeque;
@@ -83,6 +84,8 @@ pub struct Stream {
     pub definition: Option<Arc<Definition>>,
     /// The upper bits of records' tags; the face's business.
     pub tag: u8,
+    /// Its number among all maps of this process.
+    pub number: u64,
 }
 
 impl Stream {
@@ -107,6 +110,7 @@ impl Stream {
             retry,
             definition,
             tag,
+            number: number_of_map(),
         })
     }
 
@@ -247,7 +251,7 @@ impl Block {
         bytes: Bytes,
     ) -> Arc<Self> {
         debug_assert!(count > 0 && (count == 1 || form == Form::Items));
-        let weight = AtomicU64::new(bytes.len() as u64);
+        let weight = AtomicU64::new(bytes.copied());
         Arc::new(Self {
             stream,
             first,
@@ -301,7 +305,7 @@ impl Block {
         self.stream
             .unread
             .fetch_sub(unread as usize, Ordering::Relaxed);
-        let bytes = pieces.iter().map(Piece::len).sum();
+        let bytes = pieces.iter().map(Piece::weight).sum();
         self.stream.unread_bytes.fetch_sub(bytes, Ordering::Relaxed);
         Taken { first, pieces }
     }
@@ -502,19 +506,25 @@ impl Block {
     /// Takes one end that is not in the items' form; `more` if the item has not ended with it.
     pub(crate) fn take_one(self: &Arc<Self>, outcome: Outcome, more: bool) {
         let piece = Piece::One(outcome, more);
-        let len = piece.len();
+        let len = piece.weight();
         if more {
             self.stream.yields.store(true, Ordering::Relaxed);
         }
         self.add(u32::from(!more), 1, len, |pieces| pieces.push_back(piece));
     }
 
+    /// The index of the first item that has not ended, and how many have not.
+    pub fn open_items(&self) -> (u64, u32) {
+        let state = lock(&self.state);
+        (
+            self.first + u64::from(state.ended),
+            state.count - state.ended,
+        )
+    }
+
     /// Ends all items that have not ended, in the same way; gives how many.
     pub fn end(self: &Arc<Self>, over: Over) -> usize {
-        let left = {
-            let state = lock(&self.state);
-            state.count - state.ended
-        };
+        let (_, left) = self.open_items();
         if left > 0 {
             self.add(left, 1, 0, |pieces| {
                 pieces.push_back(Piece::Over(left, over))
@@ -540,10 +550,10 @@ impl Drop for Block {
 
 impl Piece {
     /// The bytes of its values.
-    fn len(&self) -> u64 {
+    fn weight(&self) -> u64 {
         match self {
             Self::Items(bytes, _) => bytes.len() as u64,
-            Self::One(Outcome::Value(_, bytes), _) => bytes.len() as u64,
+            Self::One(Outcome::Value(_, bytes), _) => bytes.weight(),
             _ => 0,
         }
     }

@@ -2,14 +2,20 @@
 //!
 //! `MANYHANDS_CRASH_AT=name` (or `name:n` for the n-th time) kills the process with SIGKILL when it
 //! reaches the step of that name. With `MANYHANDS_CRASH_ONCE=path` only the process that manages to
-//! create that file dies, so that of many one does, and the file tells that it did. Without the
+//! create that file dies, so that of many one does, and the file tells that it did. With
+//! `MANYHANDS_STALL_AT` instead the process stands still there for ever. Without the
 //! feature `fail-points` nothing of this is compiled.
 
 /// The names of all steps; the crash table has a row for each.
 pub const FAIL_POINTS: &[&str] = &[
     "worker.started",
     "worker.claimed",
+    "worker.body_read",
     "worker.block_opened",
+    "worker.block_asked",
+    "worker.block_granted",
+    "worker.released",
+    "parent.block_granted",
     "worker.finished",
     "worker.file_sent",
     "worker.record_written",
@@ -17,6 +23,12 @@ pub const FAIL_POINTS: &[&str] = &[
     "worker.lap_published",
     "worker.announced",
     "worker.before_park",
+    "worker.line_sent",
+    "worker.call_packed",
+    "worker.call_sent",
+    "parent.call_heard",
+    "parent.call_answered",
+    "worker.woken",
     "parent.block_made",
     "parent.fork_sent",
     "parent.record_written",
@@ -29,31 +41,40 @@ pub const FAIL_POINTS: &[&str] = &[
     "zygote.reported",
 ];
 
-/// Dies here if the environment says so.
+/// Dies here if the environment says so, or never goes on.
 #[cfg(feature = "fail-points")]
 pub fn fail_point(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
-    static CHOSEN: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static CHOSEN: OnceLock<Option<(String, u64, bool)>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
     debug_assert!(
         FAIL_POINTS.contains(&name),
         "{name} has no row in the crash table"
     );
     let chosen = CHOSEN.get_or_init(|| {
-        let value = std::env::var("MANYHANDS_CRASH_AT").ok()?;
+        let read = |variable| std::env::var(variable).ok();
+        let (value, dies) = match read("MANYHANDS_CRASH_AT") {
+            Some(value) => (value, true),
+            None => (read("MANYHANDS_STALL_AT")?, false),
+        };
         Some(match value.split_once(':') {
-            Some((name, count)) => (name.to_owned(), count.parse().unwrap_or(1)),
-            None => (value, 1),
+            Some((name, count)) => (name.to_owned(), count.parse().unwrap_or(1), dies),
+            None => (value, 1, dies),
         })
     });
-    if let Some((chosen, count)) = chosen
+    if let Some((chosen, count, dies)) = chosen
         && chosen == name
         // Relaxed: a count for tests.
         && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *count
         && is_the_one()
     {
-        manyhands_os::kill_self();
+        if *dies {
+            manyhands_os::kill_self();
+        }
+        loop {
+            std::thread::park();
+        }
     }
 }
 

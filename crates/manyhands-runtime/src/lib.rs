@@ -18,9 +18,17 @@ mod definition;
 )]
 mod drain_role;
 #[cfg(not(manyhands_loom))]
+mod dump;
+#[cfg(not(manyhands_loom))]
+mod events;
+#[cfg(not(manyhands_loom))]
 mod fail_point;
 #[cfg(not(manyhands_loom))]
+mod lease;
+#[cfg(not(manyhands_loom))]
 mod life_line;
+#[cfg(not(manyhands_loom))]
+mod nested;
 #[cfg(not(manyhands_loom))]
 mod pool;
 #[cfg(not(manyhands_loom))]
@@ -30,9 +38,13 @@ mod scheduler;
 #[cfg(not(manyhands_loom))]
 mod seat;
 #[cfg(not(manyhands_loom))]
+mod store;
+#[cfg(not(manyhands_loom))]
 mod supervisor;
 #[cfg(not(manyhands_loom))]
 mod task;
+#[cfg(not(manyhands_loom))]
+mod unseen;
 #[cfg(not(manyhands_loom))]
 mod worker;
 #[cfg(not(manyhands_loom))]
@@ -46,21 +58,38 @@ pub use completions::Completions;
 #[cfg(not(manyhands_loom))]
 pub use definition::Definition;
 #[cfg(not(manyhands_loom))]
+pub use dump::{Answer, PoolDump};
+#[cfg(not(manyhands_loom))]
+pub use events::{Event, EventKind, Events, How, Label, Tasks, Who, number_of_map};
+#[cfg(not(manyhands_loom))]
 pub use fail_point::{FAIL_POINTS, fail_point};
+#[cfg(not(manyhands_loom))]
+pub use lease::{Buffer, Hold};
 #[cfg(not(manyhands_loom))]
 pub use life_line::close_life_lines_after_fork;
 #[cfg(not(manyhands_loom))]
-pub use pool::{Awaited, Initializer, Pool, PoolOptions, PoolStats, Refused, WorkerStats};
+pub use nested::caller::Caller;
 #[cfg(not(manyhands_loom))]
-pub use protocol::{ITEM_MORE, ResultKind, Section, TaskKind, WorkerKey};
+pub use pool::{
+    Awaited, Initializer, Pool, PoolOptions, PoolStats, Refused, STALLED_AFTER, WorkerStats,
+};
+#[cfg(not(manyhands_loom))]
+pub use protocol::{ITEM_MORE, Reference, ResultKind, Section, TaskKind, WorkerKey};
 #[cfg(not(manyhands_loom))]
 pub use scheduler::{Loss, Revoked, Scheduler, Slot, Work};
 #[cfg(not(manyhands_loom))]
+pub use store::{
+    InFlight, NoDisk, NoRoom, Shortage, Store, StoreBlock, StoreStats, View, Views, Waited,
+    memory_in_band, memory_to_take,
+};
+#[cfg(not(manyhands_loom))]
 pub use supervisor::{Launcher, LogLine, Supervisor};
 #[cfg(not(manyhands_loom))]
-pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Retry, Task};
+pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Retry, Stored, Task};
 #[cfg(not(manyhands_loom))]
-pub use worker::{Claimed, Next, StopWord, Unreadable, Unwanted, WorkerEnd};
+pub use unseen::{Fate, Unseen};
+#[cfg(not(manyhands_loom))]
+pub use worker::{Claimed, Filled, Next, Room, StopWord, Unreadable, Unwanted, WorkerEnd};
 #[cfg(not(manyhands_loom))]
 pub use zygote::{Birth, Request, Zygote};
 

@@ -6,24 +6,32 @@
 
 mod again;
 mod births;
+mod dumping;
 mod ending;
+mod lending;
+mod patrol;
 mod publishing;
 mod results;
 mod stopping;
+mod telling;
 mod waiting;
 
+pub(crate) use lending::Calls;
+pub(crate) use patrol::Patrol;
 pub(crate) use stopping::Stop;
 
 pub use waiting::Awaited;
 
 use crate::definition::Definition;
 use crate::drain_role::DrainRole;
+use crate::events::Events;
 use crate::protocol::{TaskKind, WorkerKey};
 use crate::scheduler::{Scheduler, Slot};
 use crate::seat::Worker;
 use crate::supervisor::{Command, Supervisor};
-use crate::task::{Breakage, Entry};
-use manyhands_os::{Event, monotonic_nanos};
+use crate::task::{Breakage, Entry, Limits, Task};
+use crate::unseen::Unseen;
+use manyhands_os::{Event, Socket, monotonic_nanos};
 use manyhands_shm::{Parked, PoolPage};
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -46,7 +54,17 @@ pub struct PoolOptions {
     pub initializer: Option<Initializer>,
     /// How many cores the pool's processes share with its parent.
     pub cores: usize,
+    /// After how many nanoseconds it is logged that a task runs for too long; none for never.
+    pub stuck_after: Option<u64>,
+    /// For how many nanoseconds nothing has to happen, with tasks pending, until the pool breaks: see
+    /// `pool/patrol.rs`.
+    pub stalled_after: u64,
+    /// Where it tells what happens, if somebody listens.
+    pub events: Option<Arc<Events>>,
 }
+
+/// What `PoolOptions::stalled_after` should be.
+pub const STALLED_AFTER: u64 = 30_000_000_000;
 
 /// What every worker runs before its first task.
 #[derive(Debug)]
@@ -102,6 +120,8 @@ pub struct WorkerStats {
     pub waiting: usize,
     /// Its age in nanoseconds.
     pub age: u64,
+    /// How many blocks of the store it has leases of.
+    pub leases: usize,
 }
 
 /// What a person may want to know of a pool.
@@ -117,6 +137,8 @@ pub struct PoolStats {
     pub done: u64,
     /// Workers that died.
     pub deaths: u64,
+    /// Workers whose tasks wait for tasks that they have submitted: their slots are lent.
+    pub lent: usize,
     /// Sleeps that ended by time although work was there: always 0 but for killed wakers.
     pub late_wakes: u64,
 }
@@ -127,6 +149,13 @@ enum Seat {
     /// The supervisor was asked for a worker.
     Asked,
     Taken(Box<Worker>),
+}
+
+impl Seat {
+    /// Whether its worker's slot is lent.
+    fn lends(&self) -> bool {
+        matches!(self, Self::Taken(worker) if worker.lends())
+    }
 }
 
 #[derive(Debug)]
@@ -153,6 +182,8 @@ pub(crate) struct State {
     /// Tokens of observers whose tasks ended, not yet handed to the face.
     ended: Vec<u64>,
     late_wakes: u64,
+    /// When results were found last by a thread that waits, in nanoseconds.
+    found_at: u64,
     /// A task waits for nothing but the kernel: the supervisor tries again soon.
     try_again: bool,
     /// When it is to be looked whether idle workers can take what waits elsewhere, if that is planned.
@@ -161,6 +192,8 @@ pub(crate) struct State {
     relieve_at: u64,
     /// Whether the supervisor looks whether running tasks have to be ended.
     is_watched: bool,
+    /// Whether it comes now and then to look whether all goes on.
+    is_patrolled: bool,
     /// The shortest time that a task had of those that came since there were none.
     shortest_limit: Option<u64>,
     /// Whether what has failed is not to run again, whatever was asked: all that waited was ended.
@@ -169,19 +202,33 @@ pub(crate) struct State {
     delayed: Vec<(u64, Entry)>,
     /// For the length of pauses.
     seed: u64,
+    /// Slots of workers that wait for what their tasks have submitted.
+    lent: usize,
+    /// Whether slots have to be opened or closed since `lent` has changed.
+    is_unsettled: bool,
 }
 
 /// A pool of workers.
 #[derive(Debug)]
 pub struct Pool {
     pub(crate) id: u32,
+    /// How many workers it has, but for spares.
+    width: usize,
     cores: usize,
+    stuck_after: Option<u64>,
+    stalled_after: u64,
     initializer: Option<Initializer>,
+    /// By which workers send their lines, and their end of it.
+    requests: Socket,
+    workers_requests: Socket,
+    events: Option<Arc<Events>>,
     page: PoolPage,
     pub(crate) event: Event,
     state: Mutex<State>,
     /// Something ended: for those who wait for the pool as a whole.
     quiet: Condvar,
+    /// Failures that nobody asked for. Its lock is a leaf.
+    unseen: Unseen<Arc<Task>>,
     supervisor: Arc<Supervisor>,
     /// Nanoseconds of spinning that waiting threads allow themselves now.
     spin: AtomicU64,
@@ -195,13 +242,23 @@ impl Pool {
             workers,
             initializer,
             cores,
+            stuck_after,
+            stalled_after,
+            events,
         } = options;
+        let (requests, workers_requests) = Socket::pair()?;
         let pool = Arc::new(Self {
+            requests,
+            workers_requests,
+            width: workers,
             // Relaxed: only distinct numbers are wanted.
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             cores,
+            stuck_after,
+            stalled_after,
             initializer,
-            page: PoolPage::create()?,
+            events,
+            page: PoolPage::create(workers as u32)?,
             event: Event::new()?,
             state: Mutex::new(State {
                 scheduler: Scheduler::new(workers),
@@ -221,16 +278,21 @@ impl Pool {
                 killed_births: 0,
                 ended: Vec::new(),
                 late_wakes: 0,
+                found_at: 0,
                 try_again: false,
                 balance_at: None,
                 relieve_at: 0,
                 is_watched: false,
+                is_patrolled: false,
                 shortest_limit: None,
                 ends_early: false,
                 delayed: Vec::new(),
                 seed: monotonic_nanos() | 1,
+                lent: 0,
+                is_unsettled: false,
             }),
             quiet: Condvar::new(),
+            unseen: Unseen::default(),
             supervisor,
             spin: AtomicU64::new(SPIN_NANOS),
         });
@@ -245,6 +307,11 @@ impl Pool {
             Ok(state) => state,
             Err(_) => crate::bug("a thread panicked while it held a pool"),
         }
+    }
+
+    /// A number that no other pool of this process has.
+    pub fn number(&self) -> u32 {
+        self.id
     }
 
     /// Whether it takes tasks; if not, why.
@@ -267,15 +334,15 @@ impl Pool {
         }
         state.pending += entry.left as usize;
         state.submits += 1;
-        if let Some(time) = entry.limits.time {
-            let shortest = state.shortest_limit.into_iter().chain([time]).min();
-            state.shortest_limit = shortest;
-            self.watch(&mut state);
+        self.say_queued(&mut state, &entry);
+        self.limit(&mut state, entry.limits);
+        if !state.is_patrolled {
+            self.start_patrol(&mut state);
         }
         // A block is worth many tasks.
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
-            && let Some(slot) = state.scheduler.choose()
+            && let Some(slot) = state.scheduler.choose(entry.depth)
         {
             let behind_another = is_block || state.scheduler.held_count(slot) > 0;
             match self.write(&mut state, slot, entry) {
@@ -299,8 +366,20 @@ impl Pool {
         Ok(())
     }
 
+    /// Has it looked whether what came with these limits keeps to them.
+    fn limit(&self, state: &mut State, limits: Limits) {
+        if let Some(time) = limits.time {
+            let shortest = state.shortest_limit.into_iter().chain([time]).min();
+            state.shortest_limit = shortest;
+            self.watch(state);
+        }
+    }
+
     /// Asks for as many workers as tasks wait for one, here or behind another task.
     fn ask_for_workers(&self, state: &mut State) {
+        if state.pending == 0 {
+            return; // what stands behind a task that is being stopped is an exit record
+        }
         let behind: usize = (0..state.seats.len())
             .map(|index| {
                 state
@@ -317,10 +396,12 @@ impl Pool {
             .count();
         let mut wanted = queued.saturating_sub(coming);
         let mut asked = false;
+        let mut places = self.width;
         for seat in &mut state.seats {
-            if wanted == 0 {
+            if wanted == 0 || places == 0 {
                 break;
             }
+            places -= usize::from(!seat.lends());
             if matches!(seat, Seat::Vacant) {
                 *seat = Seat::Asked;
                 wanted -= 1;
@@ -341,13 +422,18 @@ impl Pool {
         }
     }
 
+    /// Whether the supervisor has logged anything that nobody has taken.
+    pub fn has_logs(&self) -> bool {
+        self.supervisor.has_logs()
+    }
+
     /// Asks for all workers at once.
     pub fn start_all(&self) {
         let mut state = self.lock();
         if !matches!(state.phase, Phase::Open) {
             return;
         }
-        for seat in &mut state.seats {
+        for seat in state.seats.iter_mut().take(self.width) {
             if matches!(seat, Seat::Vacant) {
                 *seat = Seat::Asked;
             }
@@ -382,13 +468,31 @@ impl State {
         })
     }
 
-    /// Counts a birth that failed. Those of one moment have one cause, and count once.
-    fn count_failed_birth(&mut self) {
+    /// Counts a birth that failed. Those of one moment have one cause, and count once, but for those that
+    /// somebody killed.
+    fn count_failed_birth(&mut self, was_killed: bool) {
+        if was_killed {
+            self.killed_births += 1;
+            return;
+        }
         let now = monotonic_nanos();
         if now - self.last_failed_birth > ONE_MOMENT {
             self.failed_births += 1;
             self.last_failed_birth = now;
         }
+    }
+
+    /// What a worker runs that has started so many items which have not ended, the running one with them:
+    /// its entry, and how many of that come before the item.
+    fn started_entry(&self, slot: Slot, started: u32) -> Option<(&Entry, u64)> {
+        let mut before = started.checked_sub(1)?;
+        self.scheduler.held(slot).find_map(|entry| {
+            if before < entry.left {
+                return Some((entry, before.into()));
+            }
+            before -= entry.left;
+            None
+        })
     }
 
     /// Whether the worker was told to leave: what it holds is the word to do so.

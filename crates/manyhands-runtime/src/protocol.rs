@@ -31,7 +31,8 @@
 //! that is taken back leaves its file in the socket, so a worker passes over files with a smaller
 //! number than the one its record names. Of files that were not asked for yet there are at most
 //! `MOST_FILES_AHEAD`; a worker that has run out of tasks before is sent a *discard* record, which names
-//! the last file to pass over and gets an empty result.
+//! the last file to pass over and gets an empty result. An idle worker is sent one, too, if it keeps large
+//! buffers of definitions that it is to forget.
 //!
 //! **Result record**, in the result ring:
 //!
@@ -40,7 +41,8 @@
 //! | 0-3   | length of the record, a multiple of 8                                       |
 //! | 4     | kind (`ResultKind`)                                                         |
 //! | 5     | tag                                                                         |
-//! | 6     | flags: bit 0 = the payload is in a message file; bit 2 = the worker could   |
+//! | 6     | flags: bit 0 = the payload is in a message file; bit 1 = before the payload |
+//! |       | stand sections, as in a body, counted with it; bit 2 = the worker could     |
 //! |       | not read the task's body, so what came with it is unknown to it; bit 4 =    |
 //! |       | the task has yielded this and has not ended                                 |
 //! | 7     | zero                                                                        |
@@ -56,13 +58,14 @@
 //!
 //! **Reserved**, so that what comes later changes no layout: the frozen bit of the queue word (a time
 //! limit freezes, asks, kills); section kinds 16 to 31 for the options of a task (time limit, seed,
-//! context, references to stored objects); result kinds 16 to 31 for requests of a worker to its
-//! parent (nested submit, put, release), which carry no number of a task; the attempt byte. A worker
+//! context); result kinds 18 to 31 for requests of a worker to its
+//! parent, which carry no number of a task; the attempt byte. A worker
 //! passes over sections that it does not know; a parent kills a worker whose result it does not know.
 
 use std::sync::Arc;
 
 use crate::definition::Definition;
+use crate::lease::Buffer;
 
 /// Length of both records' heads.
 pub(crate) const HEAD: usize = 24;
@@ -86,6 +89,9 @@ pub(crate) const FLAG_STREAM: u8 = 8;
 /// In a task: its time is limited, so that its start has to be known.
 pub(crate) const FLAG_TIMED: u8 = 32;
 
+/// In a task: what it yields comes as one list.
+pub(crate) const FLAG_GATHER: u8 = 128;
+
 /// In a task: if it fails, the worker says whether it is to run again.
 pub(crate) const FLAG_RETRY: u8 = 64;
 
@@ -101,7 +107,8 @@ pub const ITEM_MORE: u8 = 0x40;
 /// Length of what stands before the body of a block: count and zero.
 pub(crate) const BLOCK_PREFIX: usize = 8;
 
-/// Definition: `u32` id, `u32` count of needs, the needs' ids, bytes.
+/// Definition: `u32` id, `u32` count of needs, `u32` count of buffers, the needs' ids, the buffers that the
+/// bytes speak of as in `SECTION_BUFFERS`, bytes.
 pub(crate) const SECTION_DEFINE: u8 = 1;
 /// Ids of definitions that no task will need again.
 pub(crate) const SECTION_FORGET: u8 = 2;
@@ -109,6 +116,14 @@ pub(crate) const SECTION_FORGET: u8 = 2;
 pub(crate) const SECTION_NEEDS: u8 = 3;
 /// The id of the definition that says after which failures the task runs again.
 pub(crate) const SECTION_RETRY: u8 = 4;
+/// The large buffers that the payload speaks of, in its order: each the `u64` number of a block of the
+/// store, where in it the buffer starts, its length, and `MODE_*`. Also in results.
+pub(crate) const SECTION_BUFFERS: u8 = 5;
+
+/// Of a buffer: who gets it may write to it, and nobody else sees that.
+const MODE_WRITABLE: u64 = 0;
+/// Nobody writes to it.
+const MODE_READ_ONLY: u64 = 1;
 
 /// What a task record asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +135,7 @@ pub enum TaskKind {
     Initialize = 2,
     /// Leave.
     Exit = 3,
-    /// Pass over message files up to the one whose number is the index.
+    /// Pass over message files up to the one whose number is the index, and take in what came along.
     Discard = 4,
     /// Run the items of a block, one after another.
     Block = 5,
@@ -137,6 +152,12 @@ pub enum ResultKind {
     /// How long some items took, and as the payload how much processor time, in nanoseconds; that may
     /// be of items of earlier laps, too.
     Lap = 3,
+    /// The payload is offsets of blocks that the worker has released, each as often as it stands there. No
+    /// number.
+    Release = 16,
+    /// The worker wants a block of as many bytes as the duration says, and waits for the answer in its
+    /// control block. No number.
+    Ask = 17,
 }
 
 /// The head of a task record.
@@ -260,6 +281,8 @@ impl ResultHead {
             1 => ResultKind::Value,
             2 => ResultKind::Error,
             3 => ResultKind::Lap,
+            16 => ResultKind::Release,
+            17 => ResultKind::Ask,
             _ => return Err(Malformed),
         };
         let head = Self {
@@ -299,10 +322,13 @@ fn end_section(body: &mut [u8], start: usize) {
 pub(crate) fn put_definition(sections: &mut Vec<u8>, definition: &Definition) {
     let start = begin_section(sections, SECTION_DEFINE);
     sections.extend_from_slice(&definition.id().to_ne_bytes());
-    sections.extend_from_slice(&(definition.needs().len() as u32).to_ne_bytes());
+    for count in [definition.needs().len(), definition.buffers().len()] {
+        sections.extend_from_slice(&(count as u32).to_ne_bytes());
+    }
     for need in definition.needs() {
         sections.extend_from_slice(&need.id().to_ne_bytes());
     }
+    put_references(sections, definition.buffers().iter().map(Buffer::reference));
     sections.extend_from_slice(definition.bytes());
     end_section(sections, start);
 }
@@ -324,14 +350,82 @@ pub(crate) fn put_needs(sections: &mut Vec<u8>, needs: &[Arc<Definition>]) {
 /// One section of a task's body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Section<'body> {
-    /// A definition: its id, the ids of what it needs, its bytes.
-    Define(u32, Vec<u32>, &'body [u8]),
+    /// A definition: its id, the ids of what it needs, the buffers that its bytes speak of, its bytes.
+    Define(u32, Vec<u32>, Vec<Reference>, &'body [u8]),
     /// Ids to forget.
     Forget(Vec<u32>),
     /// Ids that the task needs.
     Needs(Vec<u32>),
     /// The id of what says after which failures the task runs again.
     Retry(u32),
+    /// The buffers that the payload speaks of.
+    Buffers(Vec<Reference>),
+}
+
+/// A part of a block of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    /// The number of the block.
+    pub block: u64,
+    /// Where in the block.
+    pub start: usize,
+    /// How many bytes.
+    pub len: usize,
+    /// Whether who gets it may write to what it sees of it.
+    pub is_writable: bool,
+}
+
+impl Reference {
+    /// As the numbers that stand for it.
+    pub(crate) fn encode(self) -> [u64; 4] {
+        let mode = if self.is_writable {
+            MODE_WRITABLE
+        } else {
+            MODE_READ_ONLY
+        };
+        [self.block, self.start as u64, self.len as u64, mode]
+    }
+
+    /// From them.
+    pub(crate) fn decode([block, start, len, mode]: [u64; 4]) -> Result<Self, Malformed> {
+        let size = |number| usize::try_from(number).map_err(|_| Malformed);
+        Ok(Self {
+            block,
+            start: size(start)?,
+            len: size(len)?,
+            is_writable: match mode {
+                MODE_WRITABLE => true,
+                MODE_READ_ONLY => false,
+                _ => return Err(Malformed),
+            },
+        })
+    }
+}
+
+/// Length of one that is named.
+const REFERENCE: usize = size_of::<[u64; 4]>();
+
+/// Appends the buffers that the payload speaks of.
+pub(crate) fn put_buffers(sections: &mut Vec<u8>, buffers: impl Iterator<Item = Reference>) {
+    let start = begin_section(sections, SECTION_BUFFERS);
+    put_references(sections, buffers);
+    end_section(sections, start);
+}
+
+fn put_references(sections: &mut Vec<u8>, buffers: impl Iterator<Item = Reference>) {
+    for number in buffers.flat_map(Reference::encode) {
+        sections.extend_from_slice(&number.to_ne_bytes());
+    }
+}
+
+fn references(bytes: &[u8]) -> Result<Vec<Reference>, Malformed> {
+    let (numbers, rest) = bytes.as_chunks::<8>();
+    let (references, more) = numbers.as_chunks::<4>();
+    if !rest.is_empty() || !more.is_empty() {
+        return Err(Malformed);
+    }
+    let read = |numbers: &[[u8; 8]; 4]| Reference::decode(numbers.map(u64::from_ne_bytes));
+    references.iter().map(read).collect()
 }
 
 fn ids(bytes: &[u8]) -> Result<Vec<u32>, Malformed> {
@@ -361,17 +455,20 @@ pub(crate) fn split_body<'body>(
             match sections[0] {
                 SECTION_DEFINE => {
                     let id = word(content, 0).ok_or(Malformed)?;
-                    let count = word(content, 4).ok_or(Malformed)? as usize;
-                    let end = count
-                        .checked_mul(4)
-                        .and_then(|len| len.checked_add(8))
+                    let needs = word(content, 4).ok_or(Malformed)? as usize;
+                    let buffers = word(content, 8).ok_or(Malformed)? as usize;
+                    let rest = &content[12..];
+                    let (needs, rest) = rest.split_at_checked(4 * needs).ok_or(Malformed)?;
+                    let (buffers, bytes) = rest
+                        .split_at_checked(REFERENCE * buffers)
                         .ok_or(Malformed)?;
-                    let needs = ids(content.get(8..end).ok_or(Malformed)?)?;
-                    visit(Section::Define(id, needs, &content[end..]));
+                    let (needs, buffers) = (ids(needs)?, references(buffers)?);
+                    visit(Section::Define(id, needs, buffers, bytes));
                 }
                 SECTION_FORGET => visit(Section::Forget(ids(content)?)),
                 SECTION_NEEDS => visit(Section::Needs(ids(content)?)),
                 SECTION_RETRY => visit(Section::Retry(word(content, 0).ok_or(Malformed)?)),
+                SECTION_BUFFERS => visit(Section::Buffers(references(content)?)),
                 // From a later version of the protocol; sections may be passed over.
                 _ => {}
             }
@@ -415,8 +512,9 @@ pub struct WorkerKey {
 }
 
 /// What comes with `Fork` and `Become`, in this order: birth file, control block, pool page,
-/// control socket, life line, pool event, standard output, standard error, working directory.
-pub(crate) const WORKER_DESCRIPTORS: usize = 9;
+/// control socket, life line, pool event, pool's request socket, the store's window, standard output,
+/// standard error, working directory.
+pub(crate) const WORKER_DESCRIPTORS: usize = 11;
 
 /// The longest message between parent and zygote.
 pub(crate) const LONGEST_MESSAGE: usize = 32 * 1024;
@@ -514,6 +612,7 @@ impl ZygoteMessage {
 #[cfg(all(test, not(manyhands_loom)))]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     #[test]
     fn task_heads_survive_the_trip() {
@@ -557,7 +656,16 @@ mod tests {
     #[test]
     fn sections_come_before_the_payload() {
         let first = Definition::new("d", Box::from(&b"one"[..]), Box::from([]));
-        let second = Definition::new("d", Box::from(&b"two"[..]), Box::from([first.clone()]));
+        let store = Store::new(None).unwrap();
+        let buffer = Buffer::whole(store.store(&[1; 5000]).unwrap(), true);
+        let named = buffer.reference();
+        let second = Definition::keeping(
+            "d",
+            Box::from(&b"two"[..]),
+            Box::from([buffer]),
+            Box::from([first.clone()]),
+            None,
+        );
         let mut sections = Vec::new();
         put_definition(&mut sections, &first);
         put_definition(&mut sections, &second);
@@ -572,8 +680,8 @@ mod tests {
         assert_eq!(
             seen,
             [
-                Section::Define(first.id(), vec![], b"one"),
-                Section::Define(second.id(), vec![first.id()], b"two"),
+                Section::Define(first.id(), vec![], vec![], b"one"),
+                Section::Define(second.id(), vec![first.id()], vec![named], b"two"),
                 Section::Forget(vec![5, 6]),
                 Section::Needs(vec![second.id()]),
             ]
@@ -583,6 +691,25 @@ mod tests {
             split_body(&body[..10], FLAG_SECTIONS, 0, |_| {}),
             Err(Malformed)
         );
+    }
+
+    #[test]
+    fn references_survive_the_trip() {
+        let named = [true, false].map(|is_writable| Reference {
+            block: 1 << 40,
+            start: 5,
+            len: usize::MAX,
+            is_writable,
+        });
+        let mut sections = Vec::new();
+        put_buffers(&mut sections, named.into_iter());
+        let content = &sections[5..];
+        assert_eq!(references(content), Ok(named.to_vec()));
+        assert_eq!(references(&content[..60]), Err(Malformed));
+        assert_eq!(references(&content[..40]), Err(Malformed));
+        let mut unknown = content.to_vec();
+        unknown[24] = 2;
+        assert_eq!(references(&unknown), Err(Malformed));
     }
 
     #[test]

@@ -8,11 +8,16 @@
 //! Everything is counted in items, of which a task is one.
 //!
 //! Rules:
-//! - Work leaves the queue in the order in which they came, to the idle worker that was busy last
-//!   (its caches and its spinning are warm), else to the one that holds the fewest.
+//! - Work leaves the queue in the order in which it came, but what tasks wait for comes before what
+//!   they were submitted with: deeper work first. So no more tasks are begun than have to wait.
+//! - It goes to the idle worker that was busy last (its caches and its spinning are warm), else to the
+//!   one that holds the fewest.
 //! - A worker is given more while it holds less than `WORK_AHEAD` of estimated work, so that it never
 //!   waits for its parent, and never a second waiting task where tasks are longer than that. Until a
 //!   first duration is known it holds one task.
+//! - What a worker holds is of one depth. What is deeper would wait for one that began later than those who
+//!   wait for it, while others begin; and when what is deeper has ended, who waited for it goes on, and the
+//!   worker may have to rest.
 //! - A worker with nothing to do, while the queue is empty, gets half of what waits at the worker
 //!   that holds the most.
 //! - When a worker dies, the item that it had started is lost, and all others return to the front of
@@ -38,6 +43,11 @@ pub trait Work: Sized {
 
     /// Keeps the first `keep` of the items that have not ended, and gives the others.
     fn cut(&mut self, keep: usize) -> Self;
+
+    /// How many tasks wait for it, one for the other: what is deeper goes first.
+    fn depth(&self) -> u8 {
+        0
+    }
 }
 
 /// What was taken back from a worker.
@@ -61,6 +71,8 @@ struct Place<T> {
     held: VecDeque<T>,
     /// The items of all that have not ended.
     items: usize,
+    /// The depth of what it holds.
+    depth: u8,
     /// How many items are never taken back while it lives: the running one, its start-up message.
     keeps: usize,
     /// Whether the worker is there, and not only on its way.
@@ -110,15 +122,21 @@ impl<T: Work> Scheduler<T> {
     /// Makes places for `count` workers, all closed.
     pub fn new(count: usize) -> Self {
         let mut scheduler = Self::default();
-        scheduler.places.extend((0..count).map(|_| Place {
+        (0..count).for_each(|_| scheduler.add_place());
+        scheduler
+    }
+
+    /// Makes one more place, closed.
+    pub fn add_place(&mut self) {
+        self.places.push(Place {
             open: false,
             held: VecDeque::new(),
             items: 0,
+            depth: 0,
             keeps: 0,
             born: false,
             last_heard: 0,
-        }));
-        scheduler
+        });
     }
 
     fn place(&mut self, slot: Slot) -> &mut Place<T> {
@@ -140,12 +158,19 @@ impl<T: Work> Scheduler<T> {
     pub fn born(&mut self, slot: Slot) {
         let place = self.place(slot);
         place.born = true;
-        place.keeps = 1;
+        place.keeps = place.keeps.max(1);
     }
 
     /// The worker takes no more tasks.
     pub fn close(&mut self, slot: Slot) {
         self.place(slot).open = false;
+    }
+
+    /// The worker takes no more tasks, and is told to leave: nobody gets that word in its place.
+    pub fn leaves(&mut self, slot: Slot) {
+        let place = self.place(slot);
+        place.open = false;
+        place.keeps = usize::MAX;
     }
 
     /// The worker takes tasks again.
@@ -158,10 +183,16 @@ impl<T: Work> Scheduler<T> {
         self.places[slot.0 as usize].open
     }
 
-    /// A task came; it is last in the queue.
+    /// A task came; it is last in the queue among those of its depth.
     pub fn add(&mut self, task: T) {
         self.queued += task.left();
-        self.queue.push_back(task);
+        let depth = task.depth();
+        if self.queue.back().is_none_or(|last| last.depth() >= depth) {
+            self.queue.push_back(task);
+        } else {
+            let at = self.queue.partition_point(|other| other.depth() >= depth);
+            self.queue.insert(at, task);
+        }
     }
 
     /// The estimated duration of an item in nanoseconds, once one is known.
@@ -177,15 +208,22 @@ impl<T: Work> Scheduler<T> {
         }
     }
 
-    /// Which worker the first of the queue goes to, if any may take more.
+    /// Whether something of this depth may be put behind what the worker holds.
     #[inline]
-    pub fn choose(&self) -> Option<Slot> {
+    pub fn may_follow(&self, slot: Slot, depth: u8) -> bool {
+        let place = &self.places[slot.0 as usize];
+        place.items == 0 || depth == place.depth
+    }
+
+    /// Which worker the first of the queue goes to, which is of this depth, if any may take more.
+    #[inline]
+    pub fn choose(&self, depth: u8) -> Option<Slot> {
         let credit = self.credit();
         // Fewest held, then there before on its way, then heard last.
         let mut best: Option<(usize, (bool, u64), u32)> = None;
         for (index, place) in self.places.iter().enumerate() {
             let held = place.items;
-            if !place.open || held >= credit {
+            if !place.open || held >= credit || (held > 0 && depth != place.depth) {
                 continue;
             }
             let better = match best {
@@ -227,10 +265,20 @@ impl<T: Work> Scheduler<T> {
         Some(task)
     }
 
-    /// Puts a task back to where it was taken from.
+    /// Puts a task back to where it was taken from: first among those of its depth.
     pub fn put_first(&mut self, task: T) {
         self.queued += task.left();
-        self.queue.push_front(task);
+        let depth = task.depth();
+        if self
+            .queue
+            .front()
+            .is_none_or(|first| first.depth() <= depth)
+        {
+            self.queue.push_front(task);
+        } else {
+            let at = self.queue.partition_point(|other| other.depth() > depth);
+            self.queue.insert(at, task);
+        }
     }
 
     /// The work was published to the worker.
@@ -238,6 +286,7 @@ impl<T: Work> Scheduler<T> {
     pub fn published(&mut self, slot: Slot, task: T) {
         let place = self.place(slot);
         place.items += task.left();
+        place.depth = task.depth();
         place.held.push_back(task);
         self.busy += u32::from(self.places[slot.0 as usize].held.len() == 1);
     }
@@ -283,6 +332,11 @@ impl<T: Work> Scheduler<T> {
     /// The oldest work that the worker holds.
     pub fn oldest(&self, slot: Slot) -> Option<&T> {
         self.places[slot.0 as usize].held.front()
+    }
+
+    /// The same, to be changed.
+    pub fn oldest_mut(&mut self, slot: Slot) -> Option<&mut T> {
+        self.places[slot.0 as usize].held.front_mut()
     }
 
     /// All work that the worker holds, oldest first.
@@ -331,7 +385,7 @@ impl<T: Work> Scheduler<T> {
         }
         let is_there = idle.any(|place| place.born);
         let waiting = |place: &Place<T>| {
-            let keeps = if is_there { place.keeps } else { 1 };
+            let keeps = place.keeps.max(usize::from(!is_there));
             place.items.saturating_sub(keeps)
         };
         let (index, richest) = self
@@ -343,32 +397,45 @@ impl<T: Work> Scheduler<T> {
         (waiting > 0).then(|| (Slot(index as u32), waiting.div_ceil(2)))
     }
 
+    /// From whom a worker that has nothing should get how many, before it takes the first of the queue: they
+    /// are deeper than that, and wait behind others.
+    pub fn deeper_than_queue(&self) -> Option<(Slot, usize)> {
+        let first = self.queue.front()?.depth();
+        let mut places = self.places.iter().enumerate();
+        places.find_map(|(index, place)| {
+            let waiting = place.items.saturating_sub(place.keeps.max(1));
+            (waiting > 0 && place.depth > first).then_some((Slot(index as u32), waiting))
+        })
+    }
+
     /// The last `count` items of the worker were taken back before they started; they return to the
     /// front of the queue. `visit` sees each piece of work that this changes, latest first.
     pub fn revoked(&mut self, slot: Slot, mut count: usize, mut visit: impl FnMut(Revoked<'_, T>)) {
-        let place = &mut self.places[slot.0 as usize];
-        count = count.min(place.items);
+        count = count.min(self.places[slot.0 as usize].items);
         while count > 0 {
+            let place = &mut self.places[slot.0 as usize];
             let Some(last) = place.held.back_mut() else {
                 break;
             };
             let taken = last.left().min(count);
             count -= taken;
             place.items -= taken;
-            self.queued += taken;
-            if taken < last.left() || last.is_begun() {
+            let returned = if taken < last.left() || last.is_begun() {
                 let rest = last.cut(last.left() - taken);
                 visit(Revoked::Cut(last));
-                self.queue.push_front(rest);
                 if last.left() == 0 {
                     place.held.pop_back();
                     self.busy -= u32::from(place.held.is_empty());
                 }
+                rest
             } else if let Some(mut task) = place.held.pop_back() {
                 self.busy -= u32::from(place.held.is_empty());
                 visit(Revoked::Whole(&mut task));
-                self.queue.push_front(task);
-            }
+                task
+            } else {
+                break;
+            };
+            self.put_first(returned);
         }
     }
 
@@ -481,7 +548,7 @@ mod tests {
     /// Publishes whatever may be published; gives (slot, task) in order.
     fn assign(scheduler: &mut Scheduler<u32>) -> Vec<(u32, u32)> {
         let mut assigned = Vec::new();
-        while let Some(slot) = scheduler.choose() {
+        while let Some(slot) = scheduler.choose(0) {
             let Some(task) = scheduler.take_first() else {
                 break;
             };
@@ -489,6 +556,104 @@ mod tests {
             assigned.push((slot.0, task));
         }
         assigned
+    }
+
+    /// Its depth and its number.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Deep(u8, u32);
+
+    impl Work for Deep {
+        fn left(&self) -> usize {
+            1
+        }
+
+        fn is_begun(&self) -> bool {
+            false
+        }
+
+        fn end(&mut self, _count: usize) {}
+
+        fn cut(&mut self, _keep: usize) -> Self {
+            unreachable!("it has one item")
+        }
+
+        fn depth(&self) -> u8 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn what_a_worker_holds_is_of_one_depth() {
+        let mut scheduler = Scheduler::new(1);
+        scheduler.open(Slot(0), false);
+        scheduler.born(Slot(0));
+        scheduler.observe(1, 1000);
+        scheduler.published(Slot(0), Deep(1, 1));
+        for (depth, may) in [(0, false), (1, true), (2, false)] {
+            assert_eq!(scheduler.choose(depth).is_some(), may);
+            assert_eq!(scheduler.may_follow(Slot(0), depth), may);
+        }
+        scheduler.published(Slot(0), Deep(1, 2));
+        scheduler.ended(Slot(0), 1);
+        assert!(!scheduler.may_follow(Slot(0), 0));
+        scheduler.ended(Slot(0), 1);
+        assert!(scheduler.may_follow(Slot(0), 0), "it holds nothing");
+        assert_eq!(scheduler.choose(2), Some(Slot(0)));
+    }
+
+    #[test]
+    fn the_word_to_leave_is_nobody_elses() {
+        let mut scheduler = Scheduler::new(2);
+        scheduler.open(Slot(0), false);
+        scheduler.published(Slot(0), 1);
+        scheduler.leaves(Slot(0));
+        scheduler.published(Slot(0), 2);
+        // One comes when all were told to leave, for what a task has submitted late.
+        scheduler.open(Slot(1), false);
+        assert_eq!(scheduler.steal(), None);
+        scheduler.born(Slot(1));
+        assert_eq!(scheduler.steal(), None);
+        scheduler.born(Slot(0));
+        assert_eq!(scheduler.steal(), None);
+    }
+
+    #[test]
+    fn what_is_deeper_waits_behind_nobody() {
+        let mut scheduler = Scheduler::new(2);
+        for slot in [Slot(0), Slot(1)] {
+            scheduler.open(slot, false);
+            scheduler.born(slot);
+        }
+        scheduler.published(Slot(0), Deep(1, 1));
+        scheduler.published(Slot(0), Deep(1, 2));
+        scheduler.published(Slot(0), Deep(1, 3));
+        assert_eq!(scheduler.deeper_than_queue(), None, "nothing is queued");
+        scheduler.add(Deep(0, 4));
+        assert_eq!(scheduler.deeper_than_queue(), Some((Slot(0), 2)));
+        scheduler.revoked(Slot(0), 2, |_| ());
+        assert_eq!(scheduler.deeper_than_queue(), None);
+        assert_eq!(scheduler.take_first(), Some(Deep(1, 2)));
+    }
+
+    #[test]
+    fn what_tasks_wait_for_goes_first() {
+        let mut scheduler = Scheduler::new(1);
+        for task in [(0, 1), (1, 2), (0, 3), (2, 4), (1, 5)] {
+            scheduler.add(Deep(task.0, task.1));
+        }
+        scheduler.open(Slot(0), false);
+        scheduler.born(Slot(0));
+        let first = scheduler.take_first().unwrap();
+        assert_eq!(first, Deep(2, 4));
+        let second = scheduler.take_first().unwrap();
+        scheduler.published(Slot(0), second);
+        scheduler.published(Slot(0), first);
+        scheduler.published(Slot(0), Deep(0, 0));
+        scheduler.revoked(Slot(0), 3, |_| {});
+        let order: Vec<_> = std::iter::from_fn(|| scheduler.take_first()).collect();
+        let numbers: Vec<_> = order.iter().map(|task| task.1).collect();
+        assert_eq!(numbers, [4, 2, 5, 0, 1, 3]);
+        assert_eq!((scheduler.queued(), scheduler.busy_count()), (0, 0));
     }
 
     #[test]
@@ -537,7 +702,7 @@ mod tests {
         assert_eq!(assigned.len(), 2);
         scheduler.ended(Slot(assigned[0].0), 1);
         scheduler.observe(1, 1);
-        assert_eq!(scheduler.choose(), Some(Slot(assigned[0].0)));
+        assert_eq!(scheduler.choose(0), Some(Slot(assigned[0].0)));
     }
 
     #[test]
@@ -586,14 +751,7 @@ mod tests {
     #[test]
     fn a_start_up_message_stays_with_its_worker() {
         let mut scheduler = open(1);
-        scheduler.places.push(Place {
-            open: false,
-            held: VecDeque::new(),
-            items: 0,
-            keeps: 0,
-            born: false,
-            last_heard: 0,
-        });
+        scheduler.add_place();
         scheduler.open(Slot(1), true);
         scheduler.published(Slot(1), 7);
         assert_eq!(scheduler.steal(), None);

@@ -1,10 +1,14 @@
 //! A worker as its parent keeps it: its memory, its lines, what it was taught.
 
 use crate::block::Stream;
-use crate::definition::Definition;
+use crate::definition::{self, Definition};
+use crate::lease::{Buffer, Holdings};
 use crate::life_line::LifeLine;
-use crate::pool::Stop;
-use crate::protocol::{self, MOST_FILES_AHEAD, Malformed, SECTION_FORGET, SECTION_RETRY};
+use crate::pool::{Calls, Stop};
+use crate::protocol::{
+    self, FLAG_FILE, FLAG_SECTIONS, FLAG_UNREAD, MOST_FILES_AHEAD, Malformed, SECTION_FORGET,
+    SECTION_RETRY, Section, split_body,
+};
 use crate::task::{Bytes, Entry};
 use manyhands_os::{MessageFile, Process, Received, Socket};
 use manyhands_shm::{ControlBlock, RESULT_AREA, RingReader, Unwanted};
@@ -16,23 +20,50 @@ use std::sync::{Arc, Weak};
 /// Message files that may wait in this process before results are copied out of them.
 const MOST_MESSAGE_FILES: usize = 64;
 
+/// A definition that a worker was sent.
+#[derive(Debug)]
+pub(crate) struct Taught {
+    definition: Weak<Definition>,
+    /// How often it had been recalled by then.
+    recalls: u32,
+}
+
+impl Taught {
+    fn new(definition: &Arc<Definition>) -> Self {
+        Self {
+            definition: Arc::downgrade(definition),
+            recalls: definition.recalls(),
+        }
+    }
+
+    /// What the worker is to keep; none if that is gone or was recalled.
+    fn definition(&self) -> Option<Arc<Definition>> {
+        let definition = self.definition.upgrade()?;
+        (definition.recalls() == self.recalls).then_some(definition)
+    }
+}
+
 /// A worker as its parent keeps it.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) control: ControlBlock,
+    pub(crate) control: Arc<ControlBlock>,
     pub(crate) reader: RingReader,
     pub(crate) socket: Socket,
     /// Closing it kills the worker.
     pub(crate) life_line: LifeLine,
-    pub(crate) process: Option<Process>,
+    pub(crate) process: Option<Arc<Process>>,
     pub(crate) generation: u32,
     /// What it was sent; whatever is dead there is forgotten in time.
-    pub(crate) known: HashMap<u32, Weak<Definition>>,
+    pub(crate) known: HashMap<u32, Taught>,
+    /// The count of `definition::changes` for which `known` was looked through last.
+    pub(crate) known_changes: u64,
     /// The last id found in `known`: most tasks run what the task before ran.
     pub(crate) known_last: u32,
     /// How large `known` may grow before it is looked through.
     pub(crate) known_limit: usize,
     pub(crate) forget: Vec<u32>,
+    /// Its part of the store.
+    pub(crate) holdings: Holdings,
     /// Number of the oldest record without a result.
     pub(crate) oldest: u32,
     /// Number that the next record gets.
@@ -48,14 +79,18 @@ pub(crate) struct Worker {
     /// Where the record of the last block stands, as long as the worker may look at it: until the
     /// first result of a later record.
     pub(crate) last_block: Option<u64>,
-    /// The stream whose items it ran last, for the time that they took.
-    pub(crate) last_stream: Option<Arc<Stream>>,
+    /// The stream whose items it ran last, for the time that they took, if anybody wants to know.
+    pub(crate) last_stream: Weak<Stream>,
     /// What it runs is being ended.
     pub(crate) stop: Option<Stop>,
+    /// What its tasks have submitted, once they have.
+    pub(crate) calls: Option<Box<Calls>>,
     /// Number of the record with which it stood still when that was looked for.
     pub(crate) stands_at: Option<u32>,
     /// Number of the item of which it was told that nobody wants what it yields, until that has ended.
     pub(crate) unwanted: Option<u32>,
+    /// Number of the item of whose start was told before its end, and when that was.
+    pub(crate) told_start: Option<(u32, u64)>,
     /// It is read no further, because its results would pile up: see `Stream::is_full`.
     pub(crate) paused: bool,
     /// Bytes of results since the worker was last looked after.
@@ -78,6 +113,16 @@ pub(crate) struct WorkerEnds {
 }
 
 impl Worker {
+    /// Whether it may be given tasks, as far as it goes itself.
+    pub(crate) fn may_take(&self) -> bool {
+        self.stop.is_none() && !self.leaving && !self.dismissed && !self.violation && !self.lends()
+    }
+
+    /// Whether its slot is lent: what it runs has submitted tasks that have not ended.
+    pub(crate) fn lends(&self) -> bool {
+        self.calls.as_ref().is_some_and(|calls| calls.is_open())
+    }
+
     /// Its process id for messages; a worker that nobody reported yet says it itself.
     pub(crate) fn pid(&self) -> i32 {
         match &self.process {
@@ -86,19 +131,45 @@ impl Worker {
         }
     }
 
+    /// Its process while nobody has reported that, if it lives and has said its pid itself. The number
+    /// is that of the worker and of no later process if, after it was opened, the life line still has
+    /// its reader.
+    pub(crate) fn unreported(&self) -> Option<Process> {
+        let pid = self.control.pid().cast_signed();
+        if pid == 0 || self.process.is_some() {
+            return None;
+        }
+        // A process that cannot be opened is treated as gone, and its life line ends it.
+        let process = Process::open(pid).ok()?;
+        process.descriptor()?;
+        self.life_line.has_reader().then_some(process)
+    }
+
     /// What has to travel with the task: definitions that the worker lacks, in the order of their
     /// needs, ids that it may forget, and the ids of further needs.
     pub(crate) fn sections(&mut self, entry: &mut Entry) -> Option<Vec<u8>> {
+        self.look_for_changes();
         let main = entry.definition.as_ref();
         let policy = entry.retry.as_ref().and_then(|retry| retry.policy.as_ref());
+        let has_buffers = !entry.bytes().buffers().is_empty();
         if policy.is_none()
+            && !has_buffers
             && entry.needs().is_empty()
             && self.forget.is_empty()
             && main.is_none_or(|definition| definition.id() == self.known_last)
         {
             return None;
         }
+        if self.known.len() > self.known_limit {
+            self.strike_out();
+            self.known_limit = 64 + 2 * self.known.len();
+        }
         let mut sections = Vec::new();
+        // First: what was recalled may come again in the same record.
+        if !self.forget.is_empty() {
+            entry.forgets = std::mem::take(&mut self.forget);
+            protocol::put_ids(&mut sections, SECTION_FORGET, entry.forgets.iter().copied());
+        }
         let mut carried = Vec::new();
         for definition in entry.needs().iter().chain(main) {
             self.teach(definition, &mut sections, &mut carried);
@@ -114,32 +185,56 @@ impl Worker {
             let id = [policy.id()].into_iter();
             protocol::put_ids(&mut sections, SECTION_RETRY, id);
         }
-        if self.known.len() > self.known_limit {
-            let dead: Vec<u32> = self
-                .known
-                .iter()
-                .filter(|(_, definition)| definition.strong_count() == 0)
-                .map(|(&id, _)| id)
-                .collect();
-            for id in &dead {
-                self.known.remove(id);
-            }
-            self.known_limit = 64 + 2 * self.known.len();
-            self.forget.extend(dead);
-        }
-        if !self.forget.is_empty() {
-            entry.forgets = std::mem::take(&mut self.forget);
-            protocol::put_ids(&mut sections, SECTION_FORGET, entry.forgets.iter().copied());
+        if has_buffers {
+            let buffers = entry.bytes().buffers();
+            self.holdings.lend(buffers);
+            protocol::put_buffers(&mut sections, buffers.iter().map(Buffer::reference));
+            entry.leases = true;
         }
         entry.carried = carried;
         (!sections.is_empty()).then_some(sections)
+    }
+
+    /// Whether there is something that it is to forget.
+    pub(crate) fn has_to_forget(&mut self) -> bool {
+        self.look_for_changes();
+        !self.forget.is_empty()
+    }
+
+    /// Looks through what it knows if any of that may be gone.
+    fn look_for_changes(&mut self) {
+        let changes = definition::changes();
+        if self.known_changes != changes {
+            self.known_changes = changes;
+            self.strike_out();
+        }
+    }
+
+    /// Strikes out what is dead, and what was recalled with all that depends on it.
+    fn strike_out(&mut self) {
+        let mut ids: Vec<u32> = self.known.keys().copied().collect();
+        // What a definition needs was made before it, and so has a smaller number.
+        ids.sort_unstable();
+        for id in ids {
+            let stays = self.known[&id].definition().is_some_and(|definition| {
+                let needs = definition.needs();
+                needs.iter().all(|need| self.known.contains_key(&need.id()))
+            });
+            if !stays {
+                self.known.remove(&id);
+                self.forget.push(id);
+                if self.known_last == id {
+                    self.known_last = 0;
+                }
+            }
+        }
     }
 
     fn teach(
         &mut self,
         definition: &Arc<Definition>,
         sections: &mut Vec<u8>,
-        carried: &mut Vec<u32>,
+        carried: &mut Vec<Arc<Definition>>,
     ) {
         if self.known.contains_key(&definition.id()) {
             return;
@@ -148,19 +243,93 @@ impl Worker {
             self.teach(need, sections, carried);
         }
         protocol::put_definition(sections, definition);
-        self.known
-            .insert(definition.id(), Arc::downgrade(definition));
-        carried.push(definition.id());
+        self.holdings.lend(definition.buffers());
+        self.known.insert(definition.id(), Taught::new(definition));
+        carried.push(definition.clone());
     }
 
     /// The record did not go out, or was taken back: the worker never saw what it carried.
     pub(crate) fn unlearn(&mut self, entry: &mut Entry) {
-        for id in entry.carried.drain(..) {
-            self.known.remove(&id);
+        if self.never_saw(entry).is_err() {
+            self.speaks_nonsense();
         }
-        self.forget.append(&mut entry.forgets);
-        self.known_last = 0;
         entry.file = 0; // numbers of files are the worker's
+    }
+
+    /// The worker never saw what came with the entry's arguments: definitions, ids to forget, buffers.
+    fn never_saw(&mut self, entry: &mut Entry) -> Result<(), Malformed> {
+        self.known_last = 0;
+        self.forget.append(&mut entry.forgets);
+        for definition in entry.carried.drain(..) {
+            self.known.remove(&definition.id());
+            self.holdings.take_back(definition.buffers())?;
+        }
+        if std::mem::take(&mut entry.leases) {
+            self.holdings.take_back(entry.bytes().buffers())?;
+        }
+        Ok(())
+    }
+
+    /// The whole payload of the result that was read just now, of this entry: `payload`, or what came by
+    /// the socket; or why it was lost.
+    pub(crate) fn receive(
+        &mut self,
+        payload: Bytes,
+        flags: u8,
+        entry: Option<&mut Entry>,
+    ) -> Result<Result<Bytes, String>, Malformed> {
+        let payload = if flags & FLAG_FILE == 0 {
+            Ok(payload)
+        } else {
+            self.receive_file()?
+        };
+        let payload = self.with_buffers(payload, flags)?;
+        if flags & FLAG_UNREAD != 0 {
+            // All definitions are sent anew: what it was sent since may need those that it never saw.
+            self.known.clear();
+            if let Some(entry) = entry {
+                self.never_saw(entry)?;
+            }
+        }
+        Ok(payload)
+    }
+
+    /// The payload of a result with the buffers that its sections name.
+    fn with_buffers(
+        &mut self,
+        payload: Result<Bytes, String>,
+        flags: u8,
+    ) -> Result<Result<Bytes, String>, Malformed> {
+        if flags & FLAG_SECTIONS == 0 {
+            return Ok(payload);
+        }
+        let Ok(body) = payload else {
+            self.holdings.lose_grants();
+            return Ok(payload);
+        };
+        let mut references = Vec::new();
+        let read = body.with(|body| {
+            let sections = body.first_chunk().ok_or(Malformed)?;
+            let before = 4 + u32::from_ne_bytes(*sections) as usize;
+            let len = body.len().checked_sub(before).ok_or(Malformed)?;
+            let payload = split_body(body, flags, len as u32, |section| {
+                if let Section::Buffers(found) = section {
+                    references = found;
+                }
+            });
+            payload.map(Bytes::copy_of)
+        });
+        let bytes = match read {
+            Ok(bytes) => bytes?,
+            Err(error) => {
+                self.holdings.lose_grants();
+                return Ok(Err(format!("the result could not be received: {error}")));
+            }
+        };
+        let buffers = references
+            .into_iter()
+            .map(|buffer| self.holdings.resolve(buffer));
+        Ok(Ok(bytes.with_buffers(buffers.collect::<Result<_, _>>()?)))
     }
 
     /// Sends a body by message file, whose number is `files_sent` then; false if the socket is full.
@@ -173,7 +342,7 @@ impl Worker {
             return Ok(false);
         }
         let number = (self.files_sent + 1).to_ne_bytes();
-        if let (None, Bytes::File(file)) = (sections, payload) {
+        if let (None, Some(file)) = (sections, payload.file()) {
             let sent = self.socket.send(&number, &[file.as_fd()], false)?;
             self.files_sent += u64::from(sent);
             return Ok(sent);
@@ -194,7 +363,7 @@ impl Worker {
     }
 
     /// Takes the message file that belongs to the result just read.
-    pub(crate) fn receive_file(&self) -> Result<Result<Bytes, String>, Malformed> {
+    fn receive_file(&self) -> Result<Result<Bytes, String>, Malformed> {
         let lost = |why: String| Ok(Err(format!("the result could not be received: {why}")));
         match self.socket.receive(&mut [0], false) {
             Ok(Received::Message(_, mut descriptors)) => {
@@ -213,6 +382,14 @@ impl Worker {
             Ok(Received::DescriptorsLost(_)) => lost("this process has too many open files".into()),
             // Its message is still there, or never was: no later one would be told apart.
             Ok(Received::Nothing | Received::Closed) | Err(_) => Err(Malformed),
+        }
+    }
+
+    /// What it says makes no sense: its death tells of it.
+    pub(crate) fn speaks_nonsense(&mut self) {
+        self.violation = true;
+        if let Some(process) = &self.process {
+            process.kill();
         }
     }
 

@@ -15,23 +15,30 @@
 use crate::completions::Completions;
 use crate::fail_point::fail_point;
 use crate::life_line::LifeLine;
-use crate::pool::Pool;
+use crate::nested::caller;
+use crate::pool::{Patrol, Pool};
 use crate::protocol::{LONGEST_MESSAGE, WorkerKey, ZygoteMessage};
 use crate::seat::WorkerEnds;
+use crate::store::{Store, Views};
 use crate::task::Cause;
 use manyhands_os::{
     Event, EventSignal, MemoryFile, Poller, Process, Received, Socket, block_all_signals,
-    monotonic_nanos, open_current_directory, spawn_program, standard_stream,
+    monotonic_nanos, open_current_directory, reap_orphan, spawn_program, standard_stream,
 };
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long the supervisor lets a busy pool's results gather before it looks again.
 const POLL_AGAIN: Duration = Duration::from_micros(300);
+/// After how long memory of the store that nobody uses is given back.
+const REST: Duration = Duration::from_secs(5);
+/// How long lies between two looks at it, at least.
+const LEAST_REST: Duration = Duration::from_millis(500);
 /// How long a death waits for the word of how it came.
 const STATUS_WAIT: u64 = 200_000_000;
 /// How long workers have to leave after the last task, before they are killed.
@@ -41,10 +48,19 @@ const LEAVE_WAIT: u64 = 5_000_000_000;
 /// many may be on their way.
 const MOST_BIRTHS_IN_FLIGHT: usize = 16;
 
+/// The most lines for the log that wait for the face.
+const MOST_LINES: usize = 1000;
+
 const KEY_COMMANDS: u64 = u64::MAX;
 const KEY_POOL: u64 = 1 << 63;
 const KEY_ZYGOTE: u64 = 1 << 62;
 const KEY_ZYGOTE_END: u64 = 1 << 61;
+/// Lines of workers have come to a pool.
+const KEY_REQUESTS: u64 = KEY_POOL | KEY_ZYGOTE;
+/// A worker's line.
+const KEY_LINE: u64 = KEY_POOL | KEY_ZYGOTE_END;
+/// What tells the kinds of keys apart.
+const KEY_KIND: u64 = KEY_POOL | KEY_ZYGOTE | KEY_ZYGOTE_END;
 
 /// How a program is started that speaks the zygote's part of the protocol.
 #[derive(Debug, Clone)]
@@ -70,6 +86,8 @@ pub(crate) enum Command {
     LookAgain(u32),
     /// Tasks of the pool may have to be ended.
     Watch(u32),
+    /// Tasks of the pool are pending: look now and then whether all goes on.
+    Patrol(u32),
     /// End the zygote and the thread.
     Stop,
 }
@@ -81,6 +99,18 @@ pub struct LogLine {
     pub warning: bool,
     /// The sentence.
     pub text: String,
+    /// The stack that belongs to it, as the worker's language wrote it.
+    pub stack: Option<Vec<u8>>,
+}
+
+impl LogLine {
+    pub(crate) fn warning(text: String) -> Self {
+        Self {
+            warning: true,
+            text,
+            stack: None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +120,8 @@ struct Shared {
     launcher: Option<Launcher>,
     birth: Option<Arc<MemoryFile>>,
     logs: Vec<LogLine>,
+    /// How many came while there was no room for them.
+    lost_lines: u64,
     running: bool,
     zygote_pid: i32,
 }
@@ -101,16 +133,23 @@ pub struct Supervisor {
     event: Event,
     poller: Poller,
     completions: Completions,
+    has_logs: AtomicBool,
+    store: Arc<Store>,
+    views: Arc<Views>,
 }
 
 impl Supervisor {
     /// Makes a supervisor; its thread starts with the first pool.
     pub fn new() -> io::Result<Arc<Self>> {
+        let store = Store::new(None)?;
         let supervisor = Self {
             shared: Mutex::default(),
             event: Event::new()?,
             poller: Poller::new()?,
             completions: Completions::default(),
+            has_logs: AtomicBool::new(false),
+            views: Arc::new(Views::new(store.window().clone(), std::process::id())),
+            store,
         };
         supervisor.poller.add(&supervisor.event, KEY_COMMANDS)?;
         Ok(Arc::new(supervisor))
@@ -144,6 +183,21 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Where large buffers are.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Has memory that the store has taken looked after.
+    pub fn look_after_store(&self) {
+        self.event.signal();
+    }
+
+    /// How this process looks at them.
+    pub fn views(&self) -> &Arc<Views> {
+        &self.views
+    }
+
     /// Where the tokens of ended tasks come.
     pub fn completions(&self) -> &Completions {
         &self.completions
@@ -151,7 +205,24 @@ impl Supervisor {
 
     /// Takes the lines that were logged.
     pub fn take_logs(&self) -> Vec<LogLine> {
-        std::mem::take(&mut self.shared().logs)
+        let mut shared = self.shared();
+        // Relaxed: a hint, written under the lock.
+        self.has_logs.store(false, Ordering::Relaxed);
+        let mut logs = std::mem::take(&mut shared.logs);
+        let lost = std::mem::take(&mut shared.lost_lines);
+        if lost > 0 {
+            let text = format!("{lost} more lines were not kept, because nobody took them in time");
+            logs.push(LogLine {
+                warning: false,
+                ..LogLine::warning(text)
+            });
+        }
+        logs
+    }
+
+    /// Whether there are any.
+    pub fn has_logs(&self) -> bool {
+        self.has_logs.load(Ordering::Relaxed)
     }
 
     /// The pid of the zygote, 0 without one.
@@ -177,6 +248,8 @@ impl Supervisor {
     pub(crate) fn add_pool(self: &Arc<Self>, pool: &Arc<Pool>) -> io::Result<()> {
         self.poller
             .add(&pool.event, KEY_POOL | u64::from(pool.id))?;
+        self.poller
+            .add(pool.requests(), KEY_REQUESTS | u64::from(pool.id))?;
         self.shared().pools.insert(pool.id, pool.clone());
         self.start_thread()
     }
@@ -194,11 +267,21 @@ impl Supervisor {
         Ok(())
     }
 
-    fn log(&self, warning: bool, text: String) {
+    pub(crate) fn log(&self, warning: bool, text: String) {
+        self.log_line(LogLine {
+            warning,
+            ..LogLine::warning(text)
+        });
+    }
+
+    fn log_line(&self, line: LogLine) {
         let mut shared = self.shared();
-        if shared.logs.len() < 1000 {
-            shared.logs.push(LogLine { warning, text });
+        if shared.logs.len() < MOST_LINES {
+            shared.logs.push(line);
+        } else {
+            shared.lost_lines += 1;
         }
+        self.has_logs.store(true, Ordering::Relaxed);
         drop(shared);
         self.completions.ring();
     }
@@ -221,6 +304,8 @@ struct Zygote {
 struct Dying {
     key: WorkerKey,
     until: u64,
+    /// Its pidfd.
+    watch: OwnedFd,
 }
 
 /// The thread's own state.
@@ -244,6 +329,11 @@ struct Thread {
     hot: HashMap<u32, u64>,
     /// When to look whether tasks of a pool have to be ended.
     watches: HashMap<u32, u64>,
+    /// Lines by which workers ask, by packed key.
+    lines: HashMap<u64, (WorkerKey, Arc<Socket>)>,
+    patrols: HashMap<u32, Patrol>,
+    /// When to look whether memory of the store rests.
+    trim_at: Option<u64>,
     stopping: bool,
 }
 
@@ -264,6 +354,9 @@ impl Thread {
             waiting_births: HashSet::new(),
             hot: HashMap::new(),
             watches: HashMap::new(),
+            lines: HashMap::new(),
+            patrols: HashMap::new(),
+            trim_at: None,
             stopping: false,
         }
     }
@@ -281,7 +374,9 @@ impl Thread {
             }
             self.poll_hot();
             self.end_overdue();
+            self.patrol();
             self.end_waits();
+            self.trim();
             if self.stopping && self.supervisor.shared().pools.is_empty() {
                 let supervisor = self.supervisor.clone();
                 // Under the lock: a pool that comes now starts a thread of its own.
@@ -300,6 +395,25 @@ impl Thread {
         }
     }
 
+    /// Gives memory of the store back that rests, and has idle workers let go of what is gone. As long as the
+    /// store has any memory it is looked at now and then; who has it take some wakes this thread.
+    fn trim(&mut self) {
+        let now = monotonic_nanos();
+        if self.trim_at.is_some_and(|at| at > now) {
+            return;
+        }
+        let store = &self.supervisor.store;
+        let next = store.trim(REST).map(|next| next.max(LEAST_REST));
+        let is_used = store.stats().live > 0;
+        let next = next.or_else(|| is_used.then_some(REST));
+        self.trim_at = next.map(|next| now + next.as_nanos() as u64);
+        if is_used {
+            for pool in self.supervisor.pools() {
+                pool.let_go();
+            }
+        }
+    }
+
     fn pool(&self, id: u32) -> Option<Arc<Pool>> {
         self.supervisor.shared().pools.get(&id).cloned()
     }
@@ -312,7 +426,9 @@ impl Thread {
             .iter()
             .map(|dying| dying.until)
             .chain(self.leaving.values().copied())
-            .chain(self.watches.values().copied());
+            .chain(self.watches.values().copied())
+            .chain(self.patrols.values().map(|patrol| patrol.next))
+            .chain(self.trim_at);
         let wait = until
             .min()
             .map(|until| Duration::from_nanos(until.saturating_sub(now)));
@@ -331,6 +447,8 @@ impl Thread {
                     self.obey(command);
                 }
             }
+            key if key & KEY_KIND == KEY_REQUESTS => self.hear_hello((key & !KEY_KIND) as u32),
+            key if key & KEY_KIND == KEY_LINE => self.hear_calls(key & !KEY_KIND),
             key if key & KEY_POOL != 0 => {
                 let id = (key & !KEY_POOL) as u32;
                 if let Some(pool) = self.pool(id) {
@@ -374,6 +492,11 @@ impl Thread {
             Command::Watch(id) => {
                 self.watches.insert(id, 0);
             }
+            Command::Patrol(id) => {
+                if let Some(pool) = self.pool(id) {
+                    self.patrols.insert(id, Patrol::of(&pool));
+                }
+            }
             Command::Stop => self.stopping = true,
         }
     }
@@ -398,6 +521,83 @@ impl Thread {
                 None => false,
             }
         });
+    }
+
+    /// Looks whether all goes on.
+    fn patrol(&mut self) {
+        if self.patrols.is_empty() {
+            return;
+        }
+        let now = monotonic_nanos();
+        let supervisor = self.supervisor.clone();
+        self.patrols.retain(|&id, patrol| {
+            if patrol.next > now {
+                return true;
+            }
+            let pool = supervisor.shared().pools.get(&id).cloned();
+            let Some(pool) = pool else { return false };
+            let (again, lines) = pool.patrol(patrol);
+            for line in lines {
+                supervisor.log_line(line);
+            }
+            again
+        });
+    }
+
+    // ---- Calls: see `nested` ---------------------------------------------------------------
+
+    /// Workers ask for the first time.
+    fn hear_hello(&mut self, id: u32) {
+        let Some(pool) = self.pool(id) else { return };
+        let mut buffer = [0; 8];
+        loop {
+            let (len, line) = match pool.requests().receive(&mut buffer, false) {
+                Ok(Received::Message(len, mut descriptors)) => (len, descriptors.pop()),
+                // The line is closed, and the worker sees that.
+                Ok(Received::DescriptorsLost(_)) => continue,
+                Ok(Received::Nothing | Received::Closed) | Err(_) => return,
+            };
+            let (Some((slot, generation)), Some(line)) =
+                (caller::read_hello(&buffer[..len.min(8)]), line)
+            else {
+                continue;
+            };
+            let key = WorkerKey {
+                pool: id,
+                slot,
+                generation,
+            };
+            let line = Arc::new(Socket::from_descriptor(line));
+            match self.supervisor.poller.add(&*line, KEY_LINE | key.pack()) {
+                Ok(()) => {
+                    if pool.hear_hello(key, line.clone()) {
+                        self.lines.insert(key.pack(), (key, line));
+                    }
+                }
+                // The line closes, and the worker sees that.
+                Err(error) => self
+                    .supervisor
+                    .log(true, format!("a worker's calls cannot be watched: {error}")),
+            }
+        }
+    }
+
+    /// A worker asks.
+    fn hear_calls(&mut self, packed: u64) {
+        let Some((key, line)) = self.lines.get(&packed).cloned() else {
+            return;
+        };
+        let pool = self.pool(key.pool);
+        if !pool.is_some_and(|pool| pool.hear(key, &line)) {
+            self.forget_line(packed);
+        }
+    }
+
+    fn forget_line(&mut self, packed: u64) {
+        if let Some((_, line)) = self.lines.remove(&packed) {
+            // What cannot be removed was removed by the closing.
+            let _removed = self.supervisor.poller.remove(&*line);
+        }
     }
 
     // ---- Births -----------------------------------------------------------------------------
@@ -474,6 +674,7 @@ impl Thread {
         message: &ZygoteMessage,
     ) -> io::Result<()> {
         let birth = self.birth_file()?;
+        let store = self.supervisor.store().clone();
         let directory = open_current_directory()?;
         let (output, errors) = (standard_stream(1)?, standard_stream(2)?);
         let descriptors = [
@@ -483,6 +684,8 @@ impl Thread {
             ends.socket.as_fd(),
             ends.life_line.as_fd(),
             pool.event.as_fd(),
+            pool.workers_requests(),
+            store.window().as_fd(),
             output.as_fd(),
             errors.as_fd(),
             directory.as_fd(),
@@ -752,9 +955,8 @@ impl Thread {
                     None => true,
                 });
                 if !unborn.is_empty() {
-                    pool.birth_failed(&format!(
-                        "the zygote ended while it was starting ({status:?})"
-                    ));
+                    let why = format!("the zygote ended while it was starting ({status:?})");
+                    pool.birth_failed(Cause::from(status), &why);
                 }
                 for key in unborn {
                     pool.died(key, Cause::Start);
@@ -768,7 +970,8 @@ impl Thread {
             if let Some(pool) = self.pool(key.pool)
                 && pool.unborn().contains(&key)
             {
-                pool.birth_failed(&format!("the interpreter ended at its start ({status:?})"));
+                let why = format!("the interpreter ended at its start ({status:?})");
+                pool.birth_failed(Cause::from(status), &why);
             }
             self.bury(key, Cause::from(status));
         }
@@ -785,6 +988,7 @@ impl Thread {
         self.dying.push(Dying {
             key,
             until: monotonic_nanos() + STATUS_WAIT,
+            watch,
         });
         if self.current.is_none()
             && !self
@@ -797,11 +1001,15 @@ impl Thread {
     }
 
     fn bury(&mut self, key: WorkerKey, cause: Cause) {
-        self.dying.retain(|dying| dying.key != key);
+        if let Some(index) = self.dying.iter().position(|dying| dying.key == key) {
+            // By now it has been reaped by the zygote, or the zygote has died, too.
+            reap_orphan(self.dying.swap_remove(index).watch.as_fd());
+        }
         self.pids.retain(|_, other| *other != key);
         if let Some((_, watch)) = self.watched.remove(&key.pack()) {
             let _removed = self.supervisor.poller.remove(&watch);
         }
+        self.forget_line(key.pack());
         if let Some(pool) = self.pool(key.pool) {
             pool.died(key, cause);
             // It may have died between taking the sleeper's mark and waking the sleeper.
@@ -843,9 +1051,11 @@ impl Thread {
         let Some(pool) = self.pool(id) else { return };
         if pool.is_gone() {
             let _removed = self.supervisor.poller.remove(&pool.event);
+            let _removed = self.supervisor.poller.remove(pool.requests());
             self.leaving.remove(&id);
             self.hot.remove(&id);
             self.supervisor.shared().pools.remove(&id);
+            pool.end_events();
         } else if pool.is_leaving() {
             self.leaving
                 .entry(id)

@@ -2,9 +2,14 @@
 
 use crate::block::{Block, Form};
 use crate::definition::Definition;
+use crate::dump::PoolDump;
+use crate::lease::Buffer;
 use crate::protocol::TaskKind;
 use crate::scheduler::Work;
+use crate::store::InFlight;
+use crate::unseen::Fate;
 use manyhands_os::{ExitStatus, MessageFile, View};
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +23,18 @@ pub enum Bytes {
     Heap(Box<[u8]>),
     /// Many, in a file that can be sent without a copy.
     File(MessageFile),
+    /// Bytes of one of the other kinds, and the large buffers that they speak of.
+    Stored(Box<Stored>),
+}
+
+/// Bytes, and in their order the large buffers that they speak of.
+#[derive(Debug)]
+pub struct Stored {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// The buffers.
+    pub buffers: Vec<Buffer>,
+    in_flight: Vec<InFlight>,
 }
 
 impl Default for Bytes {
@@ -40,12 +57,79 @@ impl Bytes {
         }
     }
 
-    /// How many there are.
+    /// The same; none if there is no memory for them.
+    pub fn try_copy_of(bytes: &[u8]) -> Option<Self> {
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(bytes.len()).ok()?;
+        copy.extend_from_slice(bytes);
+        Some(Self::Heap(copy.into_boxed_slice()))
+    }
+
+    /// These bytes, which speak of those buffers.
+    pub fn with_buffers(self, buffers: Vec<Buffer>) -> Self {
+        self.with_arguments(buffers, Vec::new())
+    }
+
+    /// As `with_buffers`, some of which are in flight as long as these bytes are there.
+    pub fn with_arguments(self, buffers: Vec<Buffer>, in_flight: Vec<InFlight>) -> Self {
+        if buffers.is_empty() {
+            return self;
+        }
+        Self::Stored(Box::new(Stored {
+            bytes: self,
+            buffers,
+            in_flight,
+        }))
+    }
+
+    /// The buffers that they speak of.
+    #[inline]
+    pub fn buffers(&self) -> &[Buffer] {
+        match self {
+            Self::Stored(stored) => &stored.buffers,
+            _ => &[],
+        }
+    }
+
+    /// The file that they are in, if they are.
+    pub(crate) fn file(&self) -> Option<&MessageFile> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Stored(stored) => stored.bytes.file(),
+            Self::Short(..) | Self::Heap(_) => None,
+        }
+    }
+
+    /// How many there are, without the buffers.
     pub fn len(&self) -> usize {
         match self {
             Self::Short(len, _) => usize::from(*len),
             Self::Heap(bytes) => bytes.len(),
             Self::File(file) => file.len(),
+            Self::Stored(stored) => stored.bytes.len(),
+        }
+    }
+
+    /// How many there are, with the buffers.
+    pub fn weight(&self) -> u64 {
+        let buffers = self.buffers().iter().map(|buffer| buffer.len as u64);
+        self.len() as u64 + buffers.sum::<u64>()
+    }
+
+    /// How many there are, with those buffers that were copied for them.
+    pub fn copied(&self) -> u64 {
+        let in_flight = match self {
+            Self::Stored(stored) => stored.in_flight.iter().map(InFlight::len).sum(),
+            _ => 0,
+        };
+        self.len() as u64 + in_flight
+    }
+
+    /// The bytes alone.
+    pub(crate) fn without_buffers(self) -> Self {
+        match self {
+            Self::Stored(stored) => stored.bytes,
+            bytes => bytes,
         }
     }
 
@@ -63,12 +147,13 @@ impl Bytes {
                 let view: View = file.view()?;
                 read(view.as_slice())
             }
+            Self::Stored(stored) => return stored.bytes.with(read),
         })
     }
 }
 
 /// Why a worker died, from a closed list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// A signal killed it.
     Signal(i32),
@@ -80,6 +165,18 @@ pub enum Cause {
     Protocol,
     /// It could not be started.
     Start,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Exit(code) => write!(f, "exited with status {code}"),
+            Self::Unknown => f.write_str("died, and nobody is left who could tell how"),
+            Self::Protocol => f.write_str("broke the protocol and was killed"),
+            Self::Start => f.write_str("could not be started"),
+        }
+    }
 }
 
 impl From<ExitStatus> for Cause {
@@ -137,7 +234,7 @@ impl Retry {
             .backoff
             .saturating_mul(1 << runs.saturating_sub(1).min(40));
         let pause = doubled.min(self.longest);
-        pause - (pause as f64 * self.jitter * random) as u64
+        pause.saturating_sub((pause as f64 * self.jitter * random) as u64)
     }
 }
 
@@ -160,6 +257,8 @@ pub enum Outcome {
         payload: Bytes,
         /// How often it was tried.
         attempts: u8,
+        /// How many workers it has killed.
+        deaths: u8,
     },
     /// Its time was up.
     TimedOut {
@@ -187,6 +286,8 @@ pub enum Breakage {
     InitializerDied(i32, Cause),
     /// No worker could be started; why.
     Start(String),
+    /// Nothing happened for so many seconds, though nothing kept it: what the workers did.
+    Stalled(u64, Box<PoolDump>),
 }
 
 /// The part of a task that outlives its run: what a future holds.
@@ -198,10 +299,22 @@ pub struct Task {
     place: AtomicU64,
     /// A token that the face wants to see when the task has ended; 0 for none. Under the lock.
     observer: AtomicU64,
+    pub(crate) fate: Fate,
     /// For messages: which item, which call.
     pub index: u64,
     /// What it runs, which messages name.
     pub definition: Option<Arc<Definition>>,
+    /// The task of a worker that submitted it, if it was one.
+    pub(crate) asker: Option<Asker>,
+}
+
+/// Whom the end of a task is told that a task of a worker has submitted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asker {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+    /// The number that the worker gave the call.
+    pub(crate) call: u64,
 }
 
 const NOWHERE: u64 = u64::MAX;
@@ -209,12 +322,23 @@ const NOWHERE: u64 = u64::MAX;
 impl Task {
     /// A task that has not ended.
     pub fn new(index: u64, definition: Option<Arc<Definition>>) -> Arc<Self> {
+        Self::asked(index, definition, None)
+    }
+
+    /// A task whose end is told to a worker.
+    pub(crate) fn asked(
+        index: u64,
+        definition: Option<Arc<Definition>>,
+        asker: Option<Asker>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             outcome: OnceLock::new(),
             place: AtomicU64::new(NOWHERE),
             observer: AtomicU64::new(0),
+            fate: Fate::default(),
             index,
             definition,
+            asker,
         })
     }
 
@@ -283,6 +407,10 @@ pub struct Entry {
     pub limits: Limits,
     /// Whether it runs again; it is one item then.
     pub retry: Option<Arc<Retry>>,
+    /// How many tasks wait for it, one for the other.
+    pub(crate) depth: u8,
+    /// Whether what it yields, if it is a generator, comes as one list.
+    pub gathers: bool,
     /// How often it has failed, and how often its worker has died.
     pub(crate) failures: u32,
     pub(crate) deaths: u32,
@@ -296,10 +424,12 @@ pub struct Entry {
     pub(crate) length: u32,
     /// Number of the message file that carries its body, 0 without one.
     pub(crate) file: u64,
-    /// Ids of the definitions that the record carries.
-    pub(crate) carried: Vec<u32>,
+    /// The definitions that the record carries.
+    pub(crate) carried: Vec<Arc<Definition>>,
     /// Ids that the record tells the worker to forget.
     pub(crate) forgets: Vec<u32>,
+    /// Whether the worker has leases for the buffers of the record that was written last.
+    pub(crate) leases: bool,
 }
 
 impl Entry {
@@ -323,6 +453,8 @@ impl Entry {
             payload,
             limits: Limits::default(),
             retry: None,
+            depth: 0,
+            gathers: false,
             failures: 0,
             deaths: 0,
             left: 1,
@@ -332,6 +464,7 @@ impl Entry {
             file,
             carried: Vec::new(),
             forgets: Vec::new(),
+            leases: false,
         }
     }
 
@@ -423,5 +556,9 @@ impl Work for Entry {
         let rest = block.cut(self.ended + keep as u32);
         self.left = keep as u32;
         Self::block(rest)
+    }
+
+    fn depth(&self) -> u8 {
+        self.depth
     }
 }

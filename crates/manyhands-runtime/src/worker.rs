@@ -22,20 +22,23 @@
 
 use crate::block::{ITEM_WORD, LONGEST_ITEM, item_word, next_item};
 use crate::fail_point::fail_point;
+use crate::lease::{Buffer, Lease, any_released, set_worker, take_released};
+use crate::nested::caller::Caller;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_MORE, FLAG_RETRY, FLAG_STREAM, FLAG_TIMED,
-    FLAG_UNREAD, HEAD, ITEM_MORE, LONGEST_RECORD, ResultHead, ResultKind, Section, TaskHead,
-    TaskKind, padded, split_body,
+    BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_GATHER, FLAG_MORE, FLAG_RETRY, FLAG_SECTIONS,
+    FLAG_STREAM, FLAG_TIMED, FLAG_UNREAD, HEAD, ITEM_MORE, LONGEST_RECORD, Reference, ResultHead,
+    ResultKind, Section, TaskHead, TaskKind, padded, put_buffers, split_body,
 };
+use crate::store::{Views, write_pages};
 use crate::zygote::Birth;
 use manyhands_os::{
-    Event, MessageFile, Received, Socket, View, arm_life_line, become_group_leader,
+    Event, MessageFile, Received, Socket, View, Window, arm_life_line, become_group_leader,
     enter_directory, monotonic_nanos, process_cpu_nanos, replace_standard_streams,
 };
 pub use manyhands_shm::Unwanted;
-use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter, TASK_AREA};
+use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, RingWriter, TASK_AREA, Used};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -47,6 +50,8 @@ const CPU_NANOS: u64 = 1_000_000;
 const LAP_RECORD: usize = HEAD + 8;
 /// The most items of a lap.
 const LAP_ITEMS: u32 = 64;
+/// The most blocks that one record releases.
+const MOST_RELEASED: usize = 1024;
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
 const SPIN_NANOS: u64 = 50_000;
 
@@ -58,10 +63,13 @@ pub struct WorkerEnd {
     results: RingWriter,
     event: Event,
     socket: Socket,
+    caller: Arc<Caller>,
     #[expect(dead_code, reason = "held: the kernel watches it")]
     life_line: OwnedFd,
     slot: u32,
     cores: usize,
+    views: Arc<Views>,
+    window: Arc<Window>,
     position: u64,
     running: Option<Running>,
     /// The block that was started last, until a later record is.
@@ -93,6 +101,11 @@ impl Claimed {
     /// Whether what the task yields is wanted one by one.
     pub fn is_streamed(&self) -> bool {
         self.flags & FLAG_STREAM != 0
+    }
+
+    /// Whether what the task yields, if it is a generator, comes as one list.
+    pub fn is_gathered(&self) -> bool {
+        self.flags & FLAG_GATHER != 0
     }
 
     /// Whether it is to be said of a failure if it is one after which the task runs again.
@@ -188,6 +201,51 @@ fn body<'worker>(control: &'worker ControlBlock, body: &'worker Body) -> &'worke
     }
 }
 
+/// A block that is this worker's to write, for a result.
+#[derive(Debug)]
+pub struct Room {
+    lease: Lease,
+    /// Where it starts in the window.
+    pub offset: u64,
+    /// How many bytes were asked for.
+    pub len: usize,
+    used: Used,
+}
+
+impl Room {
+    /// Writes the buffer.
+    pub fn write(&self, window: &Window, bytes: &[u8]) -> io::Result<()> {
+        debug_assert_eq!(bytes.len(), self.len);
+        // A process that has limited its addresses may have none for the window.
+        let is_mapped = window.map().is_ok();
+        let used = if is_mapped { self.used } else { Used::Never };
+        write_pages(window, used, self.offset, bytes)
+    }
+}
+
+/// A buffer of a result.
+#[derive(Debug)]
+pub enum Filled {
+    /// Which was written for it, and whether who gets it may write to it.
+    Room(Room, bool),
+    /// Which came with a task, and has not been changed.
+    Came(Buffer),
+}
+
+impl Filled {
+    fn reference(&self) -> Reference {
+        match self {
+            Self::Room(room, is_writable) => Reference {
+                block: room.offset,
+                start: 0,
+                len: room.len,
+                is_writable: *is_writable,
+            },
+            Self::Came(buffer) => buffer.reference(),
+        }
+    }
+}
+
 /// The task's body could not be had, or makes no sense; a sentence says why.
 #[derive(Debug)]
 pub struct Unreadable(pub String);
@@ -206,15 +264,24 @@ impl WorkerEnd {
         // SAFETY: the only writer of this block, which lives in the same value.
         let results = unsafe { control.result_writer() };
         fail_point("worker.started");
+        let page = PoolPage::open(birth.page)?;
+        let window = Arc::new(Window::open(birth.window)?);
+        let socket = Socket::from_descriptor(birth.socket);
+        let caller = Caller::new(birth.requests, birth.key, page.width() as usize);
+        let control = Arc::new(control);
+        set_worker(&control);
         Ok(Self {
-            control: Arc::new(control),
-            page: PoolPage::open(birth.page)?,
+            caller: Arc::new(caller),
+            control,
+            page,
             results,
             event: Event::from_descriptor(birth.event),
-            socket: Socket::from_descriptor(birth.socket),
             life_line: birth.life_line,
             slot: birth.key.slot,
             cores,
+            views: Arc::new(Views::new(window.clone(), socket.maker()?)),
+            window,
+            socket,
             position: 0,
             running: None,
             block: None,
@@ -309,9 +376,25 @@ impl WorkerEnd {
         Some(self.running.as_ref()?.number)
     }
 
+    /// By which tasks of this worker submit tasks.
+    pub fn caller(&self) -> Arc<Caller> {
+        self.caller.clone()
+    }
+
     /// By which a signal handler learns whether what runs is to end.
     pub fn stop_word(&self) -> StopWord {
         StopWord(self.control.clone())
+    }
+
+    /// Answers from here on when its parent asks for its stack, by the handler which the signal of
+    /// `manyhands_os::dump_signal` has now and which writes to `dump_descriptor`; false if it has none.
+    pub fn answer_dumps(&self) -> io::Result<bool> {
+        crate::dump::answer_dumps(&self.control)
+    }
+
+    /// Where its stack is to be written.
+    pub fn dump_descriptor(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
     }
 
     /// Goes to the next item of the block; false if its items could not be had.
@@ -464,8 +547,10 @@ impl WorkerEnd {
         visit: impl FnMut(Section<'task>),
     ) -> Result<&'task [u8], Unreadable> {
         let body = body(&self.control, &claimed.body);
-        split_body(body, claimed.flags, claimed.payload, visit)
-            .map_err(|_| Unreadable("the arguments make no sense".into()))
+        let payload = split_body(body, claimed.flags, claimed.payload, visit)
+            .map_err(|_| Unreadable("the arguments make no sense".into()));
+        fail_point("worker.body_read");
+        payload
     }
 
     /// Opens the block that was claimed, after `visit` has seen its sections: now its first item can
@@ -494,6 +579,118 @@ impl WorkerEnd {
         }
         self.next_item();
         fail_point("worker.block_opened");
+        Ok(())
+    }
+
+    /// Where large buffers are.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// How this worker looks at large buffers.
+    pub fn views(&self) -> &Arc<Views> {
+        &self.views
+    }
+
+    /// Room for a buffer of a result, which has to be written before that is published; none if there is
+    /// no room.
+    pub fn reserve(&mut self, len: usize) -> Option<Room> {
+        self.tell_released();
+        let head = ResultHead {
+            length: HEAD as u32,
+            kind: ResultKind::Ask,
+            tag: 0,
+            flags: 0,
+            number: 0,
+            payload: 0,
+            duration: len as u64,
+        };
+        self.write_record(&head, &[]);
+        self.results.publish(HEAD);
+        fail_point("worker.block_asked");
+        loop {
+            self.announce();
+            let word = self.control.worker();
+            word.announce(Parked::Futex);
+            if !self.control.grant().is_answered() {
+                // Whether it was woken, interrupted or late, it looks again.
+                let _why = word.sleep(None);
+            }
+            self.control.worker().awake();
+            match self.control.grant().take() {
+                None => {}
+                Some(Grant::Refused) => return None,
+                Some(Grant::Block { offset, used }) => {
+                    fail_point("worker.block_granted");
+                    let lease = Lease::new(offset);
+                    return Some(Room {
+                        lease,
+                        offset,
+                        len,
+                        used,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Tells what was released since the last time.
+    fn tell_released(&mut self) -> bool {
+        let released = take_released();
+        for blocks in released.chunks(MOST_RELEASED) {
+            let payload: Vec<u8> = blocks
+                .iter()
+                .flat_map(|block| block.to_ne_bytes())
+                .collect();
+            let head = ResultHead {
+                length: (HEAD + payload.len()) as u32,
+                kind: ResultKind::Release,
+                tag: 0,
+                flags: 0,
+                number: 0,
+                payload: payload.len() as u32,
+                duration: 0,
+            };
+            self.write_record(&head, &payload);
+            self.results.publish(head.length as usize);
+            fail_point("worker.released");
+        }
+        !released.is_empty()
+    }
+
+    /// Writes a record to the ring, once there is room for it; it is published after that.
+    fn write_record(&mut self, head: &ResultHead, payload: &[u8]) {
+        let length = head.length as usize;
+        loop {
+            if let Some(record) = self.results.reserve(length) {
+                record[..HEAD].copy_from_slice(&head.encode());
+                record[HEAD..HEAD + payload.len()].copy_from_slice(payload);
+                break;
+            }
+            self.wait_for_room(length);
+        }
+    }
+
+    /// As `finish_part`, of a value that speaks of buffers.
+    pub fn finish_with_buffers(
+        &mut self,
+        tag: u8,
+        payload: &[u8],
+        buffers: Vec<Filled>,
+        more: bool,
+    ) -> io::Result<()> {
+        let mut sections = Vec::new();
+        put_buffers(&mut sections, buffers.iter().map(Filled::reference));
+        let mut body = (sections.len() as u32).to_ne_bytes().to_vec();
+        body.extend_from_slice(&sections);
+        body.extend_from_slice(payload);
+        let flags = FLAG_SECTIONS | if more { FLAG_MORE } else { 0 };
+        self.finish_with(ResultKind::Value, tag, &body, flags)?;
+        for buffer in buffers {
+            if let Filled::Room(room, _) = buffer {
+                room.lease.end();
+            }
+        }
         Ok(())
     }
 
@@ -542,6 +739,10 @@ impl WorkerEnd {
         if items == 0 && self.lap.cpu.is_none() {
             return;
         }
+        if !last {
+            // After the last it is told by whoever tells the parent to look.
+            self.tell_released();
+        }
         let now = monotonic_nanos();
         let mut cpu = 0;
         if let Some(since) = self.lap.cpu
@@ -570,14 +771,7 @@ impl WorkerEnd {
             payload: 8,
             duration,
         };
-        loop {
-            if let Some(record) = self.results.reserve(LAP_RECORD) {
-                record[..HEAD].copy_from_slice(&head.encode());
-                record[HEAD..].copy_from_slice(&cpu.to_ne_bytes());
-                break;
-            }
-            self.wait_for_room(LAP_RECORD);
-        }
+        self.write_record(&head, &cpu.to_ne_bytes());
         self.results.publish(LAP_RECORD);
         fail_point("worker.lap_published");
     }
@@ -612,10 +806,11 @@ impl WorkerEnd {
         flags: u8,
     ) -> io::Result<()> {
         let more = flags & FLAG_MORE != 0;
+        fail_point("worker.finished");
+        self.tell_released();
         let Some(running) = &self.running else {
             crate::bug("a result without a task");
         };
-        fail_point("worker.finished");
         let running_is_item = running.start == 0;
         let now = monotonic_nanos();
         let Ok(payload_len) = u32::try_from(payload.len()) else {
@@ -647,20 +842,12 @@ impl WorkerEnd {
             },
         };
         if by_file {
-            use std::os::fd::AsFd;
             let file = MessageFile::new(payload)?;
             self.socket.send(&[1], &[file.as_fd()], true)?;
             fail_point("worker.file_sent");
         }
         let inline = if by_file { &[] } else { payload };
-        loop {
-            if let Some(record) = self.results.reserve(length) {
-                record[..HEAD].copy_from_slice(&head.encode());
-                record[HEAD..HEAD + inline.len()].copy_from_slice(inline);
-                break;
-            }
-            self.wait_for_room(length);
-        }
+        self.write_record(&head, inline);
         fail_point("worker.record_written");
         self.results.publish(length);
         fail_point("worker.published");
@@ -709,17 +896,23 @@ impl WorkerEnd {
     pub fn wait(&mut self) {
         self.last_end = None;
         self.lap.start = 0;
+        if self.tell_released() {
+            self.announce();
+        }
         // Its parent, the busy workers and the spinner itself each want a core.
         if (self.page.runnable() as usize) < self.cores && self.spin_until_task() {
             return;
         }
         fail_point("worker.before_park");
+        self.control.set_waiting(true);
         let word = self.control.worker();
         word.announce(Parked::Futex);
-        if !self.has_task() {
+        if !self.has_task() && !any_released() {
             let _why = word.sleep(None);
         }
         word.awake();
+        fail_point("worker.woken");
+        self.control.set_waiting(false);
     }
 
     fn has_task(&self) -> bool {

@@ -39,6 +39,8 @@ pub struct Birth {
     pub(crate) socket: OwnedFd,
     pub(crate) life_line: OwnedFd,
     pub(crate) event: OwnedFd,
+    pub(crate) requests: OwnedFd,
+    pub(crate) window: OwnedFd,
     /// Standard output as the parent has it.
     pub output: OwnedFd,
     /// Standard error as the parent has it.
@@ -236,6 +238,8 @@ impl Birth {
             socket,
             life_line,
             event,
+            requests,
+            window,
             output,
             errors,
             directory,
@@ -249,6 +253,8 @@ impl Birth {
             socket,
             life_line,
             event,
+            requests,
+            window,
             output,
             errors,
             directory,

@@ -7,14 +7,19 @@
 //! | 64                | 64          | queue word (`queue_word`)             | both, by CAS    |
 //! | 128               | 64          | park word of the worker (`park`)      | both            |
 //! | 192               | 128         | positions of the result ring (`ring`) | each its own    |
-//! | 320               | 64          | start of the running task, its number | worker          |
+//! | 320               | 64          | the running task, or that it waits    | worker          |
 //! | 384               | 64          | the item that nobody wants            | parent          |
+//! | 448               | 64          | who asks for its stack (`dump_words`) | both            |
+//! | 512               | 64          | room for a result (`grant_word`)      | both            |
 //! | 4096              | `TASK_AREA` | task records                          | parent          |
 //! | after that        | `RESULT_AREA` | result records                      | worker          |
+//! | after that        | `DUMP_AREA` | text of its stack, not mapped         | worker          |
 //!
 //! The task area has no positions of its own: the queue word numbers the records, which follow one
 //! another, and the parent reuses a record's bytes when its result has come or it was revoked.
 
+use crate::dump_words::DumpWords;
+use crate::grant_word::GrantWord;
 use crate::park::ParkWord;
 use crate::queue_word::QueueWord;
 use crate::ring::{RingPositions, RingReader, RingWriter};
@@ -29,9 +34,13 @@ pub const TASK_AREA: usize = 256 * 1024;
 /// Bytes for result records.
 pub const RESULT_AREA: usize = 512 * 1024;
 
+/// The most bytes of a stack's text. They take memory only once there was one, and what it needed.
+pub const DUMP_AREA: usize = 256 * 1024;
+
 const HEADER: usize = 4096;
+const MAPPED: usize = HEADER + TASK_AREA + RESULT_AREA;
 const MAGIC: u32 = 0x6d68_6332;
-const VERSION: u32 = 2;
+const VERSION: u32 = 4;
 
 #[repr(C)]
 struct Layout {
@@ -44,6 +53,8 @@ struct Layout {
     results: RingPositions,
     running: RunningLine,
     unwanted: UnwantedLine,
+    dump: DumpLine,
+    grant: GrantLine,
 }
 
 #[repr(C, align(64))]
@@ -56,10 +67,17 @@ struct ParkLine(ParkWord);
 struct RunningLine {
     start: AtomicU64,
     number: AtomicU64,
+    waits: AtomicU32,
 }
 
 #[repr(C, align(64))]
 struct UnwantedLine(AtomicU64);
+
+#[repr(C, align(64))]
+struct DumpLine(DumpWords);
+
+#[repr(C, align(64))]
+struct GrantLine(GrantWord);
 
 /// In the words of the running and of the unwanted item: whether there is one.
 const IS_THERE: u64 = 1 << 32;
@@ -88,7 +106,7 @@ pub struct ControlBlock {
 impl ControlBlock {
     /// Makes the block; the parent's side.
     pub fn create() -> io::Result<Self> {
-        let file = MemoryFile::new(c"manyhands-control", HEADER + TASK_AREA + RESULT_AREA)?;
+        let file = MemoryFile::with_room(c"manyhands-control", MAPPED, DUMP_AREA)?;
         let block = Self::map(file)?;
         // Relaxed: the block travels to the worker by a system call.
         block.layout().magic.store(MAGIC, Ordering::Relaxed);
@@ -177,6 +195,18 @@ impl ControlBlock {
         (word == IS_THERE | u64::from(number)).then(|| running.start.load(Ordering::Relaxed))
     }
 
+    /// Worker: says whether it waits for a task, asleep or about to be.
+    pub fn set_waiting(&self, waits: bool) {
+        // Relaxed: nothing else is read behind it.
+        let waits = u32::from(waits);
+        self.layout().running.waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// Parent: whether it said so.
+    pub fn is_waiting(&self) -> bool {
+        self.layout().running.waits.load(Ordering::Relaxed) != 0
+    }
+
     /// Parent: says that nobody wants what the item of this number yields, or takes that back. The worker
     /// looks after each value; a hint that comes late costs a few values more.
     pub fn set_unwanted(&self, what: Option<(u32, Unwanted)>) {
@@ -203,6 +233,44 @@ impl ControlBlock {
         } else {
             Some(Unwanted::Dropped)
         }
+    }
+
+    /// Who asks for its stack, and whether it was written.
+    pub fn dump(&self) -> &DumpWords {
+        &self.layout().dump.0
+    }
+
+    /// What the worker was answered that asked for room.
+    pub fn grant(&self) -> &GrantWord {
+        &self.layout().grant.0
+    }
+
+    /// Which file its descriptor names.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        self.file.identity()
+    }
+
+    /// Worker, in a signal's handler: has its stack written by `write`, which writes to the descriptor,
+    /// if somebody asks for it.
+    pub fn write_dump(&self, write: &dyn Fn()) {
+        let Some(number) = self.dump().begin() else {
+            return;
+        };
+        if self.file.set_position(MAPPED as u64).is_ok() {
+            write();
+        }
+        let end = self.file.position().unwrap_or(0) as usize;
+        let length = end.saturating_sub(MAPPED).min(DUMP_AREA);
+        self.dump().end(number, length);
+    }
+
+    /// Parent: the text that answers the question of this number, if it is there.
+    pub fn read_dump(&self, number: u32) -> Option<Vec<u8>> {
+        let (ended, length) = self.dump().answer(number)?;
+        // A worker that says nonsense is shown with nothing.
+        let length = length.min(DUMP_AREA);
+        let text = self.file.read_at(MAPPED, length).unwrap_or_default();
+        self.dump().is_whole(ended).then_some(text)
     }
 
     fn area(&self, offset: usize) -> NonNull<u8> {
@@ -298,6 +366,30 @@ mod tests {
         writer.reserve(3).unwrap().copy_from_slice(b"yes");
         writer.publish(3);
         assert_eq!(reader.unread(), Some(&b"yes"[..]));
+    }
+
+    #[test]
+    fn a_stack_is_written_behind_what_is_mapped() {
+        let parent = ControlBlock::create().unwrap();
+        let descriptor = parent.as_fd().try_clone_to_owned().unwrap();
+        let worker = ControlBlock::open(descriptor).unwrap();
+        let write = |text: &[u8]| {
+            let mut file = std::fs::File::from(worker.as_fd().try_clone_to_owned().unwrap());
+            std::io::Write::write_all(&mut file, text)
+        };
+        worker.write_dump(&|| panic!("nobody has asked"));
+        for text in [&b"a longer one"[..], b"short"] {
+            let number = parent.dump().ask();
+            assert_eq!(parent.read_dump(number), None);
+            worker.write_dump(&|| write(text).unwrap());
+            assert_eq!(parent.read_dump(number).as_deref(), Some(text));
+        }
+        let number = parent.dump().ask();
+        worker.write_dump(&|| {
+            write(&vec![b'x'; DUMP_AREA]).unwrap();
+            write(b"y").unwrap_err();
+        });
+        assert_eq!(parent.read_dump(number).unwrap(), vec![b'x'; DUMP_AREA]);
     }
 
     #[test]

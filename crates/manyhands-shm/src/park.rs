@@ -145,23 +145,38 @@ mod tests {
 }
 
 #[cfg(all(test, manyhands_loom))]
-mod loom_tests {
+pub(crate) mod loom_tests {
     use super::*;
     use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
 
     /// A futex as a lock and a condition: the comparison and the sleep are one step.
-    struct Futex {
-        word: ParkWord,
+    pub(crate) struct Futex {
+        pub(crate) word: ParkWord,
         lock: Mutex<()>,
         changed: Condvar,
     }
 
     impl Futex {
-        fn sleep(&self) {
+        pub(crate) fn new() -> Self {
+            Self {
+                word: ParkWord::new(),
+                lock: Mutex::new(()),
+                changed: Condvar::new(),
+            }
+        }
+
+        pub(crate) fn sleep(&self) {
             let mut guard = self.lock.lock().unwrap();
             while self.word.0.load(Ordering::Relaxed) == FUTEX {
                 guard = self.changed.wait(guard).unwrap();
+            }
+        }
+
+        /// As who has published does: wakes who sleeps.
+        pub(crate) fn tell(&self) {
+            if self.word.take_sleeper().is_some() {
+                self.wake();
             }
         }
 
@@ -176,20 +191,14 @@ mod loom_tests {
     #[test]
     fn no_wake_up_is_lost() {
         loom::model(|| {
-            let futex = Arc::new(Futex {
-                word: ParkWord::new(),
-                lock: Mutex::new(()),
-                changed: Condvar::new(),
-            });
+            let futex = Arc::new(Futex::new());
             let published = Arc::new(AtomicU32::new(0));
             let wakers: Vec<_> = (0..2)
                 .map(|_| {
                     let (futex, published) = (futex.clone(), published.clone());
                     thread::spawn(move || {
                         published.fetch_add(1, Ordering::Release);
-                        if futex.word.take_sleeper().is_some() {
-                            futex.wake();
-                        }
+                        futex.tell();
                     })
                 })
                 .collect();

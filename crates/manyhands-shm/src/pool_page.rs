@@ -7,12 +7,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const PAGE: usize = 4096;
-const MAGIC: u32 = 0x6d68_7031;
+const MAGIC: u32 = 0x6d68_7032;
 
 #[repr(C)]
 struct Layout {
     magic: AtomicU32,
-    _reserved: [u32; 15],
+    /// How many workers the pool has. Written once, by its parent.
+    width: AtomicU32,
+    _reserved: [u32; 14],
     parent: ParkLine,
     spinner: SpinLine,
 }
@@ -43,10 +45,11 @@ pub struct SpinPermit<'page> {
 }
 
 impl PoolPage {
-    /// Makes the page; the parent's side.
-    pub fn create() -> io::Result<Self> {
+    /// Makes the page of a pool of so many workers; the parent's side.
+    pub fn create(width: u32) -> io::Result<Self> {
         let page = Self::map(MemoryFile::new(c"manyhands-pool", PAGE)?)?;
-        // Relaxed: the page travels to workers by a system call.
+        // Relaxed, here and below: the page travels to workers by a system call.
+        page.layout().width.store(width, Ordering::Relaxed);
         page.layout().magic.store(MAGIC, Ordering::Relaxed);
         Ok(page)
     }
@@ -71,6 +74,11 @@ impl PoolPage {
     fn layout(&self) -> &Layout {
         // SAFETY: the mapping is page-aligned, larger than the layout, and holds atomics alone.
         unsafe { self.segment.start().cast::<Layout>().as_ref() }
+    }
+
+    /// How many workers the pool has.
+    pub fn width(&self) -> u32 {
+        self.layout().width.load(Ordering::Relaxed)
     }
 
     /// The word on which the parent sleeps while no worker has anything for it.
@@ -135,7 +143,7 @@ mod tests {
 
     #[test]
     fn one_worker_spins_at_a_time() {
-        let page = PoolPage::create().unwrap();
+        let page = PoolPage::create(3).unwrap();
         let permit = page.may_spin(3);
         assert!(permit.is_some());
         assert!(page.may_spin(4).is_none());

@@ -205,6 +205,11 @@ impl RingReader {
         Some(unsafe { std::slice::from_raw_parts(self.area.at(self.head), len as usize) })
     }
 
+    /// How many bytes were consumed so far.
+    pub fn consumed(&self) -> u64 {
+        self.head
+    }
+
     /// Is done with the first `len` bytes of `unread`.
     #[inline]
     pub fn consume(&mut self, len: usize) {

@@ -60,9 +60,12 @@ impl Pool {
             Reason::Death => entry.deaths += 1,
             _ => entry.failures += 1,
         }
+        self.log_retry(&entry, reason, pause);
         (entry.left, entry.ended, entry.file) = (1, 0, 0);
         entry.carried = Vec::new();
         entry.forgets = Vec::new();
+        // The worker that had them has released them, or is dead.
+        entry.leases = false;
         entry.set_place(None);
         if pause == 0 {
             state.scheduler.add(entry);

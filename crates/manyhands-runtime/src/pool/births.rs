@@ -1,9 +1,11 @@
 //! Births and deaths of workers, as the supervisor tells of them.
 
 use super::again::Reason;
-use super::{Phase, Pool, Seat, State};
+use super::{Phase, Pool, Seat, State, Stop};
 use crate::block::{LONGEST_ITEM, Over};
+use crate::events::{EventKind, How};
 use crate::fail_point::fail_point;
+use crate::lease::Holdings;
 use crate::life_line::LifeLine;
 use crate::protocol::{TaskKind, WorkerKey};
 use crate::scheduler::Slot;
@@ -15,14 +17,14 @@ use manyhands_shm::{ControlBlock, PoolPage, QueueWord};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// After so many births in a row without a finished task, the pool gives up.
 const MOST_FAILED_BIRTHS: u32 = 3;
 /// After so many in a row that were killed from outside, which is no fault of the program's.
 const MOST_KILLED_BIRTHS: u32 = 20;
 /// The same on all architectures of Linux and the BSDs.
-const SIGKILL: i32 = 9;
+pub(super) const SIGKILL: i32 = 9;
 
 impl Pool {
     /// Empties the rings for the supervisor; whether to look again soon. It looks again while
@@ -34,6 +36,7 @@ impl Pool {
             || state.balance_at.is_some_and(|at| at <= monotonic_nanos())
         {
             state.balance_at = None;
+            self.send_answers(&mut state);
             self.balance(&mut state);
             self.tell_all(&mut state);
         }
@@ -91,16 +94,18 @@ impl Pool {
         }
         state.generations[index] = key.generation;
         state.seats[index] = Seat::Taken(Box::new(Worker {
-            control,
+            control: Arc::new(control),
             reader,
             socket,
             life_line,
             process: None,
             generation: key.generation,
             known: HashMap::new(),
+            known_changes: 0,
             known_last: 0,
             known_limit: 64,
             forget: Vec::new(),
+            holdings: Holdings::default(),
             oldest: 0,
             next: 0,
             write_position: 0,
@@ -108,10 +113,12 @@ impl Pool {
             files_sent: 0,
             files_taken: 0,
             last_block: None,
-            last_stream: None,
+            last_stream: Weak::new(),
             stop: None,
+            calls: None,
             stands_at: None,
             unwanted: None,
+            told_start: None,
             dismissed: false,
             paused: false,
             consumed: 0,
@@ -141,6 +148,8 @@ impl Pool {
             }
             self.publish(&mut state, slot);
         }
+        // A spare may have come too late.
+        self.settle(&mut state);
         self.balance(&mut state);
         self.ask_for_workers(&mut state);
         self.tell_all(&mut state);
@@ -170,7 +179,8 @@ impl Pool {
             // What it runs already was to end before anybody could ask.
             process.ask();
         }
-        worker.process = Some(process);
+        worker.process = Some(Arc::new(process));
+        self.say_born(worker, key.slot);
         state.scheduler.born(Slot(key.slot));
         if state.pending == 0 {
             self.leave_if_closing(&mut state);
@@ -222,6 +232,14 @@ impl Pool {
         let killing = worker.dismissed || matches!(state.phase, Phase::Closing(true));
         let (mut blamed, mut initializing) = (false, false);
         let mut leaving = worker.leaving;
+        let unwanted = killing || worker.stop.as_ref().is_some_and(Stop::has_killed);
+        let exits = |entry: &Entry| entry.kind == TaskKind::Exit;
+        let leaves = leaving || loss.started.iter().any(exits);
+        let mut about = loss
+            .started
+            .iter()
+            .find_map(|entry| self.about_lost(entry, &worker, slot));
+        self.say_gone(&worker, key.slot, cause, (unwanted, leaves));
         for entry in loss.started {
             match entry.kind {
                 TaskKind::Run | TaskKind::Block => {
@@ -235,11 +253,17 @@ impl Pool {
                         Some(reason) => self.run_again(&mut state, entry, reason),
                         None => Some(entry),
                     };
-                    let Some(entry) = entry else { continue };
                     let ended = match &worker.stop {
                         Some(stop) => Some(stop.outcome(pid, attempts)),
                         None => killing.then_some(Outcome::Cancelled),
                     };
+                    let kind = EventKind::Ended(How::Died(cause));
+                    let kind = ended.as_ref().map_or(kind, EventKind::of);
+                    let Some(entry) = entry else {
+                        self.say(about.take(), kind.again());
+                        continue;
+                    };
+                    self.say(about.take(), kind);
                     self.lost_with_worker(&mut state, entry, (pid, cause), ended);
                 }
                 TaskKind::Exit => leaving = true,
@@ -260,14 +284,11 @@ impl Pool {
             && (blamed || worker.process.is_some())
         {
             state.deaths += 1;
+            self.log_death(pid, key.slot, cause);
             if worker.finished == 0 && !blamed {
-                match cause {
-                    // Unknown: nobody is left who could tell what killed it, but something did.
-                    Cause::Signal(SIGKILL) | Cause::Unknown if !initializing => {
-                        state.killed_births += 1;
-                    }
-                    _ => state.count_failed_birth(),
-                }
+                // Unknown: nobody is left who could tell what killed it, but something did.
+                let was_killed = matches!(cause, Cause::Signal(SIGKILL) | Cause::Unknown);
+                state.count_failed_birth(was_killed && !initializing);
             }
         }
         // A pool that has finished tasks before can start workers: it is more patient.
@@ -288,7 +309,11 @@ impl Pool {
             };
             self.break_down(&mut state, Arc::new(breakage));
         }
+        if let Some(calls) = worker.calls.take() {
+            self.end_calls(&mut state, *calls);
+        }
         let wanted = match state.phase {
+            _ if self.rests(&state, index) => false,
             // One that could not even be started is asked for again by the next task.
             Phase::Open => !leaving && again,
             Phase::Closing(false) => state.pending > 0,
@@ -312,6 +337,7 @@ impl Pool {
         ended: Option<Outcome>,
     ) {
         let attempts = entry.attempt();
+        let deaths = (entry.deaths + 1).min(255) as u8;
         let died = |tag, payload| {
             ended.unwrap_or(Outcome::Died {
                 pid,
@@ -319,6 +345,7 @@ impl Pool {
                 tag,
                 payload,
                 attempts,
+                deaths,
             })
         };
         if let Some(block) = &entry.block {
@@ -331,7 +358,11 @@ impl Pool {
             block.take_one(died(tag, payload), false);
             self.count_ended(state, 1);
         } else if let Some(task) = entry.task {
-            self.complete(state, &task, died(entry.tag, entry.payload));
+            self.complete(
+                state,
+                &task,
+                died(entry.tag, entry.payload.without_buffers()),
+            );
         }
     }
 
@@ -343,12 +374,16 @@ impl Pool {
         if matches!(state.seats[index], Seat::Asked) {
             state.seats[index] = Seat::Vacant;
         }
+        // Who waits for what it has submitted, or rests, does nobody's work.
         let others = state.seats.iter().enumerate().any(|(other, seat)| {
-            other != index && matches!(seat, Seat::Taken(worker) if worker.process.is_some())
+            other != index
+                && matches!(seat, Seat::Taken(worker) if worker.process.is_some())
+                && !seat.lends()
+                && !self.rests(&state, other)
         });
         drop(state);
         if !others {
-            self.birth_failed(why);
+            self.birth_failed(Cause::Start, why);
         }
         self.bury(key, Cause::Start, !others);
         if !others {
@@ -359,11 +394,12 @@ impl Pool {
         }
     }
 
-    /// Counts a birth that failed; after a few in a row the pool breaks.
-    pub(crate) fn birth_failed(&self, why: &str) {
+    /// Counts a birth that failed; after a few in a row the pool breaks, after more if somebody killed what
+    /// was starting.
+    pub(crate) fn birth_failed(&self, cause: Cause, why: &str) {
         let mut state = self.lock();
-        state.count_failed_birth();
-        if state.failed_births >= MOST_FAILED_BIRTHS {
+        state.count_failed_birth(cause == Cause::Signal(SIGKILL));
+        if state.failed_births >= MOST_FAILED_BIRTHS || state.killed_births >= MOST_KILLED_BIRTHS {
             let why = format!("workers could not be started: {why}");
             self.break_down(&mut state, Arc::new(Breakage::Start(why)));
             self.tell_all(&mut state);
@@ -414,20 +450,9 @@ impl Pool {
         !matches!(state.phase, Phase::Open) && state.pending == 0 && !state.has_workers()
     }
 
-    /// The process of a worker that nobody reported, if it lives and has said its pid itself. The number
-    /// is that of the worker and of no later process if, after it was opened, the life line still has
-    /// its reader.
+    /// The process of a worker that nobody reported; see `Worker::unreported`.
     pub(crate) fn unreported(&self, key: WorkerKey) -> Option<Process> {
-        let mut state = self.lock();
-        let worker = state.worker(key)?;
-        let pid = worker.control.pid().cast_signed();
-        if pid == 0 || worker.process.is_some() {
-            return None;
-        }
-        // A process that cannot be opened is treated as gone, and its life line ends it.
-        let process = Process::open(pid).ok()?;
-        process.descriptor()?;
-        worker.life_line.has_reader().then_some(process)
+        self.lock().worker(key)?.unreported()
     }
 
     /// Workers without a process: their birth was asked of a zygote that is gone.

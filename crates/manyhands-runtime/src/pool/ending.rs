@@ -1,7 +1,9 @@
 //! Cancelling tasks, closing pools, and what there is to know of them.
 
+use super::telling::kind_of;
 use super::{Phase, Pool, PoolStats, Seat, State, WorkerStats};
 use crate::block::{Block, Over};
+use crate::events::EventKind;
 use crate::protocol::TaskKind;
 use crate::scheduler::Slot;
 use crate::supervisor::Command;
@@ -21,6 +23,7 @@ impl Pool {
             }
             self.take_back_from(&mut state, task.place());
             if task.place().is_none() {
+                self.say_unstarted(task, EventKind::Cancelled);
                 self.complete(&mut state, task, Outcome::Cancelled);
             }
         }
@@ -39,6 +42,7 @@ impl Pool {
                 if !block.is_over() {
                     self.take_back_from(&mut state, block.place());
                     if block.place().is_none() {
+                        self.say_open(&block, EventKind::Cancelled);
                         let ended = block.end(Over::Cancelled);
                         self.count_ended(&mut state, ended);
                     } else {
@@ -80,7 +84,7 @@ impl Pool {
     }
 
     /// Takes back what was published at this place and behind it, as far as it has not started.
-    fn take_back_from(&self, state: &mut State, place: Option<(u32, u32)>) {
+    pub(super) fn take_back_from(&self, state: &mut State, place: Option<(u32, u32)>) {
         if let Some((slot, number)) = place
             && let Seat::Taken(worker) = &state.seats[slot as usize]
         {
@@ -95,17 +99,22 @@ impl Pool {
     /// which stays away for so many nanoseconds; and the estimated duration of an item.
     pub fn appetite(&self, away: u64) -> (usize, Option<u64>) {
         let state = self.lock();
-        let (workers, estimate) = (state.seats.len(), state.scheduler.estimate());
+        let (workers, estimate) = (self.width, state.scheduler.estimate());
         let ahead = workers * state.scheduler.credit().max(2) * 2;
         let meanwhile = 2 * workers as u64 * away / estimate.unwrap_or(u64::MAX);
         let wanted = ahead.max(meanwhile as usize);
         (wanted.saturating_sub(state.scheduler.queued()), estimate)
     }
 
+    /// How many workers it has at most.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// For how long what is queued keeps the workers busy, about, halved; in nanoseconds.
     pub fn supply(&self) -> u64 {
         let state = self.lock();
-        let workers = state.seats.len().max(1) as u64;
+        let workers = self.width.max(1) as u64;
         let estimate = state.scheduler.estimate().unwrap_or(0);
         (state.scheduler.queued() as u64).saturating_mul(estimate) / workers / 2
     }
@@ -149,9 +158,11 @@ impl Pool {
     /// Ends what has not started.
     pub(super) fn end_entry(&self, state: &mut State, entry: &Entry, over: Over) {
         if let Some(block) = &entry.block {
+            self.say_open(block, kind_of(&over));
             let ended = block.end(over);
             self.count_ended(state, ended);
         } else if let Some(task) = &entry.task {
+            self.say_unstarted(task, kind_of(&over));
             let outcome = match over {
                 Over::Cancelled => Outcome::Cancelled,
                 Over::Broken(why) => Outcome::Broken(why),
@@ -169,17 +180,24 @@ impl Pool {
         if !matches!(state.phase, Phase::Broken(_)) {
             state.phase = Phase::Closing(kill || was_killing);
         }
+        if kill {
+            // First, so that no task is told of others that end with it.
+            for seat in &mut state.seats {
+                if let Seat::Taken(worker) = seat {
+                    worker.control.queue().freeze();
+                    if let Some(process) = &worker.process {
+                        process.kill();
+                    }
+                }
+            }
+        }
         if cancel || kill {
             self.end_waiting(&mut state, &Over::Cancelled);
         }
         if kill {
             for seat in &mut state.seats {
                 if let Seat::Taken(worker) = seat {
-                    worker.control.queue().freeze();
                     worker.leaving = true;
-                    if let Some(process) = &worker.process {
-                        process.kill();
-                    }
                 }
             }
         }
@@ -194,12 +212,14 @@ impl Pool {
             return;
         }
         self.supervisor.command(Command::Closing(self.id));
+        // All that still stands there was cancelled, and nobody will come for it.
+        drop(state.scheduler.take_queue());
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
             match &mut state.seats[index] {
                 Seat::Taken(worker) if !worker.leaving => {
                     worker.leaving = true;
-                    state.scheduler.close(slot);
+                    state.scheduler.leaves(slot);
                     let exit =
                         Entry::new(None, TaskKind::Exit, None, Vec::new(), 0, Bytes::default());
                     if self.write(state, slot, exit).is_none() {
@@ -229,6 +249,21 @@ impl Pool {
         }
     }
 
+    /// Nobody can ask what came of the task any more.
+    pub fn dropped(&self, task: &Arc<Task>) {
+        self.unseen.dropped(&task.fate, || task.clone());
+    }
+
+    /// Somebody asked what came of the task, which has failed.
+    pub fn seen(&self, task: &Task) {
+        self.unseen.seen(&task.fate);
+    }
+
+    /// How many tasks failed without anybody asking, and one of them; see `Unseen::take`.
+    pub fn take_unseen(&self, all: bool) -> (u64, Option<Arc<Task>>) {
+        self.unseen.take(all)
+    }
+
     /// Tasks that have not ended.
     pub fn pending(&self) -> usize {
         self.lock().pending
@@ -236,7 +271,10 @@ impl Pool {
 
     /// What there is to know.
     pub fn stats(&self) -> PoolStats {
-        let state = self.lock();
+        self.stats_of(&self.lock())
+    }
+
+    pub(super) fn stats_of(&self, state: &State) -> PoolStats {
         let now = monotonic_nanos();
         let mut workers = Vec::new();
         for (index, seat) in state.seats.iter().enumerate() {
@@ -245,15 +283,8 @@ impl Pool {
             let queue = worker.control.queue().state();
             let started = QueueWord::distance(worker.oldest, queue.next) as usize;
             let held = state.scheduler.held_count(slot);
-            let mut before = started.saturating_sub(1);
-            let running = state.scheduler.held(slot).find_map(|entry| {
-                let left = entry.left as usize;
-                if started == 0 || before >= left {
-                    before -= left.min(before);
-                    return None;
-                }
-                Some((entry.index() + before as u64, entry.definition.clone()))
-            });
+            let running = state.started_entry(slot, started as u32);
+            let running = running.map(|(entry, at)| (entry.index() + at, entry.definition.clone()));
             let (task_index, definition) = running.unzip();
             workers.push(WorkerStats {
                 slot: slot.0,
@@ -267,6 +298,7 @@ impl Pool {
                 definition: definition.flatten(),
                 waiting: held.saturating_sub(started),
                 age: now.saturating_sub(worker.born_at),
+                leases: worker.holdings.count(),
             });
         }
         PoolStats {
@@ -275,6 +307,7 @@ impl Pool {
             pending: state.pending,
             done: state.done,
             deaths: state.deaths,
+            lent: state.lent,
             late_wakes: state.late_wakes,
         }
     }

@@ -4,7 +4,7 @@ use super::{Pool, Seat, State};
 use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD,
     LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
 use crate::scheduler::{Revoked, Slot};
@@ -37,8 +37,7 @@ impl Pool {
         let payload_len = entry.bytes().len();
         let body_len = sections.as_ref().map_or(0, |sections| 4 + sections.len()) + payload_len;
         let head_len = HEAD + prefix_len;
-        let by_file =
-            head_len + body_len > LONGEST_RECORD || matches!(entry.bytes(), Bytes::File(_));
+        let by_file = head_len + body_len > LONGEST_RECORD || entry.bytes().file().is_some();
         let length = padded(head_len + if by_file { 8 } else { body_len });
         let room = TASK_AREA as u64 - (worker.write_position - free_from);
         if length as u64 > room {
@@ -48,6 +47,9 @@ impl Pool {
         let mut flags = if sections.is_some() { FLAG_SECTIONS } else { 0 };
         if entry.block.is_some() {
             flags |= FLAG_STREAM;
+        }
+        if entry.gathers {
+            flags |= FLAG_GATHER;
         }
         if entry.limits.time.is_some() {
             flags |= FLAG_TIMED;
@@ -147,7 +149,26 @@ impl Pool {
         None
     }
 
-    /// Has an idle worker empty its socket of the files of tasks that were taken back.
+    /// Has idle workers drop the definitions that are gone whose buffers they look at: others hear of it
+    /// with their next task.
+    pub(crate) fn let_go(&self) {
+        let mut state = self.lock();
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            if let Seat::Taken(worker) = &mut state.seats[index]
+                && worker.process.is_some()
+                && worker.may_take()
+                && worker.holdings.count() > 0
+                && worker.has_to_forget()
+                && state.scheduler.held_count(slot) == 0
+            {
+                self.discard_files(&mut state, slot);
+            }
+        }
+    }
+
+    /// Has an idle worker empty its socket of the files of tasks that were taken back, and forget what it is
+    /// to forget.
     pub(super) fn discard_files(&self, state: &mut State, slot: Slot) {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             return;
@@ -194,6 +215,13 @@ impl Pool {
         if state.scheduler.queued() == 0 || !state.scheduler.is_low(slot) {
             return;
         }
+        if state.lent > 0 && state.scheduler.held_count(slot) == 0 {
+            while let Some((other, count)) = state.scheduler.deeper_than_queue() {
+                if self.take_back(state, other, count) == 0 {
+                    break; // it has begun meanwhile
+                }
+            }
+        }
         let open = state
             .seats
             .iter()
@@ -210,6 +238,10 @@ impl Pool {
         while wanted > 0
             && let Some(entry) = state.next_entry()
         {
+            if !state.scheduler.may_follow(slot, entry.depth) {
+                state.scheduler.put_first(entry);
+                break;
+            }
             wanted = wanted.saturating_sub(entry.left as usize);
             if let Some(entry) = self.write(state, slot, entry) {
                 state.scheduler.put_first(entry);
@@ -229,7 +261,7 @@ impl Pool {
             if taken == 0 {
                 break;
             }
-            while let Some(slot) = state.scheduler.choose()
+            while let Some(slot) = state.scheduler.choose(0)
                 && state.scheduler.held_count(slot) == 0
                 && state.scheduler.queued() > 0
             {
@@ -272,7 +304,7 @@ impl Pool {
             }
         }
         if taken > 0 {
-            while let Some(slot) = state.scheduler.choose()
+            while let Some(slot) = state.scheduler.choose(0)
                 && state.scheduler.held_count(slot) == 0
                 && state.scheduler.queued() > 0
             {
@@ -290,6 +322,18 @@ impl Pool {
         self.give(state, slot, count);
     }
 
+    /// Takes back all that a worker has not started, but for its start-up message and the word to leave,
+    /// without which it would not be what it is.
+    pub(super) fn take_back_waiting(&self, state: &mut State, slot: Slot) {
+        if state.is_leaving(slot) {
+            return;
+        }
+        let starts = |entry: &Entry| entry.kind == TaskKind::Initialize;
+        let keeps = usize::from(state.scheduler.oldest(slot).is_some_and(starts));
+        let held = state.scheduler.held_count(slot);
+        self.take_back(state, slot, held - keeps);
+    }
+
     /// Takes back up to `count` of the last items of a worker that have not started; gives how many.
     pub(super) fn take_back(&self, state: &mut State, slot: Slot, count: usize) -> usize {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
@@ -302,10 +346,7 @@ impl Pool {
         let taken = QueueWord::distance(end, worker.next);
         if taken > count {
             // The worker wrote nonsense to the word: who knows what it ran. Its death tells.
-            worker.violation = true;
-            if let Some(process) = &worker.process {
-                process.kill();
-            }
+            worker.speaks_nonsense();
             return 0;
         }
         worker.next = end;

@@ -2,29 +2,33 @@
 
 use super::again::Reason;
 use super::{Pool, Seat, State};
+use crate::events::{EventKind, How};
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    FLAG_AGAIN, FLAG_FILE, FLAG_MORE, FLAG_UNREAD, Malformed, ResultHead, ResultKind, TaskKind,
+    FLAG_AGAIN, FLAG_MORE, FLAG_SECTIONS, Malformed, ResultHead, ResultKind, TaskKind,
 };
 use crate::scheduler::Slot;
+use crate::seat::Worker;
 use crate::task::{Breakage, Bytes, Entry, Outcome, Task};
-use manyhands_shm::{QueueWord, Unwanted};
+use manyhands_shm::{Grant, QueueWord, Unwanted, Used};
 use std::sync::Arc;
 
 impl Pool {
     /// Takes all results that have come, gives their workers more, and tells who waits.
     pub(super) fn drain(&self, state: &mut State) -> bool {
-        let mut found = false;
+        let (mut found, mut settled) = (false, false);
         for index in 0..state.seats.len() {
             if self.drain_seat(state, index) {
                 found = true;
+                // Before it is given more: it may have to rest.
+                settled |= self.settle_if_due(state);
                 self.refill(state, Slot(index as u32));
             }
         }
         if found {
             self.page.set_busy(state.scheduler.busy_count() as u32);
             state.drains += 1;
-            if state.scheduler.queued() == 0 {
+            if settled || state.scheduler.queued() == 0 {
                 self.balance(state);
             }
             self.tell(state);
@@ -69,18 +73,19 @@ impl Pool {
             }
             let unread = worker.reader.unread().unwrap_or_default();
             let is_items = unread.get(3).is_some_and(|&tag| tag != 0);
-            let read = match self.take_stopped(state, slot) {
-                Ok(false) if is_items => self.take_items(state, slot),
-                Ok(false) => self.take_record(state, slot),
+            let read = match self.take_request(worker) {
+                Ok(false) => match self.take_stopped(state, slot) {
+                    Ok(false) if is_items => self.take_items(state, slot),
+                    Ok(false) => self.take_record(state, slot),
+                    Ok(true) => Ok(()),
+                    Err(error) => Err(error),
+                },
                 Ok(true) => Ok(()),
                 Err(error) => Err(error),
             };
             if read.is_err() {
                 if let Seat::Taken(worker) = &mut state.seats[index] {
-                    worker.violation = true;
-                    if let Some(process) = &worker.process {
-                        process.kill();
-                    }
+                    worker.speaks_nonsense();
                 }
                 return found;
             }
@@ -106,16 +111,60 @@ impl Pool {
             return Err(Malformed); // a result of what was never started
         }
         let (len, ended) = block.take_items(unread, left)?;
-        let same = worker.last_stream.as_ref();
-        if !same.is_some_and(|stream| Arc::ptr_eq(stream, &block.stream)) {
-            worker.last_stream = Some(block.stream.clone());
+        if worker.last_stream.as_ptr() != Arc::as_ptr(&block.stream) {
+            worker.last_stream = Arc::downgrade(&block.stream);
         }
         worker.taken(len);
+        let nanos = self.nanos_of(worker, ended);
         fail_point("parent.result_taken");
         if ended > 0 {
+            let about = self.about(state, slot, ended, nanos);
+            self.say(about, EventKind::Ended(How::Value));
             self.ended(state, slot, ended)?;
         }
         Ok(())
+    }
+
+    /// Takes what stands first in the ring if it is of no task, but about the store.
+    fn take_request(&self, worker: &mut Worker) -> Result<bool, Malformed> {
+        let unread = worker.reader.unread().ok_or(Malformed)?;
+        if unread.get(3).is_some_and(|&tag| tag != 0) {
+            return Ok(false); // the result of an item
+        }
+        let (head, payload) = ResultHead::decode(unread)?;
+        match head.kind {
+            ResultKind::Release => {
+                let (blocks, _) = payload.as_chunks::<8>();
+                for block in blocks {
+                    worker.holdings.release(u64::from_ne_bytes(*block))?;
+                }
+                worker.taken(head.length as usize);
+            }
+            ResultKind::Ask => {
+                worker.taken(head.length as usize);
+                let writer = u64::from(worker.pid().cast_unsigned());
+                let wanted = usize::try_from(head.duration).map_err(|_| Malformed)?;
+                if wanted == 0 {
+                    return Err(Malformed); // what has no bytes needs no room
+                }
+                let grant = match self.supervisor.store().reserve(wanted, writer) {
+                    Ok(block) => {
+                        let (offset, used) = (block.offset(), block.used());
+                        if used == Used::Never {
+                            self.supervisor.look_after_store();
+                        }
+                        worker.holdings.grant(block);
+                        Grant::Block { offset, used }
+                    }
+                    Err(_full) => Grant::Refused,
+                };
+                fail_point("parent.block_granted");
+                worker.control.grant().answer(grant);
+                worker.wake();
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Takes the result record that stands first in the ring.
@@ -130,7 +179,10 @@ impl Pool {
             let cpu = payload.try_into().map_err(|_| Malformed)?;
             worker.taken(length);
             worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
-            if let Some(stream) = &worker.last_stream {
+            if let Some(stream) = worker.last_stream.upgrade() {
+                if let Some(definition) = &stream.definition {
+                    definition.took(head.duration);
+                }
                 stream.add_busy(head.duration, u64::from_ne_bytes(cpu));
             }
             if head.number > 0 {
@@ -142,42 +194,55 @@ impl Pool {
         if head.number != worker.oldest || next == worker.oldest {
             return Err(Malformed); // not its turn, or never started
         }
-        let payload = if head.flags & FLAG_FILE == 0 {
-            Ok(Bytes::copy_of(payload))
-        } else {
-            worker.receive_file()?
-        };
+        if head.kind == ResultKind::Error && head.flags & FLAG_SECTIONS != 0 {
+            return Err(Malformed); // no error speaks of buffers
+        }
+        let payload = Bytes::copy_of(payload);
+        let payload = worker.receive(payload, head.flags, state.scheduler.oldest_mut(slot))?;
         worker.taken(length);
         fail_point("parent.result_taken");
-        if head.flags & FLAG_UNREAD != 0 {
-            // It never saw the definitions that came with the arguments. All are sent anew.
-            worker.known.clear();
-            worker.known_last = 0;
-            worker.forget.clear();
-        }
+        let kind = match (&payload, head.kind) {
+            (Ok(_), ResultKind::Value) => EventKind::Ended(How::Value),
+            _ => EventKind::Ended(How::Error),
+        };
+        let more = head.flags & FLAG_MORE != 0;
+        let about = if more {
+            None
+        } else {
+            self.about(state, slot, 1, head.duration)
+        };
+        let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
+            return Err(Malformed);
+        };
         let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
+        if let Some(definition) = &entry.definition {
+            definition.took(head.duration);
+        }
         if head.flags & FLAG_AGAIN != 0 && entry.retry.is_some() {
             worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
-            if let Some(entry) = self.taken_from(state, slot, 1)?
-                && let Some(entry) = self.run_again(state, entry, Reason::Failure)
-            {
+            if let Some(entry) = self.taken_from(state, slot, 1)? {
+                let Some(entry) = self.run_again(state, entry, Reason::Failure) else {
+                    self.say(about, kind.again());
+                    return Ok(());
+                };
                 let outcome = match payload {
                     Ok(payload) => Outcome::Error(head.tag, payload),
                     Err(why) => Outcome::Failed(why),
                 };
+                self.say(about, kind);
                 self.end_one(state, &entry, outcome);
             }
             return Ok(());
         }
+        self.say(about, kind);
         if let Some(block) = &entry.block {
             let outcome = match (payload, head.kind) {
                 (Ok(payload), ResultKind::Value) => Outcome::Value(head.tag, payload),
                 (Ok(payload), _) => Outcome::Error(head.tag, payload),
                 (Err(why), _) => Outcome::Failed(why),
             };
-            let more = head.flags & FLAG_MORE != 0;
             block.take_one(outcome, more);
-            worker.last_stream = Some(block.stream.clone());
+            worker.last_stream = Arc::downgrade(&block.stream);
             if head.duration > 0 {
                 block.stream.add_busy(head.duration, 0);
                 worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
@@ -232,7 +297,9 @@ impl Pool {
             worker.last_block = Some(entry.position);
         }
         worker.oldest = QueueWord::advance(worker.oldest, count as u32);
-        worker.finished += count as u64;
+        if entry.kind != TaskKind::Discard {
+            worker.finished += count as u64;
+        }
         if let Some(number) = worker.unwanted
             && QueueWord::is_before(number, worker.oldest)
         {
@@ -241,9 +308,11 @@ impl Pool {
             worker.control.set_unwanted(None);
         }
         (state.failed_births, state.killed_births) = (0, 0);
-        let ended = state.scheduler.ended(slot, count);
-        if let Some(entry) = &ended {
+        let mut ended = state.scheduler.ended(slot, count);
+        if let Some(entry) = &mut ended {
             worker.files_taken = worker.files_taken.max(entry.file);
+            // The worker has seen the record: it releases what came with it.
+            entry.leases = false;
         }
         Ok(ended)
     }
@@ -282,13 +351,19 @@ impl Pool {
     }
 
     /// Ends a task.
-    pub(super) fn complete(&self, state: &mut State, task: &Task, outcome: Outcome) {
+    pub(super) fn complete(&self, state: &mut State, task: &Arc<Task>, outcome: Outcome) {
         if task.is_done() {
             return;
         }
+        let is_failure = !matches!(outcome, Outcome::Value(..) | Outcome::Cancelled);
         if let Some(token) = task.complete(outcome) {
             state.observed -= 1;
             state.ended.push(token);
+        }
+        if let (Some(asker), Some(outcome)) = (task.asker, task.outcome()) {
+            self.call_ended(state, asker, outcome);
+        } else if is_failure {
+            self.unseen.failed(&task.fate, || task.clone());
         }
         self.count_ended(state, 1);
     }
@@ -305,6 +380,10 @@ impl Pool {
 
     /// Tells observers and followers what ended (R2), and the draining thread to look again.
     pub(super) fn tell(&self, state: &mut State) {
+        // What is given out then may end at once, since it cannot be sent.
+        while self.settle_if_due(state) {
+            self.balance(state);
+        }
         if !state.ended.is_empty() {
             self.supervisor.completions().push(&mut state.ended);
         }

@@ -15,14 +15,14 @@
 //! long as tasks with a limit wait at least as often as the shortest limit: nothing tells it that a task has started.
 
 use super::again::Reason;
+use super::telling::About;
 use super::{Pool, Seat, State};
 use crate::block::next_item;
-use crate::protocol::{
-    FLAG_FILE, FLAG_MORE, FLAG_UNREAD, ITEM_MORE, Malformed, ResultHead, ResultKind,
-};
+use crate::events::EventKind;
+use crate::protocol::{FLAG_MORE, ITEM_MORE, Malformed, ResultHead, ResultKind};
 use crate::scheduler::Slot;
 use crate::supervisor::Command;
-use crate::task::{Entry, Limits, Outcome, Task};
+use crate::task::{Bytes, Entry, Limits, Outcome, Task};
 use manyhands_os::monotonic_nanos;
 use manyhands_shm::{QueueWord, Unwanted};
 use std::sync::Arc;
@@ -61,6 +61,11 @@ impl Stop {
         }
     }
 
+    /// Whether its worker was killed.
+    pub(crate) fn has_killed(&self) -> bool {
+        self.kill_at.is_none()
+    }
+
     /// Whether it ends because its time was up.
     pub(crate) fn is_timeout(&self) -> bool {
         self.limit.is_some()
@@ -78,6 +83,8 @@ impl Pool {
                 // Its result may be there.
                 self.drain_seat(&mut state, slot as usize);
                 if !task.is_done() && self.stop(&mut state, Slot(slot), number, None) {
+                    let about = self.about_running(&state, task);
+                    self.say(about, EventKind::Cancelled);
                     self.complete(&mut state, task, Outcome::Cancelled);
                 }
             }
@@ -85,6 +92,24 @@ impl Pool {
             self.tell_all(&mut state);
         }
         matches!(task.outcome(), Some(Outcome::Cancelled))
+    }
+
+    /// Cancels all that runs: each task is asked to end, and killed after its grace.
+    pub fn stop_all(&self) {
+        let mut state = self.lock();
+        self.drain(&mut state);
+        for index in 0..state.seats.len() {
+            let Seat::Taken(worker) = &state.seats[index] else {
+                continue;
+            };
+            let next = worker.control.queue().state().next;
+            if next != worker.oldest {
+                let number = QueueWord::distance(1, next);
+                self.stop(&mut state, Slot(index as u32), number, None);
+            }
+        }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
     }
 
     /// Has the supervisor look at this pool in time.
@@ -106,6 +131,8 @@ impl Pool {
         }
         let pause = self.end_pauses(&mut state, now);
         next = next.into_iter().chain(pause).min();
+        let starts = self.look_for_starts(&mut state, now);
+        next = next.into_iter().chain(starts).min();
         self.balance(&mut state);
         self.tell_all(&mut state);
         if state.pending == 0 {
@@ -128,6 +155,7 @@ impl Pool {
         self.due(state, slot, now)?;
         // Its time is up, unless its result is there.
         if self.drain_seat(state, index) {
+            self.settle_if_due(state);
             self.refill(state, slot);
         }
         match self.due(state, slot, now) {
@@ -235,14 +263,14 @@ impl Pool {
         }
         let pid = worker.pid();
         let mut unread = worker.reader.unread().ok_or(Malformed)?;
-        let (length, more, file, is_read);
+        let (length, more, flags, payload);
         if unread.get(3).is_some_and(|&tag| tag != 0) {
             let all = unread.len();
             let (tag, _) = next_item(&mut unread).ok_or(Malformed)?;
             (length, more) = (all - unread.len(), tag & ITEM_MORE != 0);
-            (file, is_read) = (false, true);
+            (flags, payload) = (0, &[][..]);
         } else {
-            let (head, _) = ResultHead::decode(unread)?;
+            let (head, content) = ResultHead::decode(unread)?;
             if head.kind == ResultKind::Lap {
                 return Ok(false);
             }
@@ -250,50 +278,55 @@ impl Pool {
                 return Err(Malformed);
             }
             (length, more) = (head.length as usize, head.flags & FLAG_MORE != 0);
-            file = head.flags & FLAG_FILE != 0;
-            is_read = head.flags & FLAG_UNREAD == 0;
+            (flags, payload) = (head.flags, content);
         }
-        if file {
-            // Nobody wants it.
-            let _content = worker.receive_file()?;
-        }
+        // Nobody wants it; what it was granted for it is free again.
+        let payload = Bytes::copy_of(payload);
+        let _content = worker.receive(payload, flags, state.scheduler.oldest_mut(slot))?;
         worker.taken(length);
-        if !is_read {
-            worker.known.clear();
-            worker.known_last = 0;
-            worker.forget.clear();
-        }
         if more {
             return Ok(true);
         }
+        let about = self.about(state, slot, 1, 0);
         let entry = state.scheduler.oldest(slot).ok_or(Malformed)?;
-        let attempts = entry.attempt();
-        if entry.retry.is_some() {
-            if let Some(entry) = self.taken_from(state, slot, 1)? {
-                self.end_stopped(state, entry, &stop, pid);
+        match entry.block.clone() {
+            Some(block) if entry.retry.is_none() => {
+                let outcome = stop.outcome(pid, entry.attempt());
+                self.say(about, EventKind::of(&outcome));
+                block.take_one(outcome, false);
+                self.ended(state, slot, 1)?;
             }
-        } else if let Some(block) = entry.block.clone() {
-            block.take_one(stop.outcome(pid, attempts), false);
-            self.ended(state, slot, 1)?;
-        } else if let Some(entry) = self.ended(state, slot, 1)?
-            && let Some(task) = entry.task
-        {
-            self.complete(state, &task, stop.outcome(pid, attempts));
+            _ => {
+                if let Some(entry) = self.taken_from(state, slot, 1)? {
+                    self.end_stopped(state, entry, &stop, (pid, about));
+                }
+            }
         }
         self.stopped(state, slot);
         Ok(true)
     }
 
-    /// A task that may run again was stopped.
-    fn end_stopped(&self, state: &mut State, entry: Entry, stop: &Stop, pid: i32) {
+    /// A task was stopped, or an item that has an entry to itself.
+    fn end_stopped(
+        &self,
+        state: &mut State,
+        entry: Entry,
+        stop: &Stop,
+        (pid, about): (i32, About),
+    ) {
+        let outcome = stop.outcome(pid, entry.attempt());
+        let kind = EventKind::of(&outcome);
         let entry = if stop.is_timeout() {
             self.run_again(state, entry, Reason::Timeout)
         } else {
             Some(entry)
         };
-        if let Some(entry) = entry {
-            let outcome = stop.outcome(pid, entry.attempt());
-            self.end_one(state, &entry, outcome);
+        match entry {
+            Some(entry) => {
+                self.say(about, kind);
+                self.end_one(state, &entry, outcome);
+            }
+            None => self.say(about, kind.again()),
         }
     }
 
@@ -317,20 +350,26 @@ impl Pool {
         worker.stop = None;
         worker.control.queue().thaw();
         worker.wake();
-        state.scheduler.reopen(slot);
+        // It takes tasks again, unless it rests, its slot is lent, or it was told to leave: then it keeps the
+        // exit record, which another worker would take from it.
+        state.is_unsettled = true;
     }
 }
 
 /// What the item of that number, which the worker has, may take.
 fn limits_of(state: &State, slot: Slot, number: u32) -> Option<Limits> {
+    entry_of(state, slot, number).map(|entry| entry.limits)
+}
+
+/// The entry of the item of that number, which the worker has.
+pub(super) fn entry_of(state: &State, slot: Slot, number: u32) -> Option<&Entry> {
     let Seat::Taken(worker) = &state.seats[slot.0 as usize] else {
         return None;
     };
     let mut before = QueueWord::distance(worker.oldest, number);
-    let entry: &Entry = state.scheduler.held(slot).find(|entry| {
+    state.scheduler.held(slot).find(|entry| {
         let is_in = before < entry.left;
         before = before.wrapping_sub(entry.left);
         is_in
-    })?;
-    Some(entry.limits)
+    })
 }

@@ -17,6 +17,8 @@ pub(super) const SPIN_NANOS: u64 = 50_000;
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// How long a waiting thread lets results gather while they come in a stream.
 const NAP: Duration = Duration::from_micros(50);
+/// Results that are further apart are no stream: after one, the next is slept for. In nanoseconds.
+const STREAM_GAP: u64 = 200_000;
 
 /// What a thread can wait for.
 pub trait Awaited: std::fmt::Debug + Send + Sync + 'static {
@@ -171,6 +173,11 @@ impl Pool {
         let look_for_signals = monotonic_nanos() + LONGEST_SLEEP.as_nanos() as u64;
         loop {
             let found = self.drain(&mut state);
+            let mut is_stream = false;
+            if found {
+                let before = std::mem::replace(&mut state.found_at, monotonic_nanos());
+                is_stream = state.found_at.saturating_sub(before) < STREAM_GAP;
+            }
             if awaited.is_ready() || is_past(deadline) || is_past(Some(look_for_signals)) {
                 return state;
             }
@@ -179,7 +186,7 @@ impl Pool {
             let mut waited = Waited::Woken;
             if may_spin && self.spin_until(awaited) {
                 // There is something: drain it.
-            } else if found {
+            } else if is_stream {
                 // Results come in a stream: they gather while this thread naps, and the workers,
                 // which find no mark, wake nobody.
                 waited = self.page.parent().nap(NAP);

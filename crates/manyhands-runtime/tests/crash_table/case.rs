@@ -2,8 +2,9 @@
 
 use crate::crash_table::site::Site;
 use crate::crash_table::{
-    again, blocks, blocks_ended, descriptors, ending, failed_births, nonsense, paused, rows,
-    stopping, storms, storms_of_blocks, taken_back, tasks, waiting, zygotes,
+    again, blocks, blocks_ended, descriptors, ending, failed_births, nested, nonsense, paused,
+    rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls, taken_back, tasks,
+    taught, waiting, zygotes,
 };
 
 /// One line of the table.
@@ -39,14 +40,19 @@ pub(crate) fn all() -> Vec<Case> {
         waiting::cases,
         paused::cases,
         stopping::cases,
+        stalls::cases,
         again::cases,
+        nested::cases,
         ending::cases,
         zygotes::cases,
         failed_births::cases,
         descriptors::cases,
         nonsense::cases,
+        stored::cases,
+        taught::cases,
         storms::cases,
         storms_of_blocks::cases,
+        storms_of_calls::cases,
     ] {
         cases.extend(of_one_subject());
     }

@@ -28,13 +28,13 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// What keeps a process from opening descriptors.
-struct Limited {
+pub(crate) struct Limited {
     before: libc::rlimit,
     _plugs: Vec<std::fs::File>,
 }
 
 /// Lets this process open only so many more descriptors, until the answer is dropped.
-fn limit_descriptors(more: usize) -> Limited {
+pub(crate) fn limit_descriptors(more: usize) -> Limited {
     use std::os::fd::AsRawFd;
     let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -1,9 +1,9 @@
 //! Workers that cannot be started.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{signal, worker_pids};
+use crate::crash_table::helpers::{signal, until, worker_pids};
 use crate::crash_table::site::{Job, Site};
-use crate::crash_table::worker::{REFUSE_FROM, REFUSED, THREAD_MODULE};
+use crate::crash_table::worker::{REFUSE_FROM, REFUSED, SLOW_FORK, THREAD_MODULE};
 use manyhands_runtime::{Breakage, Launcher, Outcome, Pool};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -35,6 +35,11 @@ pub(crate) fn cases() -> Vec<Case> {
             spawned_zygotes_die,
         ),
         scenario("zygotes die at once", "the pool gives up", zygotes_die),
+        scenario(
+            "zygotes are killed while they start",
+            "each is replaced",
+            starting_zygotes_killed,
+        ),
         scenario(
             "no program to start",
             "the pool gives up, naming it",
@@ -124,6 +129,25 @@ fn zygotes_die(site: &Site) {
     let pool = site.pool(2);
     let why = breakage(site, &pool, 10);
     assert!(why.contains("zygote"), "{why}");
+    site.finish(pool);
+}
+
+/// Somebody kills one zygote after the other before any has forked; that says nothing about the program.
+fn starting_zygotes_killed(site: &Site) {
+    site.launch_with(&[(SLOW_FORK, "300")]);
+    let pool = site.pool(2);
+    let jobs: Vec<Job> = (0..10)
+        .map(|index| site.submit(&pool, &format!("echo:{index}")))
+        .collect();
+    let mut last = 0;
+    for _ in 0..8 {
+        let is_new = || ![0, last].contains(&site.supervisor.zygote_pid());
+        until(is_new);
+        last = site.supervisor.zygote_pid();
+        signal(last, libc::SIGKILL);
+    }
+    assert_eq!(site.settle(&pool, &jobs).values, 10);
+    site.assert_usable(&pool);
     site.finish(pool);
 }
 

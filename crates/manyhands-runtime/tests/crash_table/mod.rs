@@ -9,6 +9,7 @@
 //! anything else, so that the driver can count how often each ran.
 
 mod again;
+mod asks;
 mod blocks;
 mod blocks_ended;
 mod case;
@@ -16,6 +17,7 @@ mod descriptors;
 mod ending;
 mod failed_births;
 mod helpers;
+mod nested;
 mod nonsense;
 mod paused;
 mod processes;
@@ -23,13 +25,17 @@ mod rows;
 mod runner;
 mod scribble;
 mod site;
+mod stalls;
 mod stopping;
+mod stored;
 mod storms;
 mod storms_of_blocks;
+mod storms_of_calls;
 mod stream;
 mod taken_back;
 mod tally;
 mod tasks;
+mod taught;
 mod waiting;
 mod worker;
 mod zygotes;

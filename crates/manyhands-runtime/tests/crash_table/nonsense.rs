@@ -28,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
 fn nonsense(site: &Site) {
     let pool = site.pool(2);
     for word in [
-        "tail", "record", "short", "number", "file", "kind", "lap", "queue",
+        "tail", "record", "short", "number", "file", "kind", "lap", "queue", "ask", "release",
     ] {
         warm(site, &pool);
         let mut jobs = site.submit_echoes(&pool, 20);
@@ -46,7 +46,7 @@ fn nonsense(site: &Site) {
         assert!(word == "queue" || protocol, "{word}: {tally:?}");
         site.assert_usable(&pool);
     }
-    assert_eq!(site.finish(pool).deaths, 8);
+    assert_eq!(site.finish(pool).deaths, 10);
 }
 
 /// What the worker had published is there, the item that wrote it is lost unless it had a result, and

@@ -4,7 +4,9 @@ use crate::crash_table::blocks;
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{cancel_waiting, until_stats, wait};
 use crate::crash_table::site::{Job, LARGE, Site};
+use crate::crash_table::stored;
 use crate::crash_table::stream::Items;
+use crate::crash_table::taught;
 use crate::crash_table::worker::THREAD_MODULE;
 use manyhands_runtime::{Cause, Definition, FAIL_POINTS, Pool};
 use std::collections::HashMap;
@@ -44,6 +46,20 @@ enum Load {
     BlocksCancelled,
     /// Blocks with large definitions, one worker.
     BlocksByFile,
+    /// Tasks that submit tasks that submit tasks, two workers.
+    Nested,
+    /// The same, and the pool is closed while it runs.
+    NestedClosing,
+    /// Tasks whose arguments and results are in blocks of the store, two workers.
+    Stored,
+    /// The same by one worker.
+    StoredAlone,
+    /// The same, and the pool is closed while it runs.
+    StoredClosing,
+    /// Tasks with definitions whose buffers are in blocks, two workers.
+    Taught,
+    /// Tasks that submit tasks whose results are in blocks.
+    StoredNested,
 }
 
 /// What happens to the task that a worker had started.
@@ -89,8 +105,9 @@ const fn row(
 pub(crate) fn rows() -> Vec<Row> {
     use Load::{
         Blocks, BlocksAlone, BlocksByFile, BlocksCancelled, BlocksOfAllKinds, BlocksStolen,
-        Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture,
-        OneAndExit, Spawned,
+        Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture, Nested,
+        NestedClosing, OneAndExit, Spawned, Stored, StoredAlone, StoredClosing, StoredNested,
+        Taught,
     };
     use Loss::{AtMostOne, Finished, None, Unstarted};
     vec![
@@ -117,6 +134,16 @@ pub(crate) fn rows() -> Vec<Row> {
         row("worker.claimed", 9, BlocksStolen, Unstarted, 1..=1),
         row("worker.claimed", 2, BlocksByFile, Unstarted, 1..=1),
         row("worker.claimed", 6, BlocksCancelled, Unstarted, 1..=1),
+        // It has read what came along, such as definitions.
+        row("worker.body_read", 1, Mixture, Unstarted, 1..=1),
+        row("worker.body_read", 9, Mixture, Unstarted, 1..=1),
+        row("worker.body_read", 2, BlocksByFile, Unstarted, 1..=1),
+        row("worker.body_read", 1, Taught, Unstarted, 1..=1),
+        row("worker.body_read", 4, Taught, Unstarted, 1..=1),
+        row("worker.finished", 3, Taught, Finished, 1..=1),
+        row("worker.released", 1, Taught, AtMostOne, 1..=1),
+        row("worker.published", 4, Taught, None, 1..=1),
+        row("worker.before_park", 1, Taught, None, 1..=1),
         // The first item of a block is claimed with it.
         row("worker.block_opened", 1, Blocks, Unstarted, 1..=1),
         row("worker.block_opened", 3, BlocksAlone, Unstarted, 1..=1),
@@ -186,7 +213,57 @@ pub(crate) fn rows() -> Vec<Row> {
         row("worker.announced", 1, Initializer, None, 1..=1),
         row("worker.announced", 2, Closing, None, 1..=1),
         row("worker.before_park", 1, Mixture, None, 1..=1),
+        row("worker.woken", 1, Mixture, None, 1..=1),
         row("worker.before_park", 1, Initializer, None, 1..=1),
+        // Who asks is lost with all its calls; whose call dies is told so.
+        row("worker.line_sent", 1, Nested, AtMostOne, 1..=1),
+        row("worker.line_sent", 1, NestedClosing, AtMostOne, 1..=1),
+        row("worker.call_packed", 1, Nested, AtMostOne, 1..=1),
+        row("worker.call_packed", 2, Nested, AtMostOne, 1..=1),
+        row("worker.call_packed", 6, Nested, AtMostOne, 1..=1),
+        row("worker.call_packed", 4, NestedClosing, AtMostOne, 1..=1),
+        row("worker.call_sent", 1, Nested, AtMostOne, 1..=1),
+        row("worker.call_sent", 3, Nested, AtMostOne, 1..=1),
+        row("worker.call_sent", 9, Nested, AtMostOne, 1..=1),
+        row("worker.call_sent", 5, NestedClosing, AtMostOne, 1..=1),
+        row("worker.started", 1, Nested, AtMostOne, 1..=1),
+        row("worker.claimed", 3, Nested, AtMostOne, 1..=1),
+        row("worker.claimed", 9, Nested, AtMostOne, 1..=1),
+        row("worker.finished", 6, Nested, AtMostOne, 1..=1),
+        row("worker.file_sent", 1, Nested, AtMostOne, 1..=1),
+        row("worker.published", 4, Nested, None, 1..=1),
+        row("worker.published", 9, NestedClosing, None, 1..=1),
+        // What a worker may look at or write is free when it is dead; who asks for a block runs.
+        row("worker.block_asked", 1, Stored, Finished, 1..=1),
+        row("worker.block_asked", 4, StoredAlone, Finished, 1..=1),
+        row("worker.block_asked", 2, StoredClosing, Finished, 1..=1),
+        row("worker.block_asked", 2, StoredNested, AtMostOne, 1..=1),
+        row("worker.block_granted", 1, Stored, Finished, 1..=1),
+        row("worker.block_granted", 4, StoredAlone, Finished, 1..=1),
+        row("worker.block_granted", 2, StoredClosing, Finished, 1..=1),
+        row("worker.block_granted", 2, StoredNested, AtMostOne, 1..=1),
+        row("worker.released", 1, Stored, AtMostOne, 1..=1),
+        row("worker.released", 2, Stored, AtMostOne, 1..=1),
+        row("worker.released", 3, StoredAlone, AtMostOne, 1..=1),
+        row("worker.released", 1, StoredClosing, AtMostOne, 1..=1),
+        row("worker.released", 1, StoredNested, AtMostOne, 1..=1),
+        row("worker.claimed", 2, Stored, Unstarted, 1..=1),
+        row("worker.claimed", 5, StoredAlone, Unstarted, 1..=1),
+        row("worker.finished", 2, Stored, Finished, 1..=1),
+        row("worker.record_written", 3, StoredAlone, Finished, 1..=1),
+        row("worker.published", 3, Stored, None, 1..=1),
+        row("worker.published", 4, StoredAlone, None, 1..=1),
+        row("worker.published", 2, StoredNested, None, 1..=1),
+        row("worker.announced", 5, Stored, AtMostOne, 1..=1),
+        row("worker.before_park", 1, Stored, None, 1..=1),
+        row("worker.call_sent", 1, StoredNested, AtMostOne, 1..=1),
+        row("parent.block_granted", 1, Stored, AtMostOne, 0..=0),
+        row("parent.block_granted", 4, StoredAlone, AtMostOne, 0..=0),
+        row("parent.block_granted", 2, StoredNested, AtMostOne, 0..=0),
+        row("parent.record_written", 4, Stored, AtMostOne, 0..=0),
+        row("parent.result_taken", 4, Stored, AtMostOne, 0..=0),
+        row("parent.call_answered", 1, StoredNested, AtMostOne, 0..=0),
+        row("zygote.forked", 1, Stored, AtMostOne, 0..=1),
         // The parent's death takes everybody along, wherever it happens.
         row("parent.block_made", 1, Mixture, AtMostOne, 0..=0),
         row("parent.block_made", 2, Mixture, AtMostOne, 0..=0),
@@ -210,6 +287,16 @@ pub(crate) fn rows() -> Vec<Row> {
         row("parent.block_cut", 1, BlocksCancelled, AtMostOne, 0..=0),
         row("parent.block_cut", 1, BlocksStolen, AtMostOne, 0..=0),
         row("parent.block_cut", 3, BlocksStolen, AtMostOne, 0..=0),
+        row("parent.call_heard", 1, Nested, AtMostOne, 0..=0),
+        row("parent.call_heard", 2, Nested, AtMostOne, 0..=0),
+        row("parent.call_heard", 17, Nested, AtMostOne, 0..=0),
+        row("parent.call_heard", 5, NestedClosing, AtMostOne, 0..=0),
+        row("parent.call_answered", 1, Nested, AtMostOne, 0..=0),
+        row("parent.call_answered", 9, Nested, AtMostOne, 0..=0),
+        row("parent.call_answered", 5, NestedClosing, AtMostOne, 0..=0),
+        row("parent.revoked", 2, Nested, AtMostOne, 0..=0),
+        row("parent.record_written", 9, Nested, AtMostOne, 0..=0),
+        row("parent.block_made", 3, Nested, AtMostOne, 0..=0),
         row("parent.record_written", 3, Blocks, AtMostOne, 0..=0),
         row("parent.record_written", 3, BlocksByFile, AtMostOne, 0..=0),
         row("parent.task_published", 4, Blocks, AtMostOne, 0..=0),
@@ -235,6 +322,9 @@ pub(crate) fn rows() -> Vec<Row> {
         row("zygote.reported", 1, Initializer, None, 0..=0),
         row("zygote.reported", 1, Closing, None, 0..=0),
         row("zygote.reported", 1, OneAndExit, None, 0..=0),
+        row("zygote.request_read", 3, Nested, None, 0..=0),
+        row("zygote.forked", 3, Nested, AtMostOne, 0..=1),
+        row("zygote.reported", 3, Nested, None, 0..=0),
     ]
 }
 
@@ -297,14 +387,22 @@ impl Row {
         }
         let alone = matches!(
             self.load,
-            Load::OneAndExit | Load::LargeBoth | Load::BlocksAlone | Load::BlocksByFile
+            Load::OneAndExit
+                | Load::LargeBoth
+                | Load::BlocksAlone
+                | Load::BlocksByFile
+                | Load::StoredAlone
         );
         let workers = if alone { 1 } else { 2 };
         let initializer = (self.load == Load::Initializer).then_some("echo:ready");
         let pool = site.pool_with(workers, initializer);
         let jobs = self.submit(site, &pool);
         let mut streams = self.submit_streams(site, &pool);
-        if matches!(self.load, Load::Closing | Load::OneAndExit) {
+        let closed = matches!(
+            self.load,
+            Load::Closing | Load::OneAndExit | Load::NestedClosing | Load::StoredClosing
+        );
+        if closed {
             pool.close(false, false);
         }
         let mut tally = site.settle(&pool, &jobs);
@@ -312,14 +410,19 @@ impl Row {
             tally.merge(items.settle(site, &pool));
         }
         site.wait_for_crash();
+        let all = jobs.len() + streams.iter().map(Items::len).sum::<usize>();
+        drop(jobs);
         // A death in a closed pool is counted before its last worker is gone.
-        let closed = matches!(self.load, Load::Closing | Load::OneAndExit);
         if !closed {
             until_stats(&pool, |stats| stats.deaths >= *self.deaths.start());
             site.assert_usable(&pool);
+            if self.load == Load::Taught {
+                site.assert_all_usable(&pool, workers);
+            }
+            site.assert_no_blocks();
             pool.close(false, false);
         }
-        let lost = tally.died.len();
+        let lost = tally.died.len() + tally.calls_died;
         match self.loss {
             Loss::None => assert_eq!(lost, 0, "{tally:?}"),
             Loss::AtMostOne => assert!(lost <= 1, "{tally:?}"),
@@ -333,12 +436,13 @@ impl Row {
                 assert_eq!(ran, expected, "runs of the lost task");
             }
         }
-        let all = jobs.len() + streams.iter().map(Items::len).sum::<usize>();
         assert_eq!(tally.values + tally.cancelled, all - lost, "{tally:?}");
         let may_cancel = self.load == Load::BlocksCancelled;
         assert!(tally.cancelled == 0 || may_cancel, "{tally:?}");
         assert_eq!(tally.cancelled_runs, 0);
-        let deaths = site.finish_closed(pool).deaths;
+        let stats = site.finish_closed(pool);
+        assert_eq!(stats.lent, 0);
+        let deaths = stats.deaths;
         assert!(self.deaths.contains(&deaths), "{deaths} deaths");
     }
 
@@ -352,13 +456,32 @@ impl Row {
             Load::LargeResults => (0..8)
                 .map(|i| site.submit(pool, &format!("big:{}", LARGE + i)))
                 .collect(),
+            Load::Nested | Load::NestedClosing => {
+                let mut jobs = vec![site.submit(pool, "ask:12 ask:2 echo:x")];
+                jobs.extend((0..3).map(|_| site.submit(pool, "ask:2 ask:2 echo:x")));
+                jobs.push(site.submit(pool, "ask_mirror:200000"));
+                jobs.extend(site.submit_echoes(pool, 40));
+                jobs.push(site.submit(pool, "ask_in_turn:3 ask:1 sleep:1"));
+                jobs
+            }
+            Load::Stored | Load::StoredAlone | Load::StoredClosing => stored::submit(site, pool),
+            Load::Taught => taught::submit(site, pool),
+            Load::StoredNested => {
+                let mut jobs = stored::submit(site, pool);
+                for count in [150_001, 150_003] {
+                    let command = format!("ask:2 stored:{count} echo:x");
+                    jobs.push(site.submit(pool, &command));
+                }
+                jobs
+            }
             Load::OneAndExit => vec![site.submit(pool, "echo:alone")],
             Load::Cancelling => {
                 let mut jobs = site.submit_mixture(pool);
                 // Only what a worker has can be taken back from it.
                 wait(pool, &jobs[0].task);
-                jobs.push(site.submit(pool, "sleep:100"));
-                jobs.push(site.submit(pool, "sleep:100"));
+                // Longer than this thread may be kept from cancelling.
+                jobs.push(site.submit(pool, "sleep:1000"));
+                jobs.push(site.submit(pool, "sleep:1000"));
                 jobs.extend(site.submit_echoes(pool, 20));
                 for job in jobs.iter().rev().step_by(2) {
                     cancel_waiting(pool, &job.task);

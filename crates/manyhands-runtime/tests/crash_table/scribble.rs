@@ -26,6 +26,8 @@ const RESULTS: usize = 4096 + 2 * TASK_AREA;
 /// | `lap`       | a lap of almost for ever, twice, and then a record of zeros                   |
 /// | `file`      | a result whose message file never comes                                       |
 /// | `kind`      | a result record of a kind that there is not                                   |
+/// | `ask`       | an ask for a block without bytes                                              |
+/// | `release`   | that it has released a block which it was never sent                          |
 pub(crate) fn scribble(what: &str) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps
@@ -66,6 +68,15 @@ pub(crate) fn scribble(what: &str) {
         }
         "file" => block.publish(&record(1, 1, own, 5)),
         "kind" => block.publish(&record(99, 0, own, 5)),
+        "ask" => block.publish(&record(17, 0, own, 0)),
+        "release" => {
+            // Of a block that it was never sent.
+            let mut bytes = record(16, 0, own, 0);
+            bytes[0..4].copy_from_slice(&32_u32.to_ne_bytes());
+            bytes[12..16].copy_from_slice(&8_u32.to_ne_bytes());
+            bytes.extend_from_slice(&0_u64.to_ne_bytes());
+            block.publish(&bytes);
+        }
         _ => panic!("no such nonsense: {what}"),
     }
     loop {

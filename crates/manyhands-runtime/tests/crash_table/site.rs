@@ -2,11 +2,12 @@
 
 use crate::crash_table::helpers::{until, wait};
 use crate::crash_table::processes::{self, MARK};
+use crate::crash_table::stored;
 use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker;
 use manyhands_runtime::{
-    Bytes, Definition, Entry, Initializer, Launcher, Limits, Pool, PoolOptions, PoolStats, Refused,
-    Retry, Supervisor, Task, TaskKind,
+    Buffer, Bytes, Definition, Entry, Initializer, Launcher, Limits, Outcome, Pool, PoolOptions,
+    PoolStats, Refused, Retry, STALLED_AFTER, Supervisor, Task, TaskKind,
 };
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -41,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) command: String,
     pub(crate) task: Arc<Task>,
     expected: Expected,
+    /// The lengths of the buffers that must come with that.
+    buffers: Vec<usize>,
 }
 
 /// What the watchdog looks at when a case hangs.
@@ -115,6 +118,14 @@ impl Site {
         self.launch_with(&[("MANYHANDS_CRASH_AT", point)]);
     }
 
+    /// Has one process stand still at the fail point when it comes there for the n-th time.
+    pub(crate) fn stall_at(&self, point: &str, nth: u32) {
+        self.launch_with(&[
+            ("MANYHANDS_STALL_AT", &format!("{point}:{nth}")),
+            ("MANYHANDS_CRASH_ONCE", self.crash_mark().to_str().unwrap()),
+        ]);
+    }
+
     /// The file that tells that the process died at its fail point.
     pub(crate) fn crash_mark(&self) -> PathBuf {
         self.folder.join("crashed")
@@ -146,11 +157,30 @@ impl Site {
             tag: 0,
             payload: format!("init {command}").into_bytes(),
         });
-        let options = PoolOptions {
+        self.pool_of(PoolOptions {
             workers,
             initializer,
             cores: manyhands_os::cpu_count(),
-        };
+            stuck_after: None,
+            stalled_after: STALLED_AFTER,
+            events: None,
+        })
+    }
+
+    /// A pool that takes itself for stalled, and tasks for stuck, after so long.
+    pub(crate) fn impatient_pool(&self, workers: usize, after: Duration) -> Arc<Pool> {
+        let after = after.as_nanos() as u64;
+        self.pool_of(PoolOptions {
+            workers,
+            initializer: None,
+            cores: manyhands_os::cpu_count(),
+            stuck_after: Some(after),
+            stalled_after: after,
+            events: None,
+        })
+    }
+
+    fn pool_of(&self, options: PoolOptions) -> Arc<Pool> {
         let pool = Pool::new(self.supervisor.clone(), options).unwrap();
         WATCHED
             .lock()
@@ -167,6 +197,7 @@ impl Site {
             command: command.to_owned(),
             task: Task::new(number, None),
             expected,
+            buffers: Vec::new(),
         };
         (job, payload)
     }
@@ -255,6 +286,47 @@ impl Site {
         job
     }
 
+    /// Submits a task with buffers of these lengths, in blocks; see `stored`.
+    pub(crate) fn submit_stored(&self, pool: &Pool, lengths: &[usize], command: &str) -> Job {
+        self.submit_stored_with(pool, lengths, command, |_| ())
+    }
+
+    /// The same, of which more is said.
+    pub(crate) fn submit_stored_with(
+        &self,
+        pool: &Pool,
+        lengths: &[usize],
+        command: &str,
+        with: impl FnOnce(&mut Entry),
+    ) -> Job {
+        let (mut job, payload) = self.job(command, Expected::of(command));
+        job.buffers = [lengths, &stored::written(command)].concat();
+        let payload = Bytes::copy_of(&payload).with_buffers(self.stored(lengths));
+        let task = Some(job.task.clone());
+        let mut entry = Entry::new(task, TaskKind::Run, None, Vec::new(), 1, payload);
+        with(&mut entry);
+        pool.submit(entry).unwrap();
+        job
+    }
+
+    /// Buffers of these lengths.
+    pub(crate) fn stored(&self, lengths: &[usize]) -> Vec<Buffer> {
+        let store = self.supervisor.store();
+        // Of both kinds.
+        let store = |&len: &usize| {
+            let block = store.store(&stored::content(len)).unwrap();
+            Buffer::whole(block, len.is_multiple_of(2))
+        };
+        lengths.iter().map(store).collect()
+    }
+
+    /// Waits until no block is left.
+    #[track_caller]
+    pub(crate) fn assert_no_blocks(&self) {
+        until(|| self.supervisor.store().stats().blocks == 0);
+        assert_eq!(self.supervisor.store().stats().live, 0);
+    }
+
     /// Submits a task that returns its large arguments.
     pub(crate) fn submit_mirror(&self, pool: &Pool, count: usize) -> Job {
         let bytes = worker::big(count);
@@ -275,8 +347,18 @@ impl Site {
 
     /// Submits a task that runs a definition.
     pub(crate) fn submit_definition(&self, pool: &Pool, definition: &Arc<Definition>) -> Job {
-        let expected = [definition.bytes(), b"!"].concat();
-        let (job, payload) = self.job("define:!", Expected::Value(expected));
+        self.submit_definition_with(pool, definition, "!")
+    }
+
+    /// The same, with this text.
+    pub(crate) fn submit_definition_with(
+        &self,
+        pool: &Pool,
+        definition: &Arc<Definition>,
+        text: &str,
+    ) -> Job {
+        let expected = [definition.bytes(), text.as_bytes()].concat();
+        let (job, payload) = self.job(&format!("define:{text}"), Expected::Value(expected));
         let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
         let needs = definition.needs().to_vec();
         let definition = Some(definition.clone());
@@ -347,6 +429,12 @@ impl Site {
         let runs = self.runs();
         let mut tally = Tally::default();
         for job in jobs {
+            if let Outcome::Value(_, bytes) = job.task.outcome().unwrap() {
+                let buffers = bytes.buffers();
+                let lengths: Vec<usize> = buffers.iter().map(|buffer| buffer.len).collect();
+                assert_eq!(lengths, job.buffers, "buffers of {}", job.number);
+                stored::check(self.supervisor.views(), buffers).unwrap();
+            }
             tally.add(&End {
                 number: job.number,
                 command: &job.command,
@@ -370,6 +458,16 @@ impl Site {
     pub(crate) fn assert_usable(&self, pool: &Pool) {
         let job = self.submit(pool, "echo:still here");
         assert_eq!(self.settle(pool, &[job]).values, 1);
+    }
+
+    /// As many tasks run at once as there are workers: each hears what it is to forget.
+    pub(crate) fn assert_all_usable(&self, pool: &Pool, workers: usize) {
+        let folder = self.path("meeting");
+        std::fs::create_dir(&folder).unwrap();
+        let meet = |_| self.submit(pool, &format!("meet:{folder} {workers}"));
+        let jobs: Vec<Job> = (0..workers).map(meet).collect();
+        assert_eq!(self.settle(pool, &jobs).values, workers);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     /// Lets go of a pool that the watchdog knows.
@@ -401,6 +499,7 @@ impl Site {
         until(|| self.supervisor.pools().is_empty());
         self.supervisor.stop();
         until(|| self.supervisor.zygote_pid() == 0);
+        self.assert_no_blocks();
         if let Err(left) = processes::wait_until_none(&self.mark, GONE) {
             panic!("{left}");
         }

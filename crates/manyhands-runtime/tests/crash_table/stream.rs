@@ -137,9 +137,21 @@ impl Items {
 
     /// Sends a command as a block of its own form.
     pub(crate) fn send_single(&mut self, site: &Site, pool: &Pool, command: &str) {
+        self.send_stored(site, pool, &[], command);
+    }
+
+    /// The same, with buffers of these lengths; see `stored`.
+    pub(crate) fn send_stored(
+        &mut self,
+        site: &Site,
+        pool: &Pool,
+        lengths: &[usize],
+        command: &str,
+    ) {
         let item = Item::new(site, command, Expected::of(command));
         let payload = format!("{} {command}", item.number).into_bytes();
-        self.send_alone(pool, item, Bytes::copy_of(&payload));
+        let payload = Bytes::copy_of(&payload).with_buffers(site.stored(lengths));
+        self.send_alone(pool, item, payload);
     }
 
     /// Sends an item with so many bytes, which no other has.

@@ -1,5 +1,6 @@
 //! How tasks and items ended, checked and counted.
 
+use crate::crash_table::asks::CALL_DIED;
 use crate::crash_table::helpers::show;
 use crate::crash_table::worker;
 use manyhands_runtime::{Cause, Outcome};
@@ -12,6 +13,8 @@ pub(crate) enum Expected {
     /// It fails before it runs.
     Unread,
     Anything,
+    /// It returns this, unless a call of it dies.
+    Asked(Vec<u8>),
     /// It returns this in its run of that number, and runs no more often but for workers that die.
     Again(u8),
 }
@@ -31,6 +34,25 @@ impl Expected {
             ("meet", _) => Self::Value(b"met".to_vec()),
             ("initialized", _) => Self::Value(b"yes".to_vec()),
             ("fail_until" | "die_until", run) => Self::Again(run.parse().unwrap()),
+            ("ask" | "ask_in_turn", rest) => {
+                let (count, command) = rest.split_once(' ').unwrap();
+                match Self::of(command) {
+                    Self::Value(value) | Self::Asked(value) => {
+                        let values = vec![value; count.parse().unwrap()];
+                        Self::Asked(values.join(&b','))
+                    }
+                    _ => Self::Anything,
+                }
+            }
+            ("ask_again" | "ask_limited", command) => match Self::of(command) {
+                Self::Value(value) => Self::Asked(value),
+                _ => Self::Anything,
+            },
+            ("ask_and_leave", _) => Self::Value(b"left".to_vec()),
+            ("ask_mirror", count) => Self::Asked(worker::big(count.parse().unwrap())),
+            ("haunt", _) => Self::Value(b"haunted".to_vec()),
+            ("hold", _) => Self::Value(b"held".to_vec()),
+            ("stored", rest) => Self::of(rest.split_once(' ').unwrap().1),
             ("yield", rest) => Self::of(rest.splitn(3, ' ').last().unwrap()),
             _ => Self::Anything,
         }
@@ -57,6 +79,8 @@ pub(crate) struct Tally {
     /// How many of these had started; only killing cancels what runs.
     pub(crate) cancelled_runs: usize,
     pub(crate) broken: usize,
+    /// Those that lost a call.
+    pub(crate) calls_died: usize,
     /// Those that failed as often as they might.
     pub(crate) failed: usize,
     /// Those whose time was up.
@@ -74,7 +98,7 @@ impl Tally {
             runs,
         } = *end;
         match (outcome, expected) {
-            (Outcome::Value(_, bytes), Expected::Value(expected)) => {
+            (Outcome::Value(_, bytes), Expected::Value(expected) | Expected::Asked(expected)) => {
                 let same = bytes.with(|bytes| bytes == expected.as_slice()).unwrap();
                 assert!(same, "{number} ({command}) ended with {}", show(outcome));
                 assert_eq!(runs, 1, "runs of {number} ({command}), which returned");
@@ -97,6 +121,13 @@ impl Tally {
                 assert!(runs <= attempt, "{number} ({command}) ran {runs} times");
                 self.values += 1;
             }
+            (Outcome::Error(_, bytes), Expected::Asked(_)) => {
+                let died = |bytes: &[u8]| bytes.starts_with(CALL_DIED.as_bytes());
+                let died = bytes.with(died).unwrap();
+                assert!(died, "{number} ({command}) ended with {}", show(outcome));
+                assert_eq!(runs, 1, "runs of {number} ({command}), which failed");
+                self.calls_died += 1;
+            }
             (Outcome::Error(..), Expected::Again(_)) => self.failed += 1,
             (Outcome::Value(..), Expected::Anything) => {
                 assert_eq!(runs, 1, "runs of {number} ({command}), which returned");
@@ -109,6 +140,7 @@ impl Tally {
                     tag,
                     ref payload,
                     attempts,
+                    deaths: _,
                 },
                 _,
             ) => {
@@ -165,6 +197,7 @@ impl Tally {
         self.cancelled += other.cancelled;
         self.cancelled_runs += other.cancelled_runs;
         self.broken += other.broken;
+        self.calls_died += other.calls_died;
         self.failed += other.failed;
         self.timed_out += other.timed_out;
     }

@@ -6,7 +6,7 @@
 //! | command            | does                                                         | returns        |
 //! |--------------------|--------------------------------------------------------------|----------------|
 //! | `echo:text`        | nothing                                                      | the text       |
-//! | `define:text`      | needs a definition                                           | its bytes+text |
+//! | `define:text`      | needs a definition, and checks its buffers                   | its bytes+text |
 //! | `sleep:ms`         | sleeps                                                       | `slept`        |
 //! | `big:count`        | makes that many bytes                                        | them           |
 //! | `sum:bytes`        | adds them up                                                 | count and sum  |
@@ -23,22 +23,38 @@
 //! | `touch:path`       | makes a file                                                 | `touched`      |
 //! | `meet:path count`  | makes a file in a folder, waits until there are so many      | `met`          |
 //! | `limit:count`      | may open no descriptor from this number on                   | `limited`      |
+//! | `limit_now:`       | may open none at all                                         | `limited`      |
+//! | `ask:n command`    | submits the command n times to its pool, and waits           | their values,  |
+//! |                    |                                                              | or (error) one |
+//! | `ask_in_turn:` ... | the same, one after the other                                | the same       |
+//! | `ask_and_leave:`   | the same, but cancels them at once                           | `left`         |
+//! | `ask_again:`       | submits a command that runs again                            | its value      |
+//! | `ask_limited:`     | submits a command that may run for 20 ms                     | its value      |
+//! | `ask_mirror:count` | submits a `mirror` of so many bytes                          | them           |
+//! | `ask_define:count` | submits a `define` with so many bytes                        | their count, +1|
+//! | `babble:what`      | writes nonsense into its line, see `asks`                    | never          |
+//! | `haunt:path`       | a thread submits when the file is there; nothing is claimed  | `haunted`      |
+//! |                    | until that has ended                                         |                |
+//! | `hold:ms`          | has a thread keep the buffers that came for so long          | `held`         |
+//! | `stored:n command` | checks the buffers that came, writes n bytes to a block if   | its value, and |
+//! |                    | n is not 0, then obeys the command, see `stored`             | the buffers    |
 //! | `initialized:`     | nothing                                                      | `yes` or `no`  |
 //!
 //! An initializer is a task of its own kind with the same commands.
 
 use crate::crash_table::scribble::scribble;
+use crate::crash_table::{asks, stored};
 use manyhands_runtime::{
-    Birth, Claimed, Next, Request, ResultKind, Section, TaskKind, Unreadable, Unwanted, WorkerEnd,
-    Zygote,
+    Birth, Buffer, Claimed, Filled, Next, Request, ResultKind, Section, TaskKind, Unreadable,
+    Unwanted, WorkerEnd, Zygote,
 };
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 /// Workers of this slot and higher ones are not forked.
@@ -139,16 +155,41 @@ extern "C" fn note_asked(_: libc::c_int) {
     ASKED.store(true, Ordering::Relaxed);
 }
 
+/// Where the worker's stack is to be written.
+static DUMP: AtomicI32 = AtomicI32::new(-1);
+
+/// What stands for its stack.
+pub(crate) const STACK: &[u8] = b"here it is";
+
+extern "C" fn write_stack(_: libc::c_int) {
+    let number = DUMP.load(Ordering::Relaxed);
+    // SAFETY: the descriptor of the control block, which stays open.
+    unsafe { libc::write(number, STACK.as_ptr().cast(), STACK.len()) };
+}
+
+/// What it was taught: bytes, and the buffers that they speak of.
+type Definition = (Vec<u8>, Vec<Buffer>);
+
 struct Worker {
     runs: File,
     end: WorkerEnd,
-    known: HashMap<u32, Vec<u8>>,
+    known: HashMap<u32, Definition>,
     /// What the items of the open block run, or why they cannot.
     block: Result<u32, String>,
     initialized: bool,
     /// Which run of the task it is.
     attempt: u8,
+    /// A thread that submits something; until then nothing is claimed.
+    haunting: Option<std::thread::JoinHandle<()>>,
+    /// Whether it is to be noted that it leaves.
+    haunted: bool,
+    /// What came with the task, and what goes with its result.
+    buffers: Vec<Buffer>,
+    filled: Vec<Filled>,
 }
+
+/// What a worker that was haunted writes to the file of runs when it leaves.
+pub(crate) const LEFT: &str = "left";
 
 /// What errors begin with after which a task runs again.
 pub(crate) const AGAIN: &str = "again";
@@ -168,8 +209,20 @@ fn serve(birth: Birth) -> ! {
         block: Err("no block is open".into()),
         initialized: false,
         attempt: 1,
+        haunting: None,
+        haunted: false,
+        buffers: Vec::new(),
+        filled: Vec::new(),
     };
+    DUMP.store(worker.end.dump_descriptor().as_raw_fd(), Ordering::Relaxed);
+    let handler: extern "C" fn(libc::c_int) = write_stack;
+    // SAFETY: the handler writes to a descriptor, and nothing else.
+    unsafe { libc::signal(manyhands_os::dump_signal(), handler as libc::sighandler_t) };
+    assert!(worker.end.answer_dumps().unwrap());
     loop {
+        if let Some(haunting) = worker.haunting.take() {
+            haunting.join().unwrap();
+        }
         match worker.end.claim() {
             None => worker.end.wait(),
             Some(Next::Item) => worker.serve_item(),
@@ -194,18 +247,25 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
 }
 
 /// Takes in what comes with arguments; gives what they need.
-fn learn(known: &mut HashMap<u32, Vec<u8>>, needed: &mut Vec<u32>, section: Section<'_>) {
+fn learn(
+    known: &mut HashMap<u32, Definition>,
+    needed: &mut Vec<u32>,
+    buffers: &mut Vec<Buffer>,
+    section: Section<'_>,
+) {
     match section {
-        Section::Define(id, needs, bytes) => {
+        Section::Define(id, needs, buffers, bytes) => {
             let all_there = needs.iter().all(|need| known.contains_key(need));
             if all_there {
-                known.insert(id, bytes.to_vec());
+                let buffers = buffers.into_iter().map(Buffer::leased).collect();
+                known.insert(id, (bytes.to_vec(), buffers));
             }
         }
         Section::Forget(ids) => ids.iter().for_each(|id| drop(known.remove(id))),
         Section::Needs(ids) => *needed = ids,
         // These workers decide by the command.
         Section::Retry(_) => {}
+        Section::Buffers(found) => *buffers = found.into_iter().map(Buffer::leased).collect(),
     }
 }
 
@@ -215,9 +275,15 @@ impl Worker {
             .as_ref()
             .map_or(TaskKind::Run, |claimed| claimed.kind);
         if kind == TaskKind::Exit {
+            if self.haunted {
+                writeln!(self.runs, "{LEFT} {}", std::process::id()).unwrap();
+            }
             std::process::exit(0);
         }
         if let (TaskKind::Discard, Ok(claimed)) = (kind, &claimed) {
+            let (known, buffers) = (&mut self.known, &mut self.buffers);
+            let visit = |section: Section<'_>| learn(known, &mut Vec::new(), buffers, section);
+            self.end.payload(claimed, visit).unwrap();
             self.end.discard(claimed).unwrap();
             return;
         }
@@ -233,9 +299,16 @@ impl Worker {
             return;
         }
         let failed = answer.is_err();
+        let filled = std::mem::take(&mut self.filled);
         let sent = match &answer {
-            Ok((tag, value)) => self.end.finish(ResultKind::Value, *tag, value),
-            Err(why) => self.end.finish(ResultKind::Error, 1, why.as_bytes()),
+            Ok((tag, value)) if filled.is_empty() => {
+                self.end.finish(ResultKind::Value, *tag, value)
+            }
+            Ok((tag, value)) => self.end.finish_with_buffers(*tag, value, filled, false),
+            Err(why) => {
+                drop(filled);
+                self.end.finish(ResultKind::Error, 1, why.as_bytes())
+            }
         };
         self.fail_unsent(sent);
         if kind == TaskKind::Initialize {
@@ -249,10 +322,10 @@ impl Worker {
     fn open_block(&mut self, claimed: Claimed) {
         let mut needed = Vec::new();
         let definition = claimed.definition;
-        let known = &mut self.known;
-        let opened = self
-            .end
-            .open_block(claimed, |section| learn(known, &mut needed, section));
+        let (known, buffers) = (&mut self.known, &mut self.buffers);
+        let opened = self.end.open_block(claimed, |section| {
+            learn(known, &mut needed, buffers, section);
+        });
         self.block = match opened {
             Ok(()) => self.check_needs(&needed).map(|()| definition),
             Err(Unreadable(why)) => Err(why),
@@ -297,10 +370,12 @@ impl Worker {
     /// Runs a task; gives what it returned, with its tag.
     fn execute(&mut self, claimed: &Claimed) -> Result<(u8, Vec<u8>), String> {
         let mut needed = Vec::new();
-        let known = &mut self.known;
+        let (known, buffers) = (&mut self.known, &mut self.buffers);
         let payload = self
             .end
-            .payload(claimed, |section| learn(known, &mut needed, section))
+            .payload(claimed, |section| {
+                learn(known, &mut needed, buffers, section);
+            })
             .map_err(|Unreadable(why)| why)?
             .to_vec();
         self.check_needs(&needed)?;
@@ -308,6 +383,15 @@ impl Worker {
         self.obey(&payload, claimed.definition, |end, part| {
             end.finish_part(ResultKind::Value, 1, part, true).unwrap();
         })
+    }
+
+    /// The buffers that came, once they were checked.
+    fn came(&self) -> Vec<Buffer> {
+        let came = |filled: &Filled| match filled {
+            Filled::Came(buffer) => Some(buffer.clone()),
+            Filled::Room(..) => None,
+        };
+        self.filled.iter().filter_map(came).collect()
     }
 
     /// Notes that it runs and obeys the command. What it yields goes to `publish`.
@@ -339,6 +423,13 @@ impl Worker {
             }
             (tag, command) = (NOTHING, rest.as_bytes());
         }
+        if let Some(rest) = command.strip_prefix(b"stored:") {
+            let space = rest.iter().position(|&byte| byte == b' ').unwrap();
+            let count = std::str::from_utf8(&rest[..space]).unwrap();
+            let came = std::mem::take(&mut self.buffers);
+            self.filled = stored::fill(&mut self.end, came, count.parse().unwrap())?;
+            command = &rest[space + 1..];
+        }
         let colon = command.iter().position(|&byte| byte == b':').unwrap();
         let (name, argument) = (&command[..colon], &command[colon + 1..]);
         if name == b"mirror" {
@@ -348,11 +439,16 @@ impl Worker {
             return Ok((tag, sum(argument).into_bytes()));
         }
         let text = std::str::from_utf8(argument).unwrap();
+        if let Some(answer) = asks::obey(&self.end, &self.came(), name, text) {
+            return answer.map(|value| (tag, value));
+        }
         let value = match name {
             b"echo" => argument.to_vec(),
             b"define" => {
                 let known = self.known.get(&definition);
-                let known = known.ok_or(format!("definition {definition} never came"))?;
+                let (known, buffers) =
+                    known.ok_or(format!("definition {definition} never came"))?;
+                stored::check(self.end.views(), buffers)?;
                 [known, argument].concat()
             }
             b"sleep" => {
@@ -433,6 +529,38 @@ impl Worker {
                     assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
                 }
                 b"limited".to_vec()
+            }
+            b"limit_now" => {
+                let free = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+                // SAFETY: plain system calls with valid pointers.
+                unsafe {
+                    let mut limit: libc::rlimit = std::mem::zeroed();
+                    libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+                    limit.rlim_cur = free as u64;
+                    assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+                }
+                b"limited".to_vec()
+            }
+            b"haunt" => {
+                let (caller, path) = (self.end.caller(), text.to_owned());
+                self.haunted = true;
+                self.haunting = Some(std::thread::spawn(move || {
+                    wait_until(|| Path::new(&path).exists());
+                    let call = asks::submit(&caller, b"echo:boo", &[], |_| ());
+                    let waited =
+                        caller.wait(|| call.is_done(), None, || Ok::<_, std::io::Error>(()));
+                    assert!(waited.unwrap());
+                }));
+                b"haunted".to_vec()
+            }
+            b"hold" => {
+                let held = self.came();
+                let time = Duration::from_millis(text.parse().unwrap());
+                std::thread::spawn(move || {
+                    std::thread::sleep(time);
+                    drop(held);
+                });
+                b"held".to_vec()
             }
             b"initialized" => if self.initialized { "yes" } else { "no" }.into(),
             _ => {
