@@ -9,9 +9,11 @@
 1024
 """
 
+from manyhands._broadcast import Broadcast, broadcast
 from manyhands._config import configure
 from manyhands._cpu import cpu_count
 from manyhands._default import map, options, starmap, submit
+from manyhands._dump import PoolDump, WorkerDump
 from manyhands._errors import (
     NotPicklable,
     OwnerDied,
@@ -24,20 +26,26 @@ from manyhands._errors import (
     TaskTimeout,
     WorkerDied,
 )
+from manyhands._events import Event
 from manyhands._future import Future
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Failure, Results, Summary
 from manyhands._retry import Retry
-from manyhands._stats import PoolStats, WorkerStats
+from manyhands._shared import share, shared_array
+from manyhands._stats import PoolStats, StoreStats, WorkerStats
+from manyhands._store import put
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Broadcast",
+    "Event",
     "Failure",
     "Future",
     "NotPicklable",
     "OwnerDied",
     "Pool",
+    "PoolDump",
     "PoolStalled",
     "PoolStats",
     "PoolView",
@@ -45,17 +53,23 @@ __all__ = [
     "RemoteTraceback",
     "Results",
     "Retry",
+    "StoreStats",
     "Summary",
     "TaskError",
     "TaskMemoryExceeded",
     "TaskStopped",
     "TaskTimeout",
     "WorkerDied",
+    "WorkerDump",
     "WorkerStats",
+    "broadcast",
     "configure",
     "cpu_count",
     "map",
     "options",
+    "put",
+    "share",
+    "shared_array",
     "starmap",
     "submit",
 ]

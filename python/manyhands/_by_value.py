@@ -13,11 +13,11 @@ import io
 import marshal
 import sys
 import types
-from _pickle import Pickler, PicklingError
+from _pickle import PickleBuffer, Pickler, PicklingError
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from manyhands import _resolve
+from manyhands import _reducers, _resolve
 from manyhands._code import (
     HEAP_TYPE,
     MAIN_NAMES,
@@ -40,6 +40,7 @@ from manyhands._code import (
     top_of,
 )
 from manyhands._errors import NotPicklable
+from manyhands._octets import reduce_memoryview
 
 __all__ = [
     "PROTOCOL",
@@ -104,7 +105,7 @@ class Root:
 
     __slots__ = ("_order", "_value", "_version", "name")
 
-    def __init__(self, name: str, value: Any, version: int, index: int) -> None:
+    def __init__(self, name: str, value: Any, version: float, index: int) -> None:
         self.name = name
         self._value = value
         self._version = version
@@ -151,8 +152,9 @@ class ByValue(Pickler):
         in_worker: bool = False,
         annotations: bool = True,
         more: Mapping[type, Callable[[Any], Any]] | None = None,
+        apart: Callable[[PickleBuffer], Any] | None = None,
     ) -> None:
-        super().__init__(file, PROTOCOL)
+        super().__init__(file, PROTOCOL, buffer_callback=apart)
         self.references: dict[str, None] = {}
         self.uses: dict[str, None] = {}
         self._main = main_dict()
@@ -185,8 +187,14 @@ class ByValue(Pickler):
             return self._instance_of_main(obj)
         return NotImplemented
 
+    def _of_library(self, obj: Any) -> _Reduced:
+        return _reducers.TABLE[type(obj)](obj)
+
     def _root(self, root: Root) -> _Reduced:
         return root.call()
+
+    def _memoryview(self, view: memoryview) -> _Reduced:
+        return reduce_memoryview(view)
 
     # -- by name or by value
 
@@ -515,6 +523,7 @@ _REDUCERS: dict[type, Callable[[Any, Any], _Reduced]] = {
     functools.cached_property: ByValue._cached_property,
     LruCache: ByValue._lru_cache,
     io.TextIOWrapper: ByValue._stream,
+    memoryview: ByValue._memoryview,
 }
 _LRU_ATTRIBUTES = frozenset({"cache_parameters", "__wrapped__"})
 # Made by the interpreter or the metaclass when the class is created.
@@ -555,6 +564,9 @@ def add_late_reducers() -> None:
         _REDUCERS.setdefault(weakref.WeakKeyDictionary, ByValue._weak_dictionary)
         _REDUCERS.setdefault(weakref.WeakValueDictionary, ByValue._weak_dictionary)
         _REDUCERS.setdefault(weakref.WeakSet, ByValue._weak_set)
+    if _reducers.find():
+        for kind in _reducers.TABLE:
+            _REDUCERS.setdefault(kind, ByValue._of_library)
 
 
 # Objects that the module compares by identity, and that a class made by it therefore shares.

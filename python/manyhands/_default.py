@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from manyhands import _core
+from manyhands import _core, _nested
 from manyhands._config import configured, default_engine, default_show_args
 from manyhands._future import Future
 from manyhands._options import UNSET, TaskOptions, Unset
@@ -33,12 +33,16 @@ _generation = -1
 
 
 def _shared(engine: str | None = None, workers: int | None = None, copy: bool = True) -> Pool:
-    """The pool that calls with these wishes share."""
+    """The pool that calls with these wishes share; in a task, without any, the one that runs it."""
     global _generation
     if engine is None:
         engine = default_engine()
     if workers is None:
         workers = configured.workers
+        if workers is None and engine == "process" and copy:
+            running = _nested.current()
+            if running is not None:
+                return running
     if engine == "inline":
         workers = None
     key = (engine, workers, copy, default_show_args())
@@ -306,5 +310,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(_shared()._engine, task_timeout, grace, retry)
+    chosen = TaskOptions().but(task_timeout, grace, retry)
     return PoolView(_shared, chosen)

@@ -20,10 +20,10 @@ import io
 import types
 from _pickle import dumps as _plain_dumps
 from _thread import RLock
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from manyhands import _resolve
+from manyhands import _core, _resolve
 from manyhands._by_value import (
     PROTOCOL,
     ByValue,
@@ -56,6 +56,9 @@ __all__ = ["MISSING", "Check", "Definer"]
 
 D = TypeVar("D")
 
+# Stands for the value of a name that may have changed inside: no name is bound to this.
+_CHANGED: Any = object()
+
 _HELPERS = 64  # functions of the user's modules that are compared along with the one submitted
 
 
@@ -73,7 +76,7 @@ class _Record(Generic[D]):
         "version",
     )
 
-    def __init__(self, value: Any, version: int) -> None:
+    def __init__(self, value: Any, version: float) -> None:
         survey = Survey(value)
         self.value = value
         self.version = version
@@ -88,25 +91,41 @@ class _Record(Generic[D]):
         return self.value is value and all(map(holds, self.checks))
 
 
-class _Pickled:
-    __slots__ = ("data", "references", "uses")
+class _Pickled(Generic[D]):
+    __slots__ = ("apart", "data", "needs", "references", "uses")
 
-    def __init__(self, data: bytes, references: dict[str, None], uses: dict[str, None]) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        references: dict[str, None],
+        uses: dict[str, None],
+        needs: tuple[D, ...],
+        apart: _core.Collector,
+    ) -> None:
         self.data = data
+        self.apart = apart
         self.references = references
         self.uses = uses
+        self.needs = needs
 
 
 class Definer(Generic[D]):
     """Makes definitions of functions, classes and globals, each once per object and version.
 
     Args:
-        make: makes the opaque definition from its payload and the definitions that must be loaded
-            before it.
+        make: makes the opaque definition from its payload, the definitions that must be loaded
+            before it, and the buffers in the store that the payload speaks of.
+        hear: calls a function with its argument, and gives the definitions that the objects which
+            it pickles say they need.
     """
 
-    def __init__(self, make: Callable[[bytes, tuple[D, ...]], D]) -> None:
+    def __init__(
+        self,
+        make: Callable[[bytes, tuple[D, ...], _core.Stored | None], D],
+        hear: Callable[[Callable[[Any], object], Any], Sequence[D]],
+    ) -> None:
         self._make = make
+        self._hear = hear
         self._records: dict[str, _Record[D]] = {}
         self._spaces = Spaces()
         self._sequence = 0
@@ -133,20 +152,23 @@ class Definer(Generic[D]):
                 record = self._records[top]
                 if record.message is not None:
                     raise NotPicklable(record.message)
-                payload = ("main", top, record.version, path)
+                payload: tuple[Any, ...] = ("main", top, record.version, path)
+                stored = None
                 names: Iterable[str] = (top,)
                 checks: list[Check] = []
+                needs: tuple[D, ...] = ()
             else:
                 pickled = self._pickle(fn, getattr(fn, "__name__", "fn"))
                 self._refresh((*survey.names, *pickled.references, *pickled.uses))
                 self._require(pickled.references)
-                payload = ("value", pickled.data)  # type: ignore[assignment]
+                stored, within = pickled.apart.keep()
+                payload = ("value", pickled.data, within)
                 names = (*survey.names, *pickled.references, *pickled.uses)
                 checks = survey.checks
+                needs = pickled.needs
             definitions, more = self._closure(names)
-            return self._make(_plain_dumps(payload, PROTOCOL), definitions), _distinct(
-                [*checks, *more]
-            )
+            made = self._make(_plain_dumps(payload, PROTOCOL), (*definitions, *needs), stored)
+            return made, _distinct([*checks, *more])
 
     def dumps(self, obj: Any, root: str = "the object") -> tuple[bytes, tuple[D, ...]]:
         """Pickles an object that plain pickle cannot send, or would send as a wrong name.
@@ -162,11 +184,24 @@ class Definer(Generic[D]):
             NotPicklable: the message names the part that cannot be sent.
         """
         with self._lock:
+            pickled = self._pickle(obj, root, is_apart=False)
+            return pickled.data, self._needs_of(pickled)
+
+    def dumps_apart(
+        self, obj: Any, root: str
+    ) -> tuple[bytes, tuple[bytearray, ...], _core.Stored | None, tuple[D, ...]]:
+        """As `dumps`, without large buffers: they are second, or third, in the store."""
+        with self._lock:
             pickled = self._pickle(obj, root)
-            names = (*pickled.references, *pickled.uses)
-            self._refresh(names)
-            self._require(pickled.references)
-            return pickled.data, self._closure(names)[0]
+            needs = self._needs_of(pickled)
+            stored, within = pickled.apart.keep()
+            return pickled.data, within, stored, needs
+
+    def _needs_of(self, pickled: _Pickled[D]) -> tuple[D, ...]:
+        names = (*pickled.references, *pickled.uses)
+        self._refresh(names)
+        self._require(pickled.references)
+        return (*self._closure(names)[0], *pickled.needs)
 
     def bindings(self, names: Iterable[str]) -> tuple[D, ...]:
         """The current bindings for names of `__main__` that a plain pickle refers to.
@@ -198,6 +233,23 @@ class Definer(Generic[D]):
             self._known[key] = found
             return found[0]
 
+    def refresh(self, fn: Any) -> None:
+        """What a callable uses of `__main__` counts as changed, though it be the same objects."""
+        with self._lock:
+            path = main_path(fn)
+            pending = list(Survey(fn).names) if path is None else [top_of(path)]
+            seen: set[str] = set()
+            while pending:
+                name = pending.pop()
+                record = self._records.get(name)
+                if name not in seen and record is not None:
+                    seen.add(name)
+                    record.value = _CHANGED
+                    pending.extend(record.needs)
+            self._known.clear()
+            # The namespaces of other modules are sent anew, as new ones.
+            self._spaces = Spaces()
+
     # -- references
 
     def reference(self, fn: Any, module: types.ModuleType, qualname: str) -> tuple[D, list[Check]]:
@@ -213,17 +265,17 @@ class Definer(Generic[D]):
             fallback = self._fallback(fn)
             helpers = self._helpers(fn, checks)
         payload = ("reference", module.__name__, qualname, digest, fallback, helpers)
-        return self._make(_plain_dumps(payload, PROTOCOL), ()), checks
+        return self._make(_plain_dumps(payload, PROTOCOL), (), None), checks
 
     def _fallback(self, fn: Any) -> bytes | None:
-        """The function by value, if that is possible without anything of `__main__`."""
+        """The function by value, if that is possible without any other definition."""
         try:
             file = io.BytesIO()
             pickler = ByValue(file, spaces=self._spaces, forced=fn, annotations=False)
-            pickler.dump(fn)
+            needs = self._hear(pickler.dump, fn)
         except Exception:
             return None
-        return None if pickler.references or pickler.uses else file.getvalue()
+        return None if pickler.references or pickler.uses or needs else file.getvalue()
 
     def _helpers(
         self, fn: Any, checks: list[Check]
@@ -270,7 +322,6 @@ class Definer(Generic[D]):
         pending = list(names)
         if main.get("__package__"):
             pending.append("__package__")  # for relative imports inside functions
-        pickled: _Pickled | None = None
         while True:
             while pending:
                 name = pending.pop()
@@ -280,7 +331,7 @@ class Definer(Generic[D]):
                 seen.add(name)
                 record = self._records.get(name)
                 if record is None or not record.is_current(value):
-                    version = 1 if record is None else record.version + 1
+                    version = _next_version(name, value, record)
                     record = batch[name] = _Record(value, version)
                 pending.extend(record.needs)
             if not batch:
@@ -295,12 +346,13 @@ class Definer(Generic[D]):
                 break
         self._define(batch, pickled)
 
-    def _define(self, batch: dict[str, _Record[D]], pickled: _Pickled) -> None:
+    def _define(self, batch: dict[str, _Record[D]], pickled: _Pickled[D]) -> None:
         missing = {name: record.reason for name, record in batch.items() if record.reason}
         earlier = self._closure(pickled.references)[0]
-        payload = _plain_dumps(("bindings", pickled.data, missing), PROTOCOL)
+        stored, within = pickled.apart.keep()
+        payload = _plain_dumps(("bindings", pickled.data, within, missing), PROTOCOL)
         self.pending = tuple(batch)
-        definition = self._make(payload, earlier)
+        definition = self._make(payload, (*earlier, *pickled.needs), stored)
         self.pending = ()
         self._sequence += 1
         # Names that only pickling found, inside data, may belong to any record of the batch.
@@ -314,7 +366,7 @@ class Definer(Generic[D]):
             record.needs.update(found)
             self._records[name] = record
 
-    def _pickle_batch(self, batch: dict[str, _Record[D]]) -> _Pickled:
+    def _pickle_batch(self, batch: dict[str, _Record[D]]) -> _Pickled[D]:
         """Pickles the records that can be; the others get a reason."""
         while True:
             sendable = {n: record.value for n, record in batch.items() if record.reason is None}
@@ -324,7 +376,9 @@ class Definer(Generic[D]):
                 if not self._blame(batch):
                     raise
 
-    def _pickle_names(self, batch: Mapping[str, _Record[D]], names: Mapping[str, Any]) -> _Pickled:
+    def _pickle_names(
+        self, batch: Mapping[str, _Record[D]], names: Mapping[str, Any]
+    ) -> _Pickled[D]:
         places = {name: index for index, name in enumerate(main_dict())}
         roots = [
             Root(name, value, batch[name].version, places.get(name, 0))
@@ -394,18 +448,26 @@ class Definer(Generic[D]):
 
     # -- pickling
 
-    def _attempt(self, obj: Any, **options: Any) -> _Pickled:
-        """Pickles with the plainest means that work; raises what the first attempt raised."""
+    def _attempt(self, obj: Any, is_apart: bool = True, **options: Any) -> _Pickled[D]:
+        """Pickles with the plainest means that work; raises what the first attempt raised.
+
+        With `is_apart` large buffers are kept out of the pickle.
+        """
         add_late_reducers()
         first: BaseException | None = None
         for annotated, rare in ((True, False), (False, False), (False, True)):
             more = cloudpickle_reducers() if rare else None
-            file = io.BytesIO()
+            file, collector = io.BytesIO(), _core.Collector()
             pickler = ByValue(
-                file, spaces=self._spaces, annotations=annotated, more=more, **options
+                file,
+                spaces=self._spaces,
+                annotations=annotated,
+                more=more,
+                apart=collector if is_apart else None,
+                **options,
             )
             try:
-                pickler.dump(obj)
+                needs = self._hear(pickler.dump, obj)
             except Unsendable as error:
                 if not annotated:
                     raise
@@ -415,13 +477,14 @@ class Definer(Generic[D]):
             except Exception as error:
                 first = first or error
             else:
-                return _Pickled(file.getvalue(), pickler.references, pickler.uses)
+                data = file.getvalue()
+                return _Pickled(data, pickler.references, pickler.uses, tuple(needs), collector)
         assert first is not None
         raise first
 
-    def _pickle(self, obj: Any, root: str) -> _Pickled:
+    def _pickle(self, obj: Any, root: str, is_apart: bool = True) -> _Pickled[D]:
         try:
-            return self._attempt(obj, unsendable=self._reasons({}))
+            return self._attempt(obj, is_apart, unsendable=self._reasons({}))
         except MemoryError:
             raise
         except Exception as error:
@@ -446,6 +509,22 @@ class Definer(Generic[D]):
         if text.startswith(f"{name} is "):
             return text, text[len(name) + 1 :]
         return text, f"is {_diagnose.describe(value)} ({text})"
+
+
+def _next_version(name: str, value: Any, last: _Record[Any] | None) -> float:
+    """The version of a name that is bound to this now.
+
+    The program counts from 1. What one of its workers has from it keeps its version, so that other
+    workers know it again; what a task there has bound instead lies before the program's next one.
+    """
+    known = _resolve.installed(name)
+    if known is None and not _resolve.is_worker():
+        return 1 if last is None else last.version + 1
+    version, installed = known or (0, MISSING)
+    if installed is value and (last is None or last.version < version):
+        return version
+    version = max(version, 0 if last is None else last.version)
+    return version + (int(version) + 1 - version) * _resolve.share()
 
 
 def _distinct(checks: list[Check]) -> list[Check]:

@@ -67,7 +67,6 @@ _WORDS = {
     ("builtins", "async_generator"): "an async generator",
     ("builtins", "frame"): "a frame",
     ("builtins", "traceback"): "a traceback",
-    ("builtins", "memoryview"): "a memoryview",
     ("builtins", "PyCapsule"): "a C pointer (PyCapsule)",
     ("socket", "socket"): "a socket",
     ("_socket", "socket"): "a socket",
@@ -155,6 +154,8 @@ class _Search:
             self._too_deep = self._too_deep or f"{self._root} is nested too deeply to be pickled"
             return None
         self._seen[id(obj)] = obj
+        if isinstance(obj, memoryview):
+            return f"{path} is a memoryview that was released" if _is_released(obj) else None
         if _is_leaf(obj):
             return f"{path} is {describe(obj)}"
         if isinstance(obj, types.FunctionType):
@@ -295,6 +296,14 @@ def _is_leaf(obj: Any) -> bool:
         return True
     if isinstance(obj, io.IOBase) and not isinstance(obj, (io.StringIO, io.BytesIO)):
         return not _is_standard_stream(obj)
+    return False
+
+
+def _is_released(view: memoryview) -> bool:
+    try:
+        _ = view.nbytes
+    except ValueError:
+        return True
     return False
 
 

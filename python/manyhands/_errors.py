@@ -6,8 +6,14 @@ task's own code raises is never one of these: it arrives with its own type.
 
 from __future__ import annotations
 
+from _pickle import PicklingError
 from concurrent.futures import BrokenExecutor
-from pickle import PicklingError
+
+from manyhands._stopped import TaskStopped
+
+TYPE_CHECKING = False  # as in `typing`, whose import would cost workers milliseconds
+if TYPE_CHECKING:
+    from manyhands._dump import PoolDump
 
 __all__ = [
     "NotPicklable",
@@ -55,15 +61,6 @@ class TaskTimeout(TaskError, TimeoutError):
     """The task ran longer than its time limit and was stopped."""
 
 
-class TaskStopped(BaseException):
-    """Raised in a task that is to end, because its time is up or it was cancelled.
-
-    It has the `grace` of the task to clean up; then its worker is killed. Whatever it returns or
-    raises is dropped. Like `KeyboardInterrupt` it is no `Exception`, so that `except Exception`
-    lets it through.
-    """
-
-
 class TaskMemoryExceeded(TaskError, MemoryError):
     """The task used more memory than its limit and was stopped."""
 
@@ -98,8 +95,22 @@ class OwnerDied(TaskError):
     """The process that held a lock or owned an object died."""
 
 
-class PoolStalled(TaskError):
-    """The pool's own protocol stopped making progress, which is a bug in manyhands."""
+class PoolStalled(TaskError, BrokenExecutor):
+    """The pool's own protocol stopped making progress, which is a bug in manyhands.
+
+    All tasks of the pool end with it. That tasks take long, that nobody takes results, or that
+    workers are stopped does not cause it.
+
+    Attributes:
+        dump: what the workers did, as `Pool.dump` gives it; or None.
+    """
+
+    def __init__(self, message: str, *, dump: PoolDump | None = None) -> None:
+        super().__init__(message)
+        self.dump = dump
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (PoolStalled, (str(self),), {"dump": self.dump})
 
 
 class RemoteTraceback(Exception):

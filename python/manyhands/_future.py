@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent import futures
@@ -94,10 +95,10 @@ class Future(_core.TaskFuture, futures.Future[T]):
     def cancel(self) -> bool:
         """Cancels the task; whether it is cancelled.
 
-        One that has not started never does. One that runs in a process is ended: the future is
-        cancelled at once, `TaskStopped` is raised in the task, and after its `grace` its worker is
-        killed, and what it has started. Whatever it comes to meanwhile is dropped. Threads cannot
-        be stopped: what they run is left alone, and so is a task that has ended.
+        One that has not started never does. One that runs is ended: the future is cancelled at
+        once, `TaskStopped` is raised in the task, and after its `grace` its worker is killed, and
+        what it has started. Whatever it comes to meanwhile is dropped. A thread cannot be killed:
+        after the grace its pool goes on without it. A task that has ended is left alone.
         """
         return self._cancel()
 
@@ -229,11 +230,23 @@ class _Teller:
 
 def forward_logs() -> None:
     """Hands on what the supervisor, which knows no Python, had to log."""
-    for is_warning, text in _core.take_logs():
+    for is_warning, text, stack in _core.take_logs():
+        if stack is not None:
+            from manyhands._stack import readable
+
+            text = f"{text}:\n{readable(stack).rstrip()}"
         _log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
 
 
 _teller = _Teller()
+
+
+def may_wait() -> bool:
+    """Whether this thread may wait for tasks to end: not one of an event loop, nor the teller."""
+    loops = sys.modules.get("asyncio.events")
+    if loops is not None and loops._get_running_loop() is not None:
+        return False
+    return threading.current_thread() is not _teller._thread
 
 
 def stop_teller() -> None:

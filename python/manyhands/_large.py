@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import types
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from manyhands._describe import name_of
 
+__all__ = ["tell"]
+
+# How many values a line names, the largest first, and below which part of all none is worth it.
+_MOST_NAMED = 3
+_LEAST_PART = 0.05
+
+# What was told already: a cell that runs again says nothing new.
+_told: set[tuple[str, ...]] = set()
+
 
 def tell(function: Any, names: Iterable[str], size: int) -> None:
-    """Warns of a definition of `size` bytes: of a function, or of names of `__main__`.
+    """Tells of a definition of `size` bytes, once: of a function, or of names of `__main__`.
 
     Sizes of single values are estimates: what arrays and the like say of their buffers, else what
     `sys.getsizeof` says.
     """
+    values = dict(_of_main(names))
     if function is None:
-        values = _of_main(names)
-        what = "What tasks use of your program"
+        what = "what tasks use of your program"
     else:
-        values = _captured(function)
+        values |= dict(_captured(function))
         what = name_of(function)
-    largest = max(values, key=lambda item: _size(item[1]), default=None)
-    text = f"{what} carries {size / 1e6:,.0f} MB of data to each worker"
-    if largest is not None:
-        name, value = largest
-        text += f"; the largest is {name}, {_size(value) / 1e6:,.0f} MB ({type(value).__name__})"
-    text += (
-        ". It is sent once to each worker and kept there. Pass what an item needs as its argument, "
-        "or load it in the workers, by an initializer or in the function"
+    sizes = {name: _size(value) for name, value in values.items()}
+    largest = sorted(
+        (name for name, own in sizes.items() if own >= _LEAST_PART * size), key=lambda n: -sizes[n]
+    )[:_MOST_NAMED]
+    if (what, *largest) in _told:
+        return
+    _told.add((what, *largest))
+    named = ", ".join(
+        f"{name} ({type(values[name]).__name__}, {sizes[name] / 1e6:,.0f} MB)" for name in largest
     )
-    from manyhands._results import caller
-
-    warnings.warn_explicit(text, RuntimeWarning, *caller())
+    logging.getLogger("manyhands.hints").warning(
+        "%s carries %s MB of data to each worker%s. It is sent once to each and kept there. "
+        "mh.put has all workers share one copy of arrays; mh.broadcast sends any object, and lets "
+        "you drop it again",
+        what,
+        f"{size / 1e6:,.0f}",
+        f": {named}" if named else "",
+    )
 
 
 def _captured(function: Any) -> Iterator[tuple[str, Any]]:

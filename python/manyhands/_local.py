@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from _pickle import loads
 from typing import Any
 
 from manyhands import _encoding, _resolve
 from manyhands._describe import name_of, option_hint, task_note
-from manyhands._errors import RemoteError
+from manyhands._errors import RemoteError, TaskTimeout
 from manyhands._outcome import kept_from_ending
 
-__all__ = ["copied", "explained", "initializer_failed", "not_awaited", "turn"]
+__all__ = [
+    "copied",
+    "explained",
+    "initializer_failed",
+    "log_retry",
+    "not_awaited",
+    "timed_out",
+    "turn",
+]
 
 # What would end the program, or a thread, if a result's taker met it.
 _ENDS = (SystemExit, KeyboardInterrupt, GeneratorExit)
@@ -57,12 +66,42 @@ def _stand_in(error: BaseException, label: str, index: int) -> RemoteError:
     return stands
 
 
+def timed_out(
+    function: Any, index: int, thread: str | None, seconds: float, attempts: int
+) -> BaseException:
+    """For a task whose time was up: in a thread of a pool, or in the calling one."""
+    task = f"task {index} ({name_of(function)})"
+    tried = f", attempt {attempts}" if attempts > 1 else ""
+    if thread is None:
+        return TaskTimeout(
+            f"{task} took longer than its task_timeout of {seconds:g} s{tried}, until it ended: "
+            "what runs in the calling thread can be asked to end, and not be killed"
+        )
+    return TaskTimeout(
+        f"{task} took longer than its task_timeout of {seconds:g} s in thread {thread}{tried}; it "
+        "was asked to end, and runs until it does: a thread cannot be killed; other tasks go on"
+    )
+
+
 def initializer_failed(error: BaseException) -> BaseException:
     """What the tasks of a pool end with whose initializer has raised."""
     if isinstance(error, _ENDS):
         error = _stand_in(error, "the initializer", 0)
     error.add_note("manyhands: the pool's initializer raised this; the pool runs no tasks")
     return error
+
+
+def log_retry(
+    function: Any, index: int, run: int, error: BaseException | None, pause: float
+) -> None:
+    """A task has failed with this exception, or took too long, and runs again."""
+    logger = logging.getLogger("manyhands")
+    if logger.isEnabledFor(logging.INFO):
+        when = f" in {pause:.3f} s" if pause else ""
+        what = "took too long" if error is None else "failed"
+        kind = "" if error is None else f": {type(error).__name__}"
+        text = "%s (task %d) %s in run %d and runs again%s%s"
+        logger.info(text, name_of(function), index, what, run, when, kind)
 
 
 def not_awaited(value: Any, function: Any) -> BaseException:

@@ -42,7 +42,7 @@ UNSET = Unset()
 class TaskOptions:
     """What is asked for tasks: `task_timeout=`, `grace=` and `retry=`. It does not change."""
 
-    __slots__ = ("grace", "retry", "task_timeout")
+    __slots__ = ("_native", "grace", "retry", "task_timeout")
 
     def __init__(
         self,
@@ -53,10 +53,11 @@ class TaskOptions:
         self.task_timeout = task_timeout
         self.grace = grace
         self.retry = retry
+        # Once: every `submit` of a view gives it.
+        self._native = task_timeout, grace, None if retry is None else retry._plan
 
     def but(
         self,
-        engine: str,
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
@@ -67,18 +68,13 @@ class TaskOptions:
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
         elif task_timeout is not None:
-            _check_seconds("task_timeout", task_timeout)
+            check_seconds("task_timeout", task_timeout)
             if task_timeout == 0:
                 raise ValueError("task_timeout must be above 0, in seconds; None is no limit")
-            if engine != "process":
-                raise ValueError(
-                    f'task_timeout needs engine="process": engine={engine!r} cannot end a task '
-                    "that runs"
-                )
         if isinstance(grace, Unset):
             grace = self.grace
         else:
-            _check_seconds("grace", grace)
+            check_seconds("grace", grace)
         if isinstance(retry, Unset):
             retry = self.retry
         elif retry is not None:
@@ -89,14 +85,16 @@ class TaskOptions:
 
     def native(self) -> tuple[float | None, float, _core.RetryPlan | None]:
         """As the native part takes them."""
-        retry = self.retry
-        return self.task_timeout, self.grace, None if retry is None else retry._plan
+        return self._native
+
+    def __reduce__(self) -> Any:
+        return TaskOptions, (self.task_timeout, self.grace, self.retry)
 
     def __repr__(self) -> str:
         return f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}"
 
 
-def _check_seconds(name: str, value: Any) -> None:
+def check_seconds(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 <= value <= 1e9:

@@ -9,6 +9,7 @@ from typing import Any
 from manyhands._describe import call_text
 from manyhands._errors import (
     NotPicklable,
+    PoolStalled,
     RemoteError,
     RemoteTraceback,
     TaskError,
@@ -20,6 +21,9 @@ from manyhands._errors import (
 def _task(label: str, index: int) -> str:
     return f"task {index} ({label})" if label else f"task {index}"
 
+
+# The most characters of a message that are shown of an exception in one line.
+_LONGEST = 200
 
 _KEPT = ", which is kept from ending this program"
 
@@ -101,7 +105,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _manner(cause: str, code: int | None) -> str:
+def manner(cause: str, code: int | None) -> str:
     if cause == "signal" and code is not None:
         return f"was killed by {_signal_name(code)}"
     if cause == "exit":
@@ -120,15 +124,23 @@ def death(
     cause: str,
     code: int | None,
     args: tuple[Any, ...] | None,
-    attempts: int,
+    counts: tuple[int, int],
 ) -> BaseException:
-    """For a task whose worker died; `args` where they are plain values and may be shown."""
+    """For a task whose worker died.
+
+    Args:
+        args: its arguments, where they are plain values and may be shown.
+        counts: how often it was tried, and how many workers it has killed.
+    """
+    attempts, deaths = counts
     if args is not None:
         label = call_text(label, args, None)
     tried = f", attempt {attempts}" if attempts > 1 else ""
+    if deaths > 1:
+        tried += f": it has killed {deaths} workers, and is not tried again"
     hint = "look for it in the kernel's log if memory was short" if code == 9 else ""
     return WorkerDied(
-        f"worker {pid} {_manner(cause, code)} while it ran {_task(label, index)}{tried}; "
+        f"worker {pid} {manner(cause, code)} while it ran {_task(label, index)}{tried}; "
         f"other tasks go on{'; ' + hint if hint else ''}",
         pid=pid,
         cause=cause,
@@ -145,6 +157,21 @@ def timed_out(label: str, index: int, pid: int, seconds: float, attempts: int) -
     )
 
 
+def described(error: BaseException | None) -> str:
+    """An exception in one line, with what ran; for messages about somebody else's."""
+    try:
+        message = " ".join(str(error).split())
+    except BaseException as problem:  # the user's __str__
+        message = f"<its str() raised {type(problem).__name__}>"
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}..."
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith("manyhands: task"):
+            return f"{text} ({note.removeprefix('manyhands: ')})"
+    return text
+
+
 def breakage(
     kind: str, payload: bytes | None, pid: int, code: int | None, text: str
 ) -> BaseException:
@@ -155,13 +182,26 @@ def breakage(
         return error
     if kind == "died":
         return WorkerDied(
-            f"worker {pid} {_manner(text, code)} while it ran the pool's initializer, again and "
+            f"worker {pid} {manner(text, code)} while it ran the pool's initializer, again and "
             "again; the pool runs no tasks",
             pid=pid,
             cause=text,
             code=code,
         )
     return WorkerDied(f"{text}; the pool runs no tasks", cause="start")
+
+
+def stalled(seconds: int, found: dict[str, Any]) -> BaseException:
+    """For a pool in which nothing happened any more, though nothing kept it."""
+    from manyhands._dump import make_dump
+
+    dump = make_dump("the pool", "process", found)
+    return PoolStalled(
+        f"for {seconds} s no worker took up any of the tasks that wait, though nothing kept them "
+        "from it; the pool runs no tasks any more. This is a mistake of manyhands: please report "
+        f"it, with what the workers did:\n{dump}",
+        dump=dump,
+    )
 
 
 def failed(why: str, label: str, index: int) -> BaseException:

@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from manyhands import _core, _encoding, _future
+from manyhands import _core, _encoding, _events, _future, _nested
 from manyhands._config import (
     check_engine,
     check_workers,
@@ -22,11 +23,14 @@ from manyhands._config import (
     default_workers,
 )
 from manyhands._describe import is_coroutine_function, name_of
-from manyhands._future import Future, forward_logs, stop_teller
+from manyhands._dump import PoolDump, make_dump
+from manyhands._events import Event, Listener, check_listener
+from manyhands._future import forward_logs, stop_teller
 from manyhands._launch import forget_launch, launch
-from manyhands._options import UNSET, TaskOptions, Unset, map_options, shortest
+from manyhands._options import UNSET, TaskOptions, Unset, check_seconds, map_options, shortest
 from manyhands._results import Results, Watch, caller
-from manyhands._stats import PoolStats, WorkerStats
+from manyhands._stats import PoolStats, StoreStats, WorkerStats
+from manyhands._store import set_budget, set_budget_from_environment
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,12 +46,13 @@ R = TypeVar("R")
 
 _FOREIGN_SPELLINGS = ("max_workers", "processes", "n_jobs", "num_workers", "nprocs")
 
-# How long running tasks have to end when a block is left by an exception, in seconds.
-_GRACE = 0.5
-
 # How long the end of a pool is waited for before it is said what it waits for, in seconds.
 _PATIENCE = 5.0
 _MOST_SHOWN = 4
+
+# For how many seconds nothing may happen in a pool that has tasks, though nothing keeps it; None is
+# as long as usual, 30. Tests are less patient.
+_stalled_after: float | None = None
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -62,10 +67,12 @@ class Pool(_core.PoolBase, Executor):
       else goes on and the worker is replaced. No `if __name__ == "__main__"` guard is needed, and
       lambdas, closures and functions of a script or notebook work.
     - "thread": threads of this process, for tasks that wait, or compute in code that lets go of the
-      interpreter. Tasks get the same objects. A task that waits for another of the same pool needs
-      a thread that is free for that one.
+      interpreter. Tasks get the same objects.
     - "inline": none. `submit` runs the function, and a map runs it when its result is taken, for
       debugging and for tests. Arguments and results are copied as for processes.
+
+    Tasks may use the pool that runs them. One that waits for others lends its place, so that they
+    never wait for each other for want of workers.
 
     Args:
         workers: the most workers; by default `mh.configure`'s, else `MANYHANDS_WORKERS`, else
@@ -84,14 +91,30 @@ class Pool(_core.PoolBase, Executor):
         show_args: whether errors show shortened arguments; by default `mh.configure`'s, else yes,
             unless `MANYHANDS_SHOW_ARGS` is 0.
         task_timeout: the most seconds that a task may take from its start; `TaskTimeout` after
-            that. By default without limit. On processes alone: nothing else can end what runs.
+            that. By default without limit.
         grace: how many seconds a task that is to end has to clean up, from the `TaskStopped` that
-            is raised in it until its worker is killed; 0.5 by default.
+            is raised in it until its worker is killed; 0.5 by default. A thread cannot be killed:
+            the pool goes on without it, and with another one.
         retry: how often a task runs again after an exception, or a `Retry` that says more; by
             default it does not.
+        exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
+            of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
+            a line of the log says what was lost. By default all that was submitted runs.
+        stuck_after: after how many seconds the log (`"manyhands"`, a warning) tells once, with its
+            stack, of a task that also runs for more than ten times as long as any before it that
+            ran the same function; None for never. On processes alone.
+        on_event: a function that is called with an `Event` for all that happens to tasks and
+            workers, one after another, in a thread of its own. It holds no task up. All has been
+            told when the block is left or `shutdown` returns. An exception of it is logged, and it
+            is called on.
+        store: how much memory the object store of this process may take, which all pools share, as
+            a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
+            the machine, or the control group, had left at the first pool. Past it large data
+            travels in private memory, and what is `put` goes to the temporary directory.
 
     Raises:
-        ValueError: `workers` is below 1, or above 4000; there is no such engine.
+        ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
+            not above 0.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -118,6 +141,10 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        exit_grace: float | None = None,
+        stuck_after: float | None = 60.0,
+        on_event: Callable[[Event], object] | None = None,
+        store: int | str | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -127,10 +154,18 @@ class Pool(_core.PoolBase, Executor):
             raise ValueError('copy=False is for engine="inline": processes share no objects')
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, not {type(initializer).__name__}")
+        if stuck_after is not None and not stuck_after > 0:
+            raise ValueError(
+                f"stuck_after is seconds above 0, or None for never, not {stuck_after}"
+            )
         if isinstance(preload, str):
             raise TypeError("preload is a list of module names, not one string")
         if show_args is None:
             show_args = default_show_args()
+        listener = None
+        if on_event is not None:
+            check_listener(on_event)
+            listener = Listener(on_event)
         start = None if initializer is None else (initializer, tuple(initargs))
         prefix = ""
         if engine == "process":
@@ -138,33 +173,74 @@ class Pool(_core.PoolBase, Executor):
             launch()
             if preload:
                 _core.preload(list(preload))
+            if store is not None:
+                set_budget(store)
+            else:
+                set_budget_from_environment()
         elif engine == "thread":
             from manyhands._threads import prefix as prefix_of
 
             prefix = prefix_of(name)
         else:
             workers = 1
-        limits = TaskOptions().but(engine, task_timeout, grace, retry)
+        task_options = TaskOptions().but(task_timeout, grace, retry)
+        if exit_grace is not None:
+            check_seconds("exit_grace", exit_grace)
         pool = super().__new__(
-            cls, engine, workers, start, show_args, copy, prefix, limits.native()
+            cls,
+            engine,
+            workers,
+            start,
+            show_args,
+            copy,
+            prefix,
+            task_options.native(),
+            (stuck_after, _stalled_after),
+            None if listener is None else listener.stream,
         )
-        pool._limits = limits
+        pool._options = task_options
+        pool._exit_grace = exit_grace
         pool.name = name if name is not None else f"pool of {workers}"
         pool._engine = engine
         pool._workers = workers
         pool._is_default = False
         pool._maps = weakref.WeakSet()
         pool._kept = _Kept()
+        pool._listener = listener
+        if listener is not None:
+            listener.start(pool.name)
         _pools.add(pool)
+        return pool
+
+    @classmethod
+    def _of_this_worker(cls, workers: int) -> Pool:
+        """What stands in a worker for the pool that runs it; see `_nested`."""
+        options = TaskOptions()
+        native = options.native()
+        watch = (None, _stalled_after)
+        pool = _core.PoolBase.__new__(
+            cls, "nested", workers, None, True, True, "", native, watch, None
+        )
+        pool._options = options
+        pool._exit_grace = None
+        pool.name = "the pool of this task"
+        pool._engine = "process"
+        pool._workers = workers
+        pool._is_default = True
+        pool._maps = weakref.WeakSet()
+        pool._kept = _Kept()
+        pool._listener = None
         return pool
 
     _engine: str
     _workers: int
-    _limits: TaskOptions
+    _options: TaskOptions
+    _exit_grace: float | None
     _is_default: bool
     # What was mapped and not dropped: a clean end finishes what nobody has iterated.
     _maps: weakref.WeakSet[Results[Any]]
     _kept: _Kept
+    _listener: Listener | None
 
     if TYPE_CHECKING:
         # What may be written: without the spellings that `__new__` takes only to refuse them.
@@ -182,6 +258,9 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: float | None = None,
             grace: float = 0.5,
             retry: int | Retry | None = None,
+            exit_grace: float | None = None,
+            stuck_after: float | None = 60.0,
+            on_event: Callable[[Event], object] | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -401,12 +480,12 @@ class Pool(_core.PoolBase, Executor):
         timeout: float | None,
         method: str,
         options: dict[str, Any],
-        limits: TaskOptions | None = None,
+        task_options: TaskOptions | None = None,
     ) -> Results[R]:
         chosen = map_options(method, fn, options)
-        if limits is None:
-            limits = self._limits
-        limits = limits.but(self._engine, chosen.task_timeout, chosen.grace, chosen.retry)
+        if task_options is None:
+            task_options = self._options
+        task_options = task_options.but(chosen.task_timeout, chosen.grace, chosen.retry)
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -428,7 +507,7 @@ class Pool(_core.PoolBase, Executor):
                 chosen.batch,
                 timeout,
                 chosen.buffersize,
-                limits.native(),
+                task_options.native(),
             )
         except BaseException:
             watch.stop()
@@ -469,12 +548,12 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(lambda: self, self._limits.but(self._engine, task_timeout, grace, retry))
+        return PoolView(self, self._options.but(task_timeout, grace, retry))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
 
-        Threads cannot be killed: what they run is waited for.
+        Threads cannot be killed: what they run is asked to end, and left behind after its `grace`.
 
         >>> import time, manyhands as mh
         >>> pool = mh.Pool(1)
@@ -485,8 +564,7 @@ class Pool(_core.PoolBase, Executor):
         """
         self._close(True, True)
         self._wait(True, None)
-        self._kept.drop()
-        forward_logs()
+        self._has_ended(logging.INFO, None)
 
     def stats(self) -> PoolStats:
         """What the pool and its workers do now.
@@ -498,10 +576,59 @@ class Pool(_core.PoolBase, Executor):
         """
         forward_logs()
         found = self._stats()
+        leases = {worker["pid"]: worker.pop("leases", 0) for worker in found["workers"]}
         workers = tuple(
-            WorkerStats(state=_state(worker), **worker) for worker in found.pop("workers")
+            WorkerStats(state=_state(worker), idle=_idle(worker), **worker)
+            for worker in found.pop("workers")
         )
-        return PoolStats(workers=workers, **found)
+        store = StoreStats(
+            leases={pid: count for pid, count in leases.items() if count}, **_core.store_stats()
+        )
+        return PoolStats(workers=workers, store=store, **found)
+
+    def refresh(self, fn: Callable[..., object], /) -> None:
+        """Has a function's captured data sent anew when it is next used.
+
+        What a function captures (its globals, closure, defaults, the arguments of a partial, the
+        object of a bound method) is sent once to each worker, as it was at first use. That one of
+        these is bound anew is noticed; what changes inside of an object, such as a list that is
+        appended to, is not. This makes it count. It holds for all pools.
+
+        >>> import manyhands as mh
+        >>> prices = {"pear": 4}
+        >>> def price(name):
+        ...     return prices[name]
+        >>> with mh.Pool(2) as pool:
+        ...     before = pool.submit(price, "pear").result()
+        ...     prices["pear"] = 5
+        ...     pool.refresh(price)
+        ...     before, pool.submit(price, "pear").result()
+        (4, 5)
+        """
+        if not callable(fn):
+            raise TypeError(f"the argument must be callable, not {type(fn).__name__}")
+        _encoding.refresh(fn)
+
+    def dump(self) -> PoolDump:
+        """What each worker does just now: its task, and its Python stack.
+
+        Also of a worker that sits in C code and lets no other thread run: it is asked by a signal
+        (`SIGRTMIN + 13`), whose handler writes the stack. All are asked at once. Who does not
+        answer within a second, being stopped or asleep in the kernel, is shown as the kernel sees
+        it. Idle workers are not asked.
+
+        Of threads it shows the stacks, and no names of functions. Inline there is nothing to show.
+
+        >>> import time, manyhands as mh
+        >>> with mh.Pool(1) as pool:
+        ...     future = pool.submit(time.sleep, 0.5)
+        ...     while not future.running():
+        ...         time.sleep(0.01)
+        ...     pool.dump().workers[0].task
+        'sleep'
+        """
+        forward_logs()
+        return make_dump(self.name, self._engine, self._dump())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes no more tasks. What was submitted still runs; then the workers leave.
@@ -510,18 +637,32 @@ class Pool(_core.PoolBase, Executor):
             wait: whether to wait for that.
             cancel_futures: whether tasks that have not started are cancelled.
         """
+        until = self._end_by() if wait else None
         if not cancel_futures:
-            self._finish_maps()
+            self._finish_maps(until)
         self._close(cancel_futures, False)
         if wait:
-            _wait_telling(self, logging.INFO)
-            self._kept.drop()
-            forward_logs()
+            _wait_telling(self, logging.INFO, until)
+            self._has_ended(logging.INFO, self._patience())
 
-    def _finish_maps(self) -> None:
+    def _has_ended(self, level: int, patience: float | None) -> None:
+        self._kept.drop()
+        _wait_for_listener(self, level, patience)
+        forward_logs()
+        _tell_unseen(self, False)
+
+    def _end_by(self) -> float | None:
+        """When its end is over at the latest, if it begins now."""
+        return None if self._exit_grace is None else time.monotonic() + self._exit_grace
+
+    def _patience(self) -> float | None:
+        """For how long a listener that hangs is waited for, once that was told."""
+        return None if self._exit_grace is None else 0
+
+    def _finish_maps(self, until: float | None) -> None:
         """Maps that nobody has iterated run to their end; others must not wait for this thread."""
         for results in [*self._maps, *self._kept]:
-            results._leave()
+            results._leave(_left(until))
 
     def __exit__(
         self,
@@ -538,7 +679,16 @@ class Pool(_core.PoolBase, Executor):
         return f"<manyhands.Pool {self.name!r}: {self._workers} workers, {self._pending()} tasks>"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a pool cannot be pickled; make one where it is used")
+        return _nested.arrived, (*self._origin(), None)
+
+    def _origin(self) -> _nested.Origin:
+        """By which a worker knows this pool again."""
+        number = self._number()
+        if number == 0:
+            raise TypeError(
+                f'a pool with engine="{self._engine}" cannot be pickled; make one where it is used'
+            )
+        return os.getpid(), number, self.name
 
 
 def _refuse_while_loading() -> None:
@@ -573,7 +723,7 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
         raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
 
 
-class PoolView:
+class PoolView(_core.ViewBase):
     """A pool with options of its own for tasks; made by `options()`. It needs no end.
 
     >>> import manyhands as mh
@@ -581,15 +731,21 @@ class PoolView:
     [1, 2]
     """
 
-    __slots__ = ("_limits", "_pool")
+    __slots__ = ("_options", "_origin")
 
-    def __init__(self, pool: Callable[[], Pool], limits: TaskOptions) -> None:
-        self._pool = pool
-        self._limits = limits
+    _options: TaskOptions
+    _origin: _nested.Origin | None
 
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """As `Pool.submit`."""
-        return self._pool()._submit(self._limits.native(), fn, args, kwargs)
+    def __new__(
+        cls,
+        pool: Pool | Callable[[], Pool],
+        task_options: TaskOptions,
+        origin: _nested.Origin | None = None,
+    ) -> PoolView:
+        self = super().__new__(cls, pool, task_options.native())
+        self._options = task_options
+        self._origin = origin
+        return self
 
     def map(
         self,
@@ -602,15 +758,15 @@ class PoolView:
         """As `Pool.map`."""
         if not iterables:
             raise TypeError("map() needs at least one iterable besides the function")
-        pool = self._pool()
-        return pool._results(fn, iterables, False, timeout, "map", options, self._limits)
+        pool: Pool = self._pool()
+        return pool._results(fn, iterables, False, timeout, "map", options, self._options)
 
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
     ) -> Results[R]:
         """As `Pool.starmap`."""
-        pool = self._pool()
-        return pool._results(fn, (iterable,), True, None, "starmap", options, self._limits)
+        pool: Pool = self._pool()
+        return pool._results(fn, (iterable,), True, None, "starmap", options, self._options)
 
     def options(
         self,
@@ -620,11 +776,14 @@ class PoolView:
         retry: int | Retry | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        engine = self._pool()._engine
-        return PoolView(self._pool, self._limits.but(engine, task_timeout, grace, retry))
+        options = self._options.but(task_timeout, grace, retry)
+        return PoolView(self._source(), options, self._origin)
+
+    def __reduce__(self) -> Any:
+        return _nested.arrived, (*(self._origin or self._pool()._origin()), self._options)
 
     def __repr__(self) -> str:
-        return f"<manyhands.PoolView of {self._pool()!r}: {self._limits}>"
+        return f"<manyhands.PoolView of {self._pool()!r}: {self._options}>"
 
 
 class _Kept:
@@ -657,10 +816,33 @@ def _state(worker: dict[str, Any]) -> str:
     return "idle" if worker["task_age"] is None else "busy"
 
 
-def _wait_telling(pool: Pool, level: int) -> None:
-    """Waits for the end of a closed pool; says what for if that takes long."""
-    if pool._wait(True, _PATIENCE):
-        return
+def _idle(worker: dict[str, Any]) -> float:
+    running = worker["task_age"] or 0.0
+    return max(0.0, float(worker["age"]) - float(worker["busy"]) - running)
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else max(0.0, until - time.monotonic())
+
+
+def _wait_telling(pool: Pool, level: int, until: float | None) -> None:
+    """Waits for the end of a closed pool; says what for if that takes long, and ends it in time."""
+    left = _left(until)
+    ended = pool._wait(True, _PATIENCE if left is None else min(left, _PATIENCE))
+    if not ended and (left is None or left > _PATIENCE):
+        _tell(pool, level)
+        ended = pool._wait(True, _left(until))
+    if until is not None and (not ended or _cut(pool)):
+        _give_up(pool)
+
+
+def _cut(pool: Pool) -> list[Results[Any]]:
+    """The maps that nobody iterates and whose input was not taken to its end."""
+    return [results for results in [*pool._maps, *pool._kept] if not results._is_complete()]
+
+
+def _tell(pool: Pool, level: int) -> None:
+    """Says what a closed pool waits for."""
     stats = pool.stats()
     running = [
         f"{worker.task or 'a task'} (task {worker.task_index}, for {worker.task_age:.0f} s, "
@@ -676,24 +858,89 @@ def _wait_telling(pool: Pool, level: int) -> None:
         "the pool %r is closed and waits for %s: %s%s; pool.terminate() would end them, and "
         "task_timeout= limits each",
         pool.name,
-        "1 task" if stats.pending == 1 else f"{stats.pending:,} tasks",
+        _tasks(stats.pending),
         shown or "none of them runs",
         "" if stats.pending <= len(running) else f"; {stats.pending - len(running):,} wait",
     )
-    pool._wait(True, None)
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
+
+
+def _give_up(pool: Pool) -> None:
+    """Ends a closed pool whose `exit_grace` is up, and says what was lost."""
+    stats = pool.stats()
+    cut = _cut(pool)
+    functions = [worker.task for worker in stats.workers if worker.task is not None]
+    functions += [results._name for results in cut]
+    _end(pool)
+    pool._maps.clear()
+    if stats.pending == 0 and not cut:
+        return  # workers that did not leave: nothing is lost
+    names = list(dict.fromkeys(functions))
+    shown = ", ".join(names[:_MOST_SHOWN])
+    if len(names) > _MOST_SHOWN:
+        shown += f" and {len(names) - _MOST_SHOWN} more"
+    running = sum(worker.task_age is not None for worker in stats.workers)
+    logging.getLogger("manyhands").warning(
+        "the pool %r has not ended in its exit_grace of %g s: %s lost, %d of them while they ran"
+        "%s%s",
+        pool.name,
+        pool._exit_grace,
+        f"{_tasks(stats.pending)} {'is' if stats.pending == 1 else 'are'}",
+        running,
+        f" (functions: {shown})" if shown else "",
+        "; the input of a map was not taken to its end" if cut else "",
+    )
+
+
+def _tell_unseen(pool: Pool, all: bool) -> None:
+    """Says once how many tasks failed and nobody looked.
+
+    Args:
+        all: also those whose futures are still there. Who has one may look at it after the end of
+            the pool, but not after that of the program.
+    """
+    count, example = pool._take_unseen(all)
+    if count:
+        logging.getLogger("manyhands").warning(
+            "the pool %r: %s failed, and nobody looked at %s%s",
+            pool.name,
+            _tasks(count),
+            "its exception" if count == 1 else "their exceptions",
+            "" if example is None else f"{'' if count == 1 else '; the first'}: {example}",
+        )
+
+
+def _wait_for_listener(pool: Pool, level: int, limit: float | None = None) -> None:
+    """Waits until all events of an ended pool were told; says so if that takes long, and then waits
+    up to `limit` seconds more."""
+    listener = pool._listener
+    if listener is None or listener.join(_PATIENCE):
+        return
+    logging.getLogger("manyhands").log(
+        level,
+        "the pool %r has ended, and its on_event has still to be called with about %d events%s",
+        pool.name,
+        listener.unread() + 1,
+        "" if limit is None else ", or hangs; it is not waited for",
+    )
+    listener.join(limit)
 
 
 def _end(pool: Pool) -> None:
-    """Cancels what waits, gives what runs a moment, and kills the rest; threads are waited for."""
-    _end_but_for_threads(pool)
+    """Cancels what waits, asks what runs to end, and ends the rest after its grace."""
+    _end_but_for_workers(pool)
     pool._wait(True, None)
-    pool._kept.drop()
-    forward_logs()
+    # Whoever ends by an exception, or a Ctrl-C, is not kept by a listener that hangs.
+    pool._has_ended(logging.WARNING, 0)
 
 
-def _end_but_for_threads(pool: Pool) -> None:
+def _end_but_for_workers(pool: Pool) -> None:
     pool._close(True, False)
-    if pool._wait(False, _GRACE):
+    pool._ask()
+    if pool._wait(False, pool._options.grace):
         return
     pool._close(True, True)
     if pool._engine == "process":
@@ -701,7 +948,7 @@ def _end_but_for_threads(pool: Pool) -> None:
 
 
 def _end_all() -> None:
-    """Ends all pools; threads are waited for."""
+    """Ends all pools; threads that do not end are left behind."""
     pools = _close_all()
     for pool in pools:
         _end(pool)
@@ -711,7 +958,7 @@ def _end_all() -> None:
 def _end_all_but_for_threads() -> bool:
     """Ends all pools, but for threads that run something; whether there is none."""
     for pool in _close_all():
-        _end_but_for_threads(pool)
+        _end_but_for_workers(pool)
     forward_logs()
     threads = sys.modules.get("manyhands._threads")
     return threads is None or not threads.some_run()
@@ -762,18 +1009,24 @@ def _at_exit() -> None:
     if _ended_by_exception():
         _end_all()
     else:
-        for pool in pools:
+        ends = [(pool, pool._end_by()) for pool in pools]
+        for pool, until in ends:
             if pool._is_default:
                 for results in list(pool._maps):
                     results._warn_if_lost()
             else:
-                pool._finish_maps()
+                pool._finish_maps(until)
             pool._close(False, False)
-        for pool in pools:
+        for pool, until in ends:
             # The program seems to have ended, and does not: its user is told why.
-            _wait_telling(pool, logging.WARNING)
+            _wait_telling(pool, logging.WARNING, until)
+            _wait_for_listener(pool, logging.WARNING, pool._patience())
         _end_threads(False)
+    _events.tell_all(_PATIENCE)
     stop_teller()
+    for pool in pools:
+        # A program that an exception ends did not come to looking.
+        _tell_unseen(pool, not _ended_by_exception())
     _core.stop_supervisor()
     # Last: they may be taking results of what has just ended.
     if not _core.park_bystanders():
@@ -807,6 +1060,7 @@ def _after_fork_in_child() -> None:
     _core.after_fork_in_child()
     _pools.clear()
     _future.forget_parent()
+    _events.forget_parent()
     _encoding.forget_parent()
     forget_launch()
     threads = sys.modules.get("manyhands._threads")
@@ -821,4 +1075,8 @@ try:
     threading._register_atexit(_before_threads_end)  # type: ignore[attr-defined]
 except RuntimeError:
     pass  # first imported while the program ends
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_core.before_fork,
+    after_in_parent=_core.after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

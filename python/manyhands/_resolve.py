@@ -26,10 +26,12 @@ import sys
 import types
 from _imp import source_hash as _source_hash
 from _pickle import loads as _loads
+from posix import getpid as _getpid
+from posix import urandom as _urandom
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 __all__ = ["MISSING_GLOBALS", "dumps", "load", "note_for"]
@@ -45,21 +47,30 @@ _BORN = frozenset({"__doc__", "__file__", "__package__", "__annotations__"})
 _NAMESPACES = 1024
 
 if TYPE_CHECKING:
-    # Name -> the version and the object that were installed last.
-    _Book = dict[str, tuple[int, Any]]
+    # Name -> the version and the object that were installed last. What a task has bound and then
+    # submits has a version between two of the program's.
+    _Book = dict[str, tuple[float, Any]]
 
 _book: _Book = {}
-_code: dict[tuple[str, int], Any] = {}  # (name, version) -> function or class, however old
+_code: dict[tuple[str, float], Any] = {}  # (name, version) -> function or class, however old
 _namespaces: dict[str, tuple[types.ModuleType, _Book]] = {}
 
 
 # ------------------------------------------------------------------------------ loading payloads
 
 
-def load(payload: bytes) -> Any:
-    """Carries out a definition: returns the callable, or installs a binding and returns None."""
+def load(payload: bytes, stored: Sequence[Any] = ()) -> Any:
+    """Carries out a definition: returns the callable, or installs a binding and returns None.
+
+    Args:
+        payload: the definition.
+        stored: the large buffers that it speaks of, unless they are in it.
+    """
     kind, *rest = _loads(payload)
-    return _KINDS[kind](*rest)
+    if kind in _NAMING:
+        return _NAMING[kind](*rest)
+    pickled, within, *rest = rest
+    return _PICKLED[kind](pickled, within or stored, *rest)
 
 
 def _load_reference(
@@ -107,11 +118,11 @@ def _renew_helper(module_name: str, qualname: str, expected: bytes, fallback: by
     setattr(sys.modules[module_name], qualname, _loads(fallback))
 
 
-def _load_value(pickled: bytes) -> Any:
-    return _loads(pickled)
+def _load_value(pickled: bytes, buffers: Sequence[Any]) -> Any:
+    return _loads(pickled, buffers=buffers)
 
 
-def _load_main(name: str, version: int, path: str) -> Any:
+def _load_main(name: str, version: float, path: str) -> Any:
     found = _code.get((name, version), _book)
     if found is _book:
         raise RuntimeError(f"version {version} of __main__.{name} was not installed in this worker")
@@ -120,15 +131,25 @@ def _load_main(name: str, version: int, path: str) -> Any:
     return found
 
 
-def _load_bindings(pickled: bytes, missing: Mapping[str, str]) -> None:
+def _load_bindings(pickled: bytes, buffers: Sequence[Any], missing: Mapping[str, str]) -> None:
     MISSING_GLOBALS.update(missing)
     main = sys.modules["__main__"]
     # A parent that is itself a child of multiprocessing calls its script by this name.
     sys.modules.setdefault("__mp_main__", main)
-    _loads(pickled)
+    _loads(pickled, buffers=buffers)
 
 
-def _bind(name: str, version: int, is_code: bool, value: Any) -> None:
+def _load_broadcast(pickled: bytes, buffers: Sequence[Any], token: str) -> Any:
+    from manyhands import _broadcast
+
+    return _broadcast.load(token, pickled, buffers)
+
+
+def _hold() -> None:
+    """There is nothing to know: it is needed for what the parent keeps with it."""
+
+
+def _bind(name: str, version: float, is_code: bool, value: Any) -> None:
     """Called while bindings are unpickled, for one after the other."""
     if is_code:
         _code[name, version] = value
@@ -137,7 +158,7 @@ def _bind(name: str, version: int, is_code: bool, value: Any) -> None:
 
 
 def _install(
-    namespace: dict[str, Any], book: _Book, name: str, version: int, is_code: bool, value: Any
+    namespace: dict[str, Any], book: _Book, name: str, version: float, is_code: bool, value: Any
 ) -> None:
     known = book.get(name)
     if known is None:
@@ -152,11 +173,36 @@ def _install(
     book[name] = (version, value)
 
 
-_KINDS: dict[str, Callable[..., Any]] = {
+def installed(name: str) -> tuple[float, Any] | None:
+    """The version and the object that a binding has last put under this name."""
+    return _book.get(name)
+
+
+def is_worker() -> bool:
+    """Whether this process gets definitions."""
+    return "manyhands._zygote" in sys.modules
+
+
+def share() -> float:
+    """A number from 0.25 to 0.75 that is this process's own."""
+    global _share
+    if _share[0] != _getpid():
+        _share = (_getpid(), 0.25 + int.from_bytes(_urandom(4), "little") / 2**33)
+    return _share[1]
+
+
+_share = (0, 0.0)
+
+
+_NAMING: dict[str, Callable[..., Any]] = {
     "reference": _load_reference,
-    "value": _load_value,
     "main": _load_main,
+    "held": _hold,
+}
+_PICKLED: dict[str, Callable[..., Any]] = {
+    "value": _load_value,
     "bindings": _load_bindings,
+    "broadcast": _load_broadcast,
 }
 
 

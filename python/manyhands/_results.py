@@ -158,6 +158,8 @@ class Results(_core.ResultsBase, Generic[R]):
     _workers: int
     _started: float
     _ended: float | None
+    # What the first look found that came after the end.
+    _last_measures: tuple[float, float, int, int] | None
     _failures: builtins.list[Failure]
     _on_error: str
     _site: tuple[str, int] | None
@@ -196,6 +198,7 @@ class Results(_core.ResultsBase, Generic[R]):
         results._on_error = on_error
         results._started = watch.started
         results._ended = None
+        results._last_measures = None
         results._failures = []
         results._site = site
         results._keep = keep
@@ -237,8 +240,11 @@ class Results(_core.ResultsBase, Generic[R]):
         """What was done so far."""
         pulled, taken, failed, _, complete, _ = self._counts()
         until = self._ended if self._ended is not None else time.monotonic()
-        busy, cpu, sent, received = self._measures()
-        hint = self._hint()
+        busy, cpu, sent, received = self._last_measures or self._measures()
+        if self._ended is not None:
+            # A worker tells of its last short items after their results, perhaps after this.
+            self._last_measures = busy, cpu, sent, received
+        hint = self._hint_of(busy, cpu)
         return Summary(
             total=pulled if complete else self._total,
             done=taken,
@@ -254,12 +260,15 @@ class Results(_core.ResultsBase, Generic[R]):
         )
 
     def _hint(self) -> Hint | None:
+        busy, cpu, _, _ = self._measures()
+        return self._hint_of(busy, cpu)
+
+    def _hint_of(self, busy: float, cpu: float) -> Hint | None:
         wall = (self._ended or time.monotonic()) - self._started
         if wall < _LONG:
             return None
         from manyhands._hints import hint_of
 
-        busy, cpu, _, _ = self._measures()
         return hint_of(
             done=self._counts()[1],
             wall=wall,
@@ -268,6 +277,11 @@ class Results(_core.ResultsBase, Generic[R]):
             workers=self._workers,
             engine=self._engine,
         )
+
+    def _is_complete(self) -> bool:
+        """Whether its input was taken to its end, or nobody wants that."""
+        _, _, _, _, complete, over = self._counts()
+        return complete or over or self._used
 
     def close(self) -> None:
         """Takes no more input and cancels what has not started; what was not taken is dropped."""
@@ -453,16 +467,23 @@ def _cause(error: BaseException, ran_here: bool) -> str:
 
 
 def failure(
-    error: BaseException, index: int, item: Any, attempts: int, pid: int, results: Results[Any]
+    error: BaseException,
+    index: int,
+    item: Any,
+    attempts: int,
+    pid: int,
+    timed_out: bool,
+    results: Results[Any],
 ) -> Failure:
     """The failure of an item, which `results` keeps."""
+    ran_here = attempts > 0 and results._engine != "process"
     found = Failure(
         exception=error,
         index=index,
         input=item,
         attempts=attempts,
         pid=pid,
-        cause=_cause(error, attempts > 0 and results._engine != "process"),
+        cause="timeout" if timed_out else _cause(error, ran_here),
     )
     if len(results._failures) < _MOST_FAILURES:
         results._failures.append(found)

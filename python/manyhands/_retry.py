@@ -18,7 +18,8 @@ class Retry:
     counts; its note tells how often the task was tried. A task that has killed as many workers as
     it may is not tried again. What a generator function has yielded is out: it runs again only if
     it fails before that, and on processes alone. Processes go on with other tasks during a pause; a
-    thread, and whoever runs an inline task, waits for its end.
+    thread, and whoever runs an inline task, waits for its end. A run in a thread that does not end
+    in its `grace` after its `task_timeout` is the last.
 
     Args:
         n: the most times that it runs again after an exception, or after its `task_timeout`.
@@ -40,7 +41,7 @@ class Retry:
     Retry(3, on=OSError, deaths=1, backoff=0.5)
     """
 
-    __slots__ = ("_plan", "_text")
+    __slots__ = ("_given", "_plan", "_text")
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Retry:
             policy = (_encoding.capture(asked), asked)
         timeouts = issubclass(TaskTimeout, kinds)
         self._plan = _core.RetryPlan(n, deaths, timeouts, backoff, longest, jitter, policy)
+        self._given = (n, on, when, deaths, backoff, longest, jitter)
         names = ", ".join(kind.__name__ for kind in kinds)
         self._text = (
             f"Retry({n}, on={names if len(kinds) == 1 else f'({names})'}, "
@@ -89,6 +91,17 @@ class Retry:
 
     def __repr__(self) -> str:
         return self._text
+
+    def __reduce__(self) -> Any:
+        return _again, self._given
+
+
+def _again(n: int, on: _Kinds, when: Any, deaths: int, *pauses: float) -> Retry:
+    """What was pickled."""
+    backoff, longest, jitter = pauses
+    return Retry(
+        n, on=on, when=when, deaths=deaths, backoff=backoff, longest=longest, jitter=jitter
+    )
 
 
 class Policy:

@@ -14,10 +14,14 @@ class WorkerStats(Snapshot):
         "state": "'starting', 'idle', or 'busy' while it runs a task",
         "restarts": "how many workers the place has had before",
         "done": "tasks it has finished",
-        "busy": "seconds it has spent in tasks",
+        "busy": "seconds it has spent in tasks that have ended",
+        "idle": (
+            "seconds of its age outside of tasks: it waited, or moved arguments and results; while "
+            "it is being started, too"
+        ),
         "task_age": "seconds since its running task started, or None",
         "task_index": "number of its running task in the pool or map, or None",
-        "task": "name of the function that it runs, or None; None for threads",
+        "task": "name of the function that it runs, or None",
         "waiting": "tasks that it holds besides the running one; they can be taken back",
         "age": "seconds since it was asked for",
         "resident": (
@@ -32,12 +36,38 @@ class WorkerStats(Snapshot):
     restarts: int
     done: int
     busy: float
+    idle: float
     task_age: float | None
     task_index: int | None
     task: str | None
     waiting: int
     age: float
     resident: int | None
+
+
+class StoreStats(Snapshot):
+    """The object store of this process, at one moment; in bytes."""
+
+    __slots__ = {  # noqa: RUF023 - in the order in which people read them
+        "live": "what tasks, their functions and results use, and what was put",
+        "in_flight": "the part of it that is arguments of tasks which have not ended",
+        "warm": "memory that is kept to be used again",
+        "budget": "the most that live and warm may be together",
+        "spilled": (
+            "what was put past the budget, and is in files in the temporary directory instead"
+        ),
+        "leases": (
+            "how many buffers each worker of the pool looks at, by its process id; without those "
+            "that look at none"
+        ),
+    }
+
+    live: int
+    in_flight: int
+    warm: int
+    budget: int
+    spilled: int
+    leases: dict[int, int]
 
 
 class PoolStats(Snapshot):
@@ -49,7 +79,12 @@ class PoolStats(Snapshot):
         "pending": "tasks that have not ended, wherever they are",
         "done": "tasks that have ended",
         "deaths": "workers that died",
+        "left_behind": (
+            "threads that the pool went on without, since their tasks did not end when they were "
+            "asked to; 0 for processes, which are killed"
+        ),
         "late_wakes": "results that came late, a wake-up being lost; 0, but for killed wakers",
+        "store": "the object store, which all pools share; see `StoreStats`",
     }
 
     workers: tuple[WorkerStats, ...]
@@ -57,4 +92,6 @@ class PoolStats(Snapshot):
     pending: int
     done: int
     deaths: int
+    left_behind: int
     late_wakes: int
+    store: StoreStats

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterable
+from typing import NoReturn
 
 from manyhands import _core, _local
 
-__all__ = ["end_all", "forget_parent", "join", "prefix", "some_run", "start"]
+__all__ = [
+    "end_all",
+    "forget_parent",
+    "join",
+    "left_behind",
+    "prefix",
+    "some_run",
+    "start",
+    "start_clock",
+]
+
+# For how long a thread is joined that may be left behind, in seconds.
+_LOOK_AGAIN = 0.05
 
 _pools = itertools.count(1)
 
@@ -47,7 +61,7 @@ def _run(member: _core.CrewMember) -> None:
 
 
 def _initialize(member: _core.CrewMember) -> bool:
-    initializer = member.initializer
+    initializer = member.begin(threading.get_ident())
     if initializer is None:
         return True
     function, args = initializer
@@ -57,6 +71,36 @@ def _initialize(member: _core.CrewMember) -> bool:
         member.break_down(_local.initializer_failed(error))
         return False
     return True
+
+
+def left_behind(line: str) -> None:
+    """A pool goes on without a thread whose task does not end, as the line says.
+
+    Nobody waits for it. It ends when its task does, or with the program.
+    """
+    logging.getLogger("manyhands").warning("%s", line)
+
+
+def start_clock() -> None:
+    """Starts the thread that sees when the time of a task is up."""
+    clock = threading.Thread(target=_core.run_clock, name="manyhands-clock", daemon=True)
+    try:
+        clock.start()
+    except RuntimeError as error:
+        # CPython 3.12 starts none while the program ends, which leaves everybody behind anyhow.
+        if "interpreter shutdown" not in str(error):
+            raise
+
+
+class Parked(SystemExit):
+    """Raised in a thread that runs on while the program ends, and hears of nothing.
+
+    The interpreter makes an exception where it is raised, or at the latest where it is caught. So
+    whoever would go on sleeps for good instead.
+    """
+
+    def __new__(cls, *_args: object) -> NoReturn:
+        _core.park_here()
 
 
 def join(threads: Iterable[threading.Thread]) -> None:
@@ -73,14 +117,15 @@ def end_all(cancel: bool) -> None:
     """
     for member in list(_running.values()):
         member.close(cancel)
-    for thread in list(_running):
+    for thread, member in list(_running.items()):
         if thread is not threading.current_thread():
-            thread.join()
+            while thread.is_alive() and not member.is_left:
+                thread.join(_LOOK_AGAIN)  # it may be left behind meanwhile
 
 
 def some_run() -> bool:
-    """Whether any thread has not ended yet."""
-    return bool(_running)
+    """Whether any thread has not ended yet, but for those that were left behind."""
+    return not all(member.is_left for member in list(_running.values()))
 
 
 def forget_parent() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` imports `enum`, which takes long
 import builtins
+import faulthandler
 import marshal
 import os
 import sys
@@ -15,12 +16,21 @@ from _pickle import dumps
 
 from manyhands import _core, _resolve
 from manyhands._describe import option_hint, task_note, users_part
+from manyhands._stopped import TaskStopped
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["encode_error", "end_forked_child", "idle", "main", "take_paths"]
+__all__ = [
+    "NO_THREADS",
+    "encode_error",
+    "end_forked_child",
+    "idle",
+    "main",
+    "take_paths",
+    "write_stacks",
+]
 
 _IN_WORKER = "MANYHANDS_DEPTH"
 
@@ -31,7 +41,11 @@ def main(birth: _core.Birth) -> NoReturn:
     """Runs tasks until the parent wants no more, then ends the process."""
     status = 1
     try:
-        os.register_at_fork(after_in_child=_core.after_fork_in_child)
+        os.register_at_fork(
+            before=_core.before_fork,
+            after_in_parent=_core.after_fork_in_parent,
+            after_in_child=_core.after_fork_in_child,
+        )
         _be_born(marshal.loads(birth.content))
         _signal.signal(_signal.SIGURG, _stop)
         _core.run_worker(birth)
@@ -48,16 +62,19 @@ def main(birth: _core.Birth) -> NoReturn:
 def _stop(_number: int, _frame: object) -> None:
     """The parent asks: the task that runs is to end, if it is still the one that was meant."""
     if _core.is_to_stop():
-        from manyhands._errors import TaskStopped
+        raise TaskStopped
 
-        raise TaskStopped("the task is to end: its time is up, or it was cancelled")
+
+def write_stacks(number: int, descriptor: int) -> None:
+    """From here on the signal has the stacks of all threads written to the descriptor."""
+    faulthandler.register(number, file=descriptor, all_threads=True, chain=False)
 
 
 def _be_born(content: dict[str, Any]) -> None:
     global _zygotes_main
     take_paths(content)
     environ = content["environ"]
-    for name in [name for name in os.environ if name not in environ and name not in _KEPT]:
+    for name in [name for name in os.environ if name not in environ and name not in NO_THREADS]:
         del os.environ[name]
     for name, value in environ.items():
         if os.environ.get(name) != value:
@@ -85,19 +102,20 @@ def _be_born(content: dict[str, Any]) -> None:
     _reseed()
 
 
-# What the zygote set for its workers, and its own.
-_KEPT = frozenset(
-    {
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "POLARS_MAX_THREADS",
-        "RAYON_NUM_THREADS",
-    }
-)
+# Libraries that start threads when they load start none in the zygote: a process with threads
+# cannot be forked, and workers are many already. What the user set counts.
+NO_THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    # Of the allocator in Arrow, which pandas imports.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 def take_paths(content: dict[str, Any]) -> None:

@@ -18,27 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Libraries that start threads when they load start none here: a process with threads cannot be
-# forked, and workers are many already. What the user set counts.
-_THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "POLARS_MAX_THREADS",
-    "RAYON_NUM_THREADS",
-)
-
 
 def main(version: tuple[int, int]) -> None:
     """Serves the parent, which is of that version of Python, until it is gone."""
     socket, life_line = int(sys.argv[-2]), int(sys.argv[-1])
     zygote = _core.Zygote(socket, life_line, sys.hexversion)
     real_package()
-    for name in _THREAD_LIMITS:
-        os.environ.setdefault(name, "1")
+    for name, value in _worker.NO_THREADS.items():
+        os.environ.setdefault(name, value)
     while True:
         request = zygote.next()
         if request is None:

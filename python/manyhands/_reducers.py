@@ -1,0 +1,137 @@
+"""Pickling for classes of libraries that do not say themselves what is best here.
+
+Most libraries hand large buffers out (PEP 574), and then nothing is needed. Tensors of PyTorch and
+frames of Polars are written into the middle of the pickle instead, which is copied from hand to
+hand. And plain arrays and tensors may lie in shared memory without knowing it. What stands here
+says how all these are sent. Nothing of it is imported, or asked, before the program itself has
+imported the library, or made shared memory.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import sys
+from _pickle import PickleBuffer, Pickler
+
+from manyhands import _core
+
+TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    _Reduced = Any  # what a reducer may return: a string or a tuple
+    _Reducers = dict[type, Callable[[Any], _Reduced]]
+
+
+def _of_torch(torch: Any) -> _Reducers:
+    return {torch.Tensor: _tensor}
+
+
+def _of_polars(polars: Any) -> _Reducers:
+    return {polars.DataFrame: _frame, polars.Series: _frame}
+
+
+_LIBRARIES: dict[str, Callable[[Any], _Reducers]] = {"torch": _of_torch, "polars": _of_polars}
+_found: set[str] = set()
+# By class, of the libraries that were found.
+TABLE: _Reducers = {}
+
+
+def find() -> bool:
+    """Whether any of the libraries is there; to be asked again when more modules are."""
+    for name, reducers_of in _LIBRARIES.items():
+        library = sys.modules.get(name)
+        if library is None or name in _found:
+            continue
+        # One that is still being imported has no classes yet.
+        spec = getattr(library, "__spec__", None)
+        if spec is not None and not getattr(spec, "_initializing", False):
+            _found.add(name)
+            TABLE.update(reducers_of(library))
+    return bool(TABLE)
+
+
+def add_arrays(array: type, reduce: Callable[[Any], _Reduced]) -> None:
+    """From here on plain arrays may lie in shared memory."""
+    TABLE[array] = reduce
+    _core.pickle_by_table()
+
+
+def dumps(value: Any, buffer_callback: Callable[[PickleBuffer], Any] | None = None) -> bytes:
+    """As `pickle.dumps` with protocol 5, by the table."""
+    if len(_found) < len(_LIBRARIES):
+        find()
+    file = io.BytesIO()
+    pickler = Pickler(file, 5, buffer_callback=buffer_callback)
+    pickler.dispatch_table = {**copyreg.dispatch_table, **TABLE}
+    pickler.dump(value)
+    return file.getvalue()
+
+
+# ---- PyTorch --------------------------------------------------------------------------------
+
+
+def _tensor(tensor: Any) -> _Reduced:
+    import torch  # type: ignore[import-not-found, unused-ignore]
+
+    is_plain = (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and tensor.is_leaf
+        and tensor.numel() > 0
+        and not tensor.__dict__
+    )
+    if not is_plain:
+        return tensor.__reduce_ex__(5)
+    if (shared := _in_shared_memory(tensor)) is not None:
+        return torch.from_numpy, (shared,)
+    # As it lies in memory: the axis with the longest step first.
+    axes = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+    ordered = tensor.detach().permute(axes).contiguous()
+    # NumPy does not have all of the types, but it has bytes.
+    content = PickleBuffer(ordered.view(-1).view(torch.uint8).numpy())
+    layout = tuple(ordered.shape), axes
+    return _tensor_of, (content, tensor.dtype, layout, tensor.requires_grad)
+
+
+def _in_shared_memory(tensor: Any) -> Any:
+    """The shared array that such a tensor is, or None."""
+    view = sys.modules.get("manyhands._shared_view")
+    if view is None or tensor.requires_grad:
+        return None
+    try:
+        array = tensor.numpy()
+    except TypeError:  # NumPy has no such type, so it was not made of an array
+        return None
+    return view.shared(array)
+
+
+def _tensor_of(
+    content: Any, dtype: Any, layout: tuple[tuple[int, ...], list[int]], requires_grad: bool
+) -> Any:
+    import torch  # type: ignore[import-not-found, unused-ignore]
+
+    shape, axes = layout
+    # A tensor cannot be read-only: of memory that is, it gets a copy.
+    memory = bytearray(content) if memoryview(content).readonly else content
+    places = [axes.index(axis) for axis in range(len(axes))]
+    tensor = torch.frombuffer(memory, dtype=dtype).view(shape).permute(places)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+# ---- Polars ---------------------------------------------------------------------------------
+
+
+def _frame(frame: Any) -> _Reduced:
+    return _frame_of, (type(frame), PickleBuffer(frame.__getstate__()))
+
+
+def _frame_of(kind: Any, state: Any) -> Any:
+    frame = kind.__new__(kind)
+    frame.__setstate__(bytes(state))
+    return frame
