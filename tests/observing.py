@@ -10,6 +10,11 @@ from typing import Any
 
 import manyhands as mh
 
+# How long releases may take to arrive; nothing is asserted about the time.
+_WATCHDOG_SECONDS = 30.0
+# What `pool.stats().store` says is held.
+_HELD = ("live", "in_flight", "spilled", "leases")
+
 
 class Counted:
     """An iterator that knows how many items were taken from it."""
@@ -31,6 +36,26 @@ def settle(pool: mh.Pool) -> None:
     """Returns when the pool has nothing to do."""
     while pool.stats().pending:
         time.sleep(0.001)
+
+
+def live(pool: mh.Pool) -> int:
+    """How many bytes the object store holds."""
+    found: int = pool.stats().store.live
+    return found
+
+
+def until_released(pool: mh.Pool, *what: str, most: int = 0) -> None:
+    """Waits until these figures of the store are at most that; by default, all that is held."""
+
+    def is_held(name: str) -> bool:
+        found = getattr(pool.stats().store, name)
+        return (found if isinstance(found, int) else len(found)) > most
+
+    deadline = time.monotonic() + _WATCHDOG_SECONDS
+    while any(is_held(name) for name in what or _HELD):
+        gc.collect()
+        assert time.monotonic() < deadline, f"it stays: {pool.stats().store}"
+        time.sleep(0.005)
 
 
 def texts_of_warnings(file: str, make: Callable[[], Any]) -> list[str]:

@@ -120,6 +120,13 @@ def resident_bytes(pid: int | str = "self") -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """The resident memory that belongs to no file, neither a real one nor one in memory."""
+    with open(f"/proc/{pid}/status") as file:
+        [kilobytes] = [int(line.split()[1]) for line in file if line.startswith("RssAnon:")]
+    return kilobytes * 1024
+
+
 def describe(pid: int) -> str:
     """One line on what a process does, for the report of a hang."""
     parts = [str(pid)]

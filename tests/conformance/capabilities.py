@@ -36,14 +36,16 @@ class Capabilities:
     background: bool
     # Two tasks run at the same time.
     parallel: bool
-    # Tasks that run can be ended: by `cancel`, by a time limit, by leaving the block with an
-    # exception. Without it they are waited for.
+    # Whoever waits for a task that runs goes on at once when it is ended: by `cancel`, by a time
+    # limit, by leaving the block with an exception. Without it, where the caller runs the task
+    # itself, its end is waited for.
     kill: bool
+    # A task that does not end when it is asked to is killed, whatever it does. Without it the pool
+    # goes on without its thread.
+    force: bool
     # A Ctrl-C that comes while a task runs in the calling thread is the caller's, who can't tell it
     # from a KeyboardInterrupt of the task's own: such a one ends the call, or the map.
     interrupts_caller: bool
-    # A task can use the pool that runs it: the pool is an object that it sees.
-    sees_its_pool: bool
     # An exception comes as the very object that was raised, its frames in its own traceback.
     # Without it they are in the text of its cause, a `RemoteTraceback`.
     own_exceptions: bool
@@ -59,8 +61,8 @@ PROCESS = Capabilities(
     background=True,
     parallel=True,
     kill=True,
+    force=True,
     interrupts_caller=False,
-    sees_its_pool=False,
     own_exceptions=False,
 )
 
@@ -73,9 +75,9 @@ THREAD = Capabilities(
     shares_on_request=True,
     background=True,
     parallel=True,
-    kill=False,
+    kill=True,
+    force=False,
     interrupts_caller=False,
-    sees_its_pool=True,
     own_exceptions=True,
 )
 
@@ -89,8 +91,8 @@ INLINE = Capabilities(
     background=False,
     parallel=False,
     kill=False,
+    force=False,
     interrupts_caller=True,
-    sees_its_pool=True,
     own_exceptions=True,
 )
 

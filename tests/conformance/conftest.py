@@ -70,5 +70,6 @@ def _threads_of_pools() -> list[str]:
         for thread in threading.enumerate()
         if thread.name.startswith("manyhands-")
         and not thread.name.startswith(("manyhands-default", "manyhands-teller"))
-        and thread.name != "manyhands-progress"  # one, for all maps
+        # one each, for all maps and all pools
+        and thread.name not in ("manyhands-progress", "manyhands-clock")
     ]

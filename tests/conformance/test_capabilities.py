@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,28 +92,27 @@ def _is_parallel(engine: Capabilities, folder: Path) -> bool:
 def _kills(engine: Capabilities, folder: Path) -> bool:
     if not engine.background:
         return False  # nothing runs while the block goes on
+    # Who is ended has to be so behind a gate that nobody opens.
     with closed_gate(folder) as gate:
-
-        def open_once_closed() -> None:
-            with contextlib.suppress(RuntimeError):
-                while True:
-                    pool.submit(abs, -1)
-            gate.open()
-
-        # Who is killed has to be so behind a gate that nobody opens.
-        opener = threading.Thread(target=open_once_closed)
         with pytest.raises(ZeroDivisionError), mh.Pool(2, engine=engine.name) as pool:
             future = pool.submit(pass_through, gate.path, 5)
             gate.wait_arrivals()
-            if not engine.kill:
-                opener.start()
             raise ZeroDivisionError
         assert future.done()
-        if future.cancelled():
-            return True
-        opener.join()
-        assert future.result() == 5
-        return False
+        return future.cancelled()
+
+
+def _forces(engine: Capabilities, folder: Path) -> bool:
+    if not engine.background:
+        return False  # nobody could go on
+    with mh.Pool(1, engine=engine.name, grace=0) as pool:
+        # In C code from its first instruction on.
+        future = pool.submit(time.sleep, 3)
+        while not future.running():
+            time.sleep(0.001)
+        assert future.cancel()
+        assert pool.submit(abs, -1).result() == 1
+        return pool.stats().left_behind == 0
 
 
 def _interrupt() -> None:
@@ -129,14 +127,6 @@ def _interrupts_caller(engine: Capabilities, folder: Path) -> bool:
             return True
         assert isinstance(error, mh.RemoteError)
         return False
-
-
-def _sees_its_pool(engine: Capabilities, folder: Path) -> bool:
-    with mh.Pool(2, engine=engine.name) as pool:
-        try:
-            return pool.submit(lambda: pool.submit(abs, -1).result()).result() == 1
-        except mh.NotPicklable:
-            return False
 
 
 def _has_own_exceptions(engine: Capabilities, folder: Path) -> bool:
@@ -156,8 +146,8 @@ LOOKS: dict[str, Callable[[Capabilities, Path], bool]] = {
     "background": _runs_in_background,
     "parallel": _is_parallel,
     "kill": _kills,
+    "force": _forces,
     "interrupts_caller": _interrupts_caller,
-    "sees_its_pool": _sees_its_pool,
     "own_exceptions": _has_own_exceptions,
 }
 

@@ -667,6 +667,14 @@ def test_run_and_summary(mapping: Mapping) -> None:
     assert list(results) == []
 
 
+def test_a_summary_stays_as_it_is(mapping: Mapping) -> None:
+    for _ in range(300):
+        results = mapping.map(square, iter(range(300)))
+        summary = results.run()
+        time.sleep(0.001)
+        assert results.summary == summary
+
+
 def test_processor_time(mapping: Mapping) -> None:
     """It tells items that compute from those that wait."""
     waiting = mapping.map(time.sleep, [0.01] * 20).run()

@@ -554,3 +554,16 @@ def test_the_order_of_tasks_is_that_of_their_submission(engine: Capabilities) ->
     with mh.Pool(1, engine=engine.name) as pool:
         futures = [pool.submit(note, number) for number in range(50)]
         assert [future.result() for future in futures] == list(range(1, 51))
+
+
+def break_at_once() -> None:
+    raise KeyError("at once")
+
+
+def test_no_worker_follows_one_that_broke_the_pool(engine: Capabilities) -> None:
+    if engine.own_pids:
+        return  # their births are counted, see `test_pool.py`
+    for _ in range(50):
+        with mh.Pool(1, engine=engine.name, initializer=break_at_once) as pool:
+            with pytest.raises(KeyError):
+                pool.submit(abs, 1).result()

@@ -707,14 +707,15 @@ def test_a_map_iterator_dropped_in_a_forked_child() -> None:
 
 
 @program_test
-def test_a_pool_cannot_be_sent() -> None:
-    with mh.Pool(1) as pool:
+def test_another_pool_and_a_future_cannot_be_sent() -> None:
+    with mh.Pool(1) as pool, mh.Pool(1, engine="thread") as threads:
         try:
-            pool.submit(repr, pool)
+            pool.submit(repr, threads)
         except (TypeError, mh.NotPicklable) as error:
             assert "pool" in str(error)
         else:
             raise AssertionError("it was taken")
+        assert "PoolView" in pool.submit(repr, pool).result(20)  # see `_nested`
         future = pool.submit(abs, -1)
         try:
             pool.submit(repr, future)

@@ -247,8 +247,8 @@ futures = [pool.submit(time.sleep, seconds) for seconds in (8, 8, 0.1)]
     )
     assert ended.code == 0
     (line,) = ended.err.splitlines()
-    name, place = ("sleep", r"worker \d+") if engine == "process" else ("a task", "a thread")
-    running = rf"{name} \(task \d, for [567] s, in {place}\)"
+    place = r"worker \d+" if engine == "process" else "a thread"
+    running = r"sleep \(task \d, for [567] s, in " + place + r"\)"
     assert re.fullmatch(
         rf"the pool 'fetching' is closed and waits for 3 tasks: {running}, {running}; 1 wait; "
         r"pool.terminate\(\) would end them, and task_timeout= limits each",
@@ -272,6 +272,182 @@ with mh.Pool(1) as pool:
     lines = [line for line in ended.err.splitlines() if "is closed and waits for" in line]
     assert len(lines) == 1
     assert lines[0].startswith("manyhands INFO the pool 'pool of 1' is closed and waits for 1 task")
+
+
+ENDLESS = {
+    "tasks": "futures = [pool.submit(spin) for _ in range(5)]",
+    "items": "results = pool.map(spin, range(5))",
+    "input": "results = pool.map(step, itertools.count())",
+    "dropped": "pool.map(step, itertools.count())",
+}
+
+
+@pytest.mark.parametrize("way", ["block", "shutdown", "program"])
+@pytest.mark.parametrize("work", ENDLESS)
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+def test_exit_grace_bounds_the_end(engine: str, work: str, way: str) -> None:
+    if engine == "inline" and work in ("tasks", "items"):
+        return  # an endless task in the calling thread is nobody's to end but by a limit
+    body = {
+        "block": "with pool: {}",
+        "shutdown": "{}; pool.shutdown(); pool.shutdown()",
+        "program": "{}",
+    }[way].format(ENDLESS[work])
+    ended = run(
+        "-c",
+        f"""
+import itertools, logging, time
+import manyhands as mh
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+
+def spin(number=0):
+    while True:
+        number += 1
+
+def step(number):
+    time.sleep(0.001)
+
+pool = mh.Pool(2, engine={engine!r}, name="mine", exit_grace=0.5, grace=0.5)
+{body}
+""",
+    )
+    assert ended.code == 0, ended
+    (line,) = ended.err.splitlines()
+    start = "WARNING the pool 'mine' has not ended in its exit_grace of 0.5 s: "
+    name = "spin" if work in ("tasks", "items") else "step"
+    if work == "tasks":
+        assert line == f"{start}5 tasks are lost, 2 of them while they ran (functions: spin)"
+    elif work == "items":
+        assert re.fullmatch(
+            re.escape(start) + r"5 tasks are lost, [12] of them while they ran \(functions: spin\)",
+            line,
+        ), line
+    else:
+        rest = rf"[\d,]+ tasks? (are|is) lost, \d of them while they ran \(functions: {name}\)"
+        rest += "; the input of a map was not taken to its end"
+        assert re.fullmatch(re.escape(start) + rest, line), line
+
+
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+def test_an_end_within_exit_grace_is_as_any_other(engine: str) -> None:
+    ended = run(
+        "-c",
+        f"""
+import time
+import manyhands as mh
+
+with mh.Pool(2, engine={engine!r}, exit_grace=60) as pool:
+    futures = [pool.submit(time.sleep, 0.01) for _ in range(20)]
+    pool.map(time.sleep, [0.01] * 20)
+print([future.result() for future in futures] == [None] * 20)
+other = mh.Pool(2, engine={engine!r}, exit_grace=60)
+other.submit(print, "ran", flush=True)
+""",
+    )
+    assert (ended.code, ended.out, ended.err) == (0, "True\nran\n", ""), ended
+
+
+def test_what_exit_grace_may_be() -> None:
+    for wrong in ("1", True):
+        with pytest.raises(TypeError, match="exit_grace must be a number of seconds"):
+            mh.Pool(1, exit_grace=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="exit_grace must be from 0"):
+        mh.Pool(1, exit_grace=-1)
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+@pytest.mark.parametrize("way", ["block", "program"])
+def test_what_runs_is_asked_when_an_exception_ends_it(
+    engine: str, way: str, tmp_path: Path
+) -> None:
+    """It may clean up, as when its time is up; what waits never starts."""
+    ended = run(
+        "-c",
+        f"""
+import pathlib, time
+import manyhands as mh
+
+folder = pathlib.Path({str(tmp_path)!r})
+
+def work(number):
+    try:
+        while True: time.sleep(0.001)
+    finally:
+        (folder / f"cleaned {{number}}").touch()
+
+def main(pool):
+    futures = [pool.submit(work, number) for number in range(5)]
+    while not futures[0].running(): time.sleep(0.001)
+    time.sleep(0.05)
+    raise ValueError("out")
+
+pool = mh.Pool(1, engine={engine!r}, grace=20)
+if {way!r} == "block":
+    with pool: main(pool)
+main(pool)
+""",
+    )
+    assert ended.code == 1, ended
+    assert ended.err.rstrip().endswith("ValueError: out"), ended
+    assert [path.name for path in tmp_path.iterdir()] == ["cleaned 0"]
+
+
+@program
+def by_sigterm() -> None:
+    pool = mh.Pool(2)
+    futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+    while not futures[0].running():
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_the_program_and_its_workers() -> None:
+    """Its default action: nothing of Python runs, and workers die with the program."""
+    by_sigterm.run().check(-signal.SIGTERM)
+
+
+@program
+def by_a_handler_of_sigterm_in_a_block() -> None:
+    def leave(number, frame):
+        raise SystemExit(9)
+
+    signal.signal(signal.SIGTERM, leave)
+    with mh.Pool(2) as pool:
+        futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+        while not futures[0].running():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+def test_a_handler_of_sigterm_leaves_the_block() -> None:
+    ended = by_a_handler_of_sigterm_in_a_block.run().check(9)
+    assert ended.err == ""
+
+
+@program
+def by_a_handler_of_sigterm_outside_of_blocks() -> None:
+    def leave(number, frame):
+        sys.exit(9)
+
+    def work(path):
+        with open(path, "a") as file:
+            file.write("x")
+
+    signal.signal(signal.SIGTERM, leave)
+    pool = mh.Pool(2)
+    for _ in range(100):
+        pool.submit(work, os.path.abspath("done"))
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def test_sys_exit_in_a_handler_is_a_normal_end() -> None:
+    """What was submitted runs, as with `sys.exit` anywhere; `exit_grace` would bound it."""
+    with by_a_handler_of_sigterm_outside_of_blocks.start() as running:
+        running.end().check(9)
+        assert (running.directory / "done").read_text() == "x" * 100
 
 
 @program_test

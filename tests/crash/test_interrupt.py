@@ -267,6 +267,22 @@ def test_a_map_in_which_no_python_runs_is_interrupted_at_once(engine: str) -> No
     assert latest < 0.5
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@program_test
+def test_other_threads_run_while_a_map_waits_for_its_turn(ordered: bool) -> None:
+    """Nothing of the map is on its way; others keep the worker busy until a thread ends that."""
+    with mh.Pool(1) as pool:
+        results = pool.map(abs, itertools.count(), ordered=ordered, buffersize=1)
+        assert next(results) == 0
+        endless = pool.submit(time.sleep, 1000)
+        others = [pool.submit(abs, -1) for _ in range(100)]
+        timer = threading.Timer(0.2, endless.cancel)
+        timer.start()
+        assert next(results) == 1
+        assert all(other.result() == 1 for other in others)
+        timer.join()
+
+
 @pytest.mark.parametrize("engine", ["process", "thread", "inline"])
 @program_test
 def test_other_threads_run_beside_a_map_in_which_no_python_runs(engine: str) -> None:

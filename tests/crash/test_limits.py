@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import platform
 import resource
@@ -13,8 +14,10 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import manyhands as mh
@@ -180,6 +183,35 @@ def test_small_address_space(limit: int) -> None:
     assert not ended.survivors
 
 
+@program
+def large_data_in_small_address_space(limit: int) -> None:
+    # No such thing as a warning of what has no room in the store.
+    logging.getLogger("manyhands").setLevel(logging.ERROR)
+    resource.setrlimit(resource.RLIMIT_AS, (limit << 20, limit << 20))
+
+    def make(number):
+        return np.full(500_000, float(number))
+
+    with mh.Pool(2) as pool:
+        for number in range(20):
+            total = number * 500_000
+            assert pool.submit(np.sum, make(number)).result(20) == total
+            assert pool.submit(np.sum, mh.put(make(number))).result(20) == total
+            assert (pool.submit(make, number).result(20) == number).all()
+        assert [array[0] for array in pool.map(np.negative, map(make, range(20)))] == [
+            -number for number in range(20)
+        ]
+    print("fine")
+
+
+@pytest.mark.parametrize("limit", [700, 2000, 20_000])
+def test_large_data_in_small_address_space(limit: int) -> None:
+    """The limit is there before the pool; numpy needs half a gigabyte of addresses itself."""
+    environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    ended = large_data_in_small_address_space.run(limit=limit, environment=environment, seconds=60)
+    assert ended.check().out == "fine\n"
+
+
 # ---- What the system does not offer --------------------------------------------------------------
 
 
@@ -198,10 +230,21 @@ def large_and_small() -> None:
     def echo(data):
         return data
 
+    def read_maps():
+        return Path("/proc/self/maps").read_text()
+
     large = os.urandom(3_000_000)
+    array = np.arange(1_000_000.0)
     with mh.Pool(2) as pool:
         for data in (b"small", large):
             assert all(result == data for result in pool.map(echo, [data] * 20))
+        put, shared = mh.put(array), mh.share(array)
+        for sent in [array, put, shared] * 5:
+            assert (pool.submit(echo, sent).result(20) == array).all()
+        # Shared memory is files without a name, and never in /dev/shm.
+        for maps in (read_maps(), pool.submit(read_maps).result(20)):
+            assert "/dev/shm" not in maps
+            assert "memfd:manyhands-store" in maps
         error = pool.submit(os._exit, 1).exception(20)
         assert isinstance(error, mh.WorkerDied)
     assert list(mh.map(len, [large] * 10)) == [len(large)] * 10
@@ -230,11 +273,55 @@ def large_and_small() -> None:
     ],
 )
 def test_file_systems_that_are_missing_or_small(mounting: str) -> None:
+    """joblib#513, #168, #604: a hang or a bus error where /dev/shm is too small, as in containers
+    by default; PyGithub#2430, numba#3344, celery#185: nothing works where there is none."""
     command = [*_unshare(), "sh", "-c", f'({mounting}) >&2 || exit 77; exec "$@"', "sh"]
     ended = large_and_small.run(before=command)
     if ended.code == 77:
         pytest.skip(f"this machine does not permit the mounts: {ended.err.strip()}")
     assert "fine" in ended.check().out
+
+
+@program
+def until_the_disk_is_full() -> None:
+    array = np.arange(100_000.0)
+    held = []
+    with mh.Pool(2, store="1MB") as pool:
+        try:
+            while len(held) < 100:
+                held.append(mh.put(array + len(held)))
+        except MemoryError as error:
+            text = str(error)
+        else:
+            raise AssertionError("there is room for all")
+        # The numbers of both.
+        assert f"the object store has no room for {array.nbytes} bytes" in text, text
+        assert f"no file in {os.environ['TMPDIR']} has room for {array.nbytes} bytes" in text, text
+        spilled = pool.stats().store.spilled
+        assert 3 << 20 < spilled <= 4 << 20, spilled
+        assert f"{spilled} bytes are in such files" in text, text
+        for number, put in enumerate(held):
+            assert (put == array + number).all()
+            assert pool.submit(np.sum, put).result(20) == array.sum() + number * len(array)
+        # What is dropped makes room.
+        held.clear()
+        del put
+        deadline = time.monotonic() + 20
+        while pool.stats().store.spilled:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        held.append(mh.put(array))
+        held.append(mh.put(array))
+        assert pool.stats().store.spilled
+    print("fine")
+
+
+def test_a_full_disk() -> None:
+    mounting = 'mount -t tmpfs -o size=4m tmpfs "$TMPDIR" >&2 || exit 77; exec "$@"'
+    ended = until_the_disk_is_full.run(before=[*_unshare(), "sh", "-c", mounting, "sh"])
+    if ended.code == 77:
+        pytest.skip(f"this machine does not permit the mount: {ended.err.strip()}")
+    assert ended.check().out == "fine\n"
 
 
 @program

@@ -1,9 +1,28 @@
 # ruff: noqa: PT017 - these programs run without pytest.
 """Published failures of other pools, each by its number: none may be ours.
 
-The list is section 4 of the study of issues behind manyhands; failures with a file of their own
-(killed parents, Ctrl-C, leaks, missing /dev/shm) are cited there.
+The list is section 4 of the study of issues behind manyhands. Those that have to do with ending
+things are in `test_published_endings.py`, slow and eager maps in `tests/unit/test_pains.py`, and
+failures with a file of their own (killed parents, Ctrl-C, leaks, missing /dev/shm) are cited there.
 """
+
+# Of the list these have no test:
+#
+# | issue                                     | why                                                |
+# |-------------------------------------------|----------------------------------------------------|
+# | cpython#91044, numpy#23305                | blocks of shared memory: none yet                  |
+# | ray#5592, ray#51871                       | arrays that are not copied: none yet               |
+# | cpython#89240                             | the limit of 61 workers is that of Windows         |
+# | celery#4809                               | workers that are renewed for their memory: none yet|
+# | joblib#1017                               | logging that is set up in workers: none yet; what  |
+# |                                           | workers log today is in `joblib_634`               |
+# | ray#44063                                 | versions that differ in a cluster: none yet        |
+# | celery#8030, #5935, rq#2424, huey#253,    | brokers and queues that outlive a program: none yet|
+# | huey#445; rq#2015 as far as it is of      |                                                    |
+# | brokers                                   |                                                    |
+# | cpython#149452, loky#634                  | quotas of cgroups are tested in Rust, in           |
+# |                                           | `crates/manyhands-os/src/cpu.rs`, with made-up     |
+# |                                           | trees of groups                                    |
 
 from __future__ import annotations
 

@@ -172,4 +172,4 @@ def test_what_the_examples_print(tmp_path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(examples()) >= 3
+    assert len(examples()) >= 6

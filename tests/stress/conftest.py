@@ -1,8 +1,9 @@
-"""The programs and the watchdog of `tests/crash` are these tests' too."""
+"""The programs of `tests/crash` and `tests/unit` are these tests' too."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
+for name in ("crash", "unit"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / name))

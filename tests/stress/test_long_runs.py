@@ -11,6 +11,7 @@ import pytest
 import test_interrupt
 import test_leaks
 import test_parent_kill
+import test_stopping
 
 from programs import on_terminal, run_command, seed, stress_seconds
 
@@ -85,6 +86,12 @@ def test_thousands_of_pools() -> None:
     test_leaks.run_pools_in_a_row(
         test_leaks.pools_in_a_row, int(100 * stress_seconds()), 10 * stress_seconds() + 60
     )
+
+
+def test_limits_that_equal_the_duration_of_a_hundred_thousand_tasks() -> None:
+    """pebble#153."""
+    program = test_stopping.limits_that_equal_the_duration
+    print(program.run(count=100_000, chosen=seed(), seconds=stress_seconds() + 480).check().out)
 
 
 def test_crash_tests_again_and_again() -> None:

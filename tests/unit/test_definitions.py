@@ -57,20 +57,21 @@ def serve():
 HARNESS = r'''
 import pickletools, struct, subprocess, sys
 from _pickle import dumps, loads
+from manyhands import _core
 from manyhands import _definitions as definitions
 from manyhands._errors import NotPicklable
 
 class Definition:
     count = 0
-    def __init__(self, payload, deps):
-        assert type(payload) is bytes and type(deps) is tuple
+    def __init__(self, payload, deps, stored):
+        assert type(payload) is bytes and type(deps) is tuple and stored is None
         self.payload, self.deps = payload, deps
         self.number = Definition.count = Definition.count + 1
 
 class Failed(Exception):
     pass
 
-definer = definitions.Definer(Definition)
+definer = definitions.Definer(Definition, _core.hear_needs)
 
 def main_names(data):
     """The names of `__main__` in a pickle, as the native scanner finds them."""

@@ -82,6 +82,12 @@ def generator() -> Iterator[int]:
     yield 1
 
 
+def released() -> memoryview:
+    view = memoryview(b"x")
+    view.release()
+    return view
+
+
 async def coroutine() -> None:
     """Does nothing."""
 
@@ -123,7 +129,8 @@ class Stateful(dict):  # type: ignore[type-arg]
         (BadReduce, "its __reduce__ raised ValueError: no thanks"),
         (lambda: [BadState()], "its __getstate__ raised KeyError: 'gone'"),
         (GoodState, "args[0].rows is a generator"),
-        (lambda: memoryview(b"x"), "args[0] is a memoryview"),
+        (released, "args[0] is a memoryview that was released"),
+        (lambda: [memoryview(b"x"), released()], "args[0][1] is a memoryview that was released"),
         (lambda: weakref.ref(Model), "args[0] is a weak reference"),
         (threading.local, "args[0] is thread-local data"),
         (threading.Condition, "is a thread lock"),

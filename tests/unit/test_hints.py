@@ -28,28 +28,30 @@ def hint(**measured: Any) -> str | None:
     return None if found is None else str(found)
 
 
+def said_of(**measured: Any) -> str:
+    """The hint that there has to be."""
+    said = hint(**measured)
+    assert said is not None
+    return said
+
+
 def test_items_that_wait(cores: Callable[[int], None]) -> None:
     cores(4)
-    said = hint(engine="process", busy=39.5, cpu=1.0)
-    assert said is not None
+    said = said_of(engine="process", busy=39.5, cpu=1.0)
     assert said.startswith("items waited for 97% of their time, 4 at once: ")
     assert 'engine="thread", workers=64 ' in said
-    said = hint(engine="thread", busy=39.5, cpu=1.0)
-    assert said is not None
+    said = said_of(engine="thread", busy=39.5, cpu=1.0)
     assert ": workers=64 would" in said, "they are threads already"
-    said = hint(engine="thread", busy=39.5, cpu=7.0)
-    assert said is not None
+    said = said_of(engine="thread", busy=39.5, cpu=7.0)
     assert ": workers=22 would" in said, "no more than have something to compute"
-    said = hint(engine="thread", busy=39.5, cpu=1.0, done=9)
-    assert said is not None
+    said = said_of(engine="thread", busy=39.5, cpu=1.0, done=9)
     assert ": workers=9 would" in said, "no more than there are items"
 
 
 @has_gil
 def test_threads_that_take_turns(cores: Callable[[int], None]) -> None:
     cores(4)
-    said = hint(engine="thread", busy=30.0, cpu=9.8)
-    assert said is not None
+    said = said_of(engine="thread", busy=30.0, cpu=9.8)
     assert said.startswith("4 threads computed for 9.8 s in 10.0 s, one at a time: ")
     assert 'engine="process" would use 4 processors' in said
     assert hint(engine="thread", busy=39.0, cpu=35.0) is None, "their C code lets go of the GIL"
@@ -60,11 +62,9 @@ def test_threads_that_take_turns(cores: Callable[[int], None]) -> None:
 
 def test_too_few_workers(cores: Callable[[int], None]) -> None:
     cores(16)
-    said = hint(engine="process", busy=39.0, cpu=38.0)
-    assert said is not None
+    said = said_of(engine="process", busy=39.0, cpu=38.0)
     assert said.startswith("4 of 16 processors computed, all the time: workers=16 would")
-    said = hint(engine="inline", busy=9.9, cpu=9.8, workers=1)
-    assert said is not None
+    said = said_of(engine="inline", busy=9.9, cpu=9.8, workers=1)
     assert said == (
         'items computed for 9.8 s, one after the other: engine="process" would use 16 processors'
     )

@@ -556,6 +556,18 @@ def test_pandas_and_numpy_are_forked(tmp_path: Path) -> None:
     assert output_of(tmp_path, source) == "[1, 2, 3, 4, 5] 200.0\n"
 
 
+def test_the_allocator_of_arrow_starts_no_thread(tmp_path: Path) -> None:
+    """pandas imports Arrow, and a process with threads cannot be forked."""
+    source = """
+        import os
+        import manyhands as mh
+        with mh.Pool(1) as pool:
+            print(pool.submit(lambda: os.environ.get("JE_ARROW_MALLOC_CONF")).result())
+        print(os.environ.get("JE_ARROW_MALLOC_CONF"))
+        """
+    assert output_of(tmp_path, source) == "background_thread:false\nNone\n"
+
+
 def test_numpy_is_not_imported_for_nothing(tmp_path: Path) -> None:
     source = """
         import sys

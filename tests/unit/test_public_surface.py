@@ -147,7 +147,7 @@ def test_signatures_can_be_read() -> None:
             inspect.signature(value)
             checked += 1
     assert checked >= 5
-    assert list(inspect.signature(mh.Pool).parameters)[:12] == [
+    assert list(inspect.signature(mh.Pool).parameters) == [
         "workers",
         "engine",
         "copy",
@@ -159,6 +159,10 @@ def test_signatures_can_be_read() -> None:
         "task_timeout",
         "grace",
         "retry",
+        "exit_grace",
+        "stuck_after",
+        "on_event",
+        "store",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import os
 import random
@@ -109,6 +110,26 @@ def test_a_task_that_is_asked_to_end_can_clean_up(pool: mh.Pool, tmp_path: Path)
     after = {future.result() for future in [pool.submit(os.getpid) for _ in range(50)]}
     assert after <= before | {worker.pid for worker in pool.stats().workers}
     assert [worker.restarts for worker in pool.stats().workers] == [0] * len(after)
+
+
+def test_a_task_is_asked_in_the_middle_of_an_import(tmp_path: Path) -> None:
+    """What asks imports nothing: modules that are half imported would be in its way."""
+    said = tmp_path / "said"
+    task = f"""
+import sys, time, types
+for name in list(sys.modules):
+    if name.startswith(("concurrent", "logging", "manyhands._errors")):
+        del sys.modules[name]
+sys.modules["logging"] = types.ModuleType("logging")
+try:
+    time.sleep(60)
+except BaseException as error:
+    open({str(said)!r}, "w").write(type(error).__name__)
+    raise
+"""
+    with mh.Pool(1, task_timeout=0.2) as pool, pytest.raises(mh.TaskTimeout):
+        pool.submit(exec, task, {}).result(30)
+    assert said.read_text() == "TaskStopped"
 
 
 def test_except_exception_does_not_catch_it(pool: mh.Pool) -> None:
@@ -336,6 +357,37 @@ def test_many_queued_tasks_are_cancelled(pool: mh.Pool, gate: Gate) -> None:
     assert all(future.exception(60) is None for future in blocking)
 
 
+def test_a_pool_that_is_closed_while_cancelled_tasks_end(tmp_path: Path, gate: Gate) -> None:
+    """Its workers leave by themselves: one that is killed runs no exit handler."""
+    alive = tmp_path / "alive"
+    alive.mkdir()
+
+    def work(at_once: bool) -> None:
+        path = alive / str(os.getpid())
+        atexit.register(path.unlink)
+        try:
+            path.touch()
+            sleep()
+        except mh.TaskStopped:
+            if not at_once:
+                pass_through(gate.path)
+
+    pool = mh.Pool(4, grace=600)
+    futures = [pool.submit(work, n == 0) for n in range(4)]
+    while len(list(alive.iterdir())) < 4:
+        time.sleep(0.001)
+    assert all(future.cancel() for future in reversed(futures))
+    pool.shutdown(wait=False)
+    gate.wait_arrivals(3)
+    while len(list(alive.iterdir())) > 3:
+        time.sleep(0.001)
+    time.sleep(0.2)  # the supervisor asks them again meanwhile; no new worker may come of it
+    assert len(pool.stats().workers) <= 3
+    gate.open()
+    pool.shutdown()
+    assert not list(alive.iterdir())
+
+
 def test_terminate(gate: Gate) -> None:
     pool = mh.Pool(2)
     futures = [pool.submit(task) for task in (*ENDLESS, *ENDLESS)]
@@ -387,19 +439,6 @@ def test_options_of_the_default_pool() -> None:
     with pytest.raises(mh.TaskTimeout):
         mh.map(sleep_for, [600], task_timeout=0.1).run()
     assert mh.options(task_timeout=60).map(abs, [-1]).list() == [1]
-
-
-@pytest.mark.parametrize("engine", ["thread", "inline"])
-def test_only_processes_can_end_what_runs(engine: str) -> None:
-    message = f'task_timeout needs engine="process": engine={engine!r} cannot end a task'
-    with pytest.raises(ValueError, match=message):
-        mh.Pool(engine=engine, task_timeout=1)
-    with mh.Pool(engine=engine) as pool:
-        with pytest.raises(ValueError, match=message):
-            pool.options(task_timeout=1)
-        with pytest.raises(ValueError, match=message):
-            pool.map(abs, [1], task_timeout=1)
-        assert pool.options(grace=1).submit(abs, -1).result() == 1
 
 
 @pytest.mark.parametrize("name", ["task_timeout", "grace"])

@@ -70,6 +70,8 @@ floats = (1.0, 2.0)
 
 with mh.Pool(2) as pool:
     assert_type(pool, mh.Pool)
+    assert_type(mh.broadcast({"a": 1}), mh.Broadcast[dict[str, int]])
+    assert_type(mh.broadcast([1]).value, list[int])
     assert_type(pool.submit(one, 1), mh.Future[str])
     assert_type(pool.submit(one, 1).result(), str)
     assert_type(pool.submit(one, 1).result(timeout=1.5), str)
@@ -113,6 +115,8 @@ with mh.Pool(2) as pool:
 
     assert_type(pool.stats(), mh.PoolStats)
     assert_type(pool.stats().workers, tuple[mh.WorkerStats, ...])
+    assert_type(pool.dump(), mh.PoolDump)
+    assert_type(pool.dump().workers[0].stack, str | None)
     assert_type(pool.stats().workers[0].task_age, float | None)
 
     futures = [pool.submit(one, number) for number in numbers]

@@ -49,9 +49,9 @@ TOUR = [block for block in DOCUMENTATION.blocks() if block.place.startswith("REA
 
 
 class Installed:
-    """An environment with the wheel, and nothing else of this repository in reach."""
+    """An environment with the wheel and these libraries, and nothing else of this repository."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *libraries: str) -> None:
         self.bin = folder / "environment/bin"
         self.home = folder / "home"
         self.home.mkdir()
@@ -59,7 +59,7 @@ class Installed:
         self.variables = {"PATH": str(self.bin), "HOME": str(self.home), "LC_ALL": "C.UTF-8"}
         # pip alone may know where packages come from.
         done = subprocess.run(
-            [self.bin / "python", "-m", "pip", "install", "--quiet", only("*.whl")],
+            [self.bin / "python", "-m", "pip", "install", "--quiet", only("*.whl"), *libraries],
             env={**os.environ, "PATH": str(self.bin)},
             cwd=self.home,
             capture_output=True,
@@ -88,6 +88,14 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def with_numpy(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """For what the README shows of arrays: NumPy as the tests of the source tree have it."""
+    requirements = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    [numpy] = [line for line in requirements if line.startswith("numpy==")]
+    return Installed(tmp_path_factory.mktemp("with_numpy"), numpy)
 
 
 # --------------------------------------------------------------------------------------- the files
@@ -163,7 +171,9 @@ def test_there_is_a_tour() -> None:
 
 
 @pytest.mark.parametrize("block", TOUR, ids=lambda block: block.place)
-def test_the_tour(installed: Installed, block: Any, tmp_path: Path) -> None:
+def test_the_tour(request: pytest.FixtureRequest, block: Any, tmp_path: Path) -> None:
+    needs_numpy = "import numpy" in block.source
+    installed = request.getfixturevalue("with_numpy" if needs_numpy else "installed")
     script = tmp_path / "tour.py"
     script.write_text(block.source, encoding="utf-8")
     done = installed.run("python", script)

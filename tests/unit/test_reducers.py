@@ -1,0 +1,168 @@
+"""Tensors of PyTorch and frames of Polars: their buffers travel through the store."""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import manyhands as mh
+from observing import live
+
+LARGE = 400_000
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[mh.Pool]:
+    with mh.Pool(2) as pool:
+        yield pool
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+# ---- Polars ---------------------------------------------------------------------------------
+
+
+def a_frame(rows: int) -> Any:
+    polars = pytest.importorskip("polars")
+    names = [f"name {number}" for number in range(rows)]
+    frame = polars.DataFrame({"number": range(rows), "name": names, "none": [None] * rows})
+    return frame.with_columns(
+        frame["name"].cast(polars.Categorical).alias("category"),
+        polars.struct("number", "name").alias("both"),
+        polars.concat_list("number", "number").alias("list"),
+    )
+
+
+def test_frames_come_back_as_they_are(pool: mh.Pool) -> None:
+    frame = a_frame(LARGE // 8)
+    assert len(pickle.dumps(frame)) > LARGE
+    back = pool.submit(same, frame).result()
+    assert back.schema == frame.schema
+    assert back.equals(frame)
+    series = pool.submit(same, frame["name"]).result()
+    assert series.equals(frame["name"])
+    assert series.name == "name"
+
+
+def test_frames_travel_through_the_store(pool: mh.Pool, tmp_path: Path) -> None:
+    frame = a_frame(LARGE // 8)
+    opened = tmp_path / "opened"
+
+    def wait(frame: Any) -> None:
+        while not opened.exists():
+            time.sleep(0.01)
+
+    waits = pool.submit(wait, [frame])
+    assert pool.stats().store.in_flight > LARGE
+    opened.touch()
+    waits.result()
+
+
+def test_small_and_empty_frames(pool: mh.Pool) -> None:
+    for rows in (0, 1, 10):
+        frame = a_frame(rows)
+        assert pool.submit(same, frame).result().equals(frame)
+
+
+def test_a_frame_that_was_put(pool: mh.Pool) -> None:
+    frame = a_frame(LARGE // 8)
+    assert mh.put(frame).equals(frame)
+    assert pool.submit(same, mh.put(frame)).result().equals(frame)
+
+
+def test_what_others_pickle_is_none_of_our_business(pool: mh.Pool) -> None:
+    polars = pytest.importorskip("polars")
+    frame = a_frame(10)
+    before = pickle.dumps(frame)
+    pool.submit(same, frame).result()
+    assert pickle.dumps(frame) == before
+    assert polars.DataFrame not in copyreg.dispatch_table
+
+
+def test_a_captured_frame_travels_through_the_store(pool: mh.Pool) -> None:
+    frame = a_frame(LARGE // 8)
+
+    def height() -> int:
+        return len(frame)
+
+    before = live(pool)
+    assert pool.submit(height).result() == LARGE // 8
+    assert live(pool) > before + LARGE
+
+
+# ---- PyTorch --------------------------------------------------------------------------------
+
+
+def tensors() -> dict[str, Any]:
+    torch = pytest.importorskip("torch")
+    plain = torch.arange(LARGE, dtype=torch.float32).reshape(400, -1)
+    return {
+        "plain": plain,
+        "half": plain.to(torch.bfloat16),
+        "complex": plain.to(torch.complex64),
+        "truth": plain > 3,
+        "transposed": plain.t(),
+        "channels last": plain.reshape(2, 5, 8, -1).to(memory_format=torch.channels_last),
+        "every second": plain[::2],
+        "expanded": plain[:1].expand(300, -1),
+        "conjugate": torch.complex(plain, plain).conj(),
+        "sparse": plain.to_sparse(),
+        "with a gradient": plain.clone().requires_grad_(),
+        "parameter": torch.nn.Parameter(plain.clone()),
+        "empty": torch.zeros(3, 0),
+        "a number": torch.tensor(3.0),
+    }
+
+
+def test_tensors_come_back_as_they_are(pool: mh.Pool) -> None:
+    torch = pytest.importorskip("torch")
+    for name, tensor in tensors().items():
+        back = pool.submit(same, tensor).result()
+        assert type(back) is type(tensor), name
+        assert (back.dtype, back.shape, back.requires_grad, back.layout) == (
+            tensor.dtype,
+            tensor.shape,
+            tensor.requires_grad,
+            tensor.layout,
+        ), name
+        assert torch.equal(back.to_dense(), tensor.to_dense()), name
+        if name in ("transposed", "channels last"):
+            assert back.stride() == tensor.stride()
+
+
+def test_tensors_are_by_value_and_writable(pool: mh.Pool) -> None:
+    torch = pytest.importorskip("torch")
+
+    def write(tensor: Any) -> Any:
+        tensor += 1
+        return tensor
+
+    tensor = torch.zeros(LARGE)
+    before = live(pool)
+    back = pool.submit(write, tensor).result()
+    assert live(pool) > before, "the result is in the store"
+    assert torch.equal(back, torch.ones(LARGE))
+    assert torch.equal(tensor, torch.zeros(LARGE))
+    back += 1
+    assert torch.equal(pool.submit(same, back).result(), torch.full((LARGE,), 2.0))
+    kept = mh.put(tensor)
+    kept += 1
+    assert torch.equal(mh.put(tensor), torch.zeros(LARGE))
+
+
+def test_a_model(pool: mh.Pool) -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.ReLU(), torch.nn.Linear(400, 2))
+    sample = torch.ones(3, 400)
+    with torch.no_grad():
+        assert torch.equal(pool.submit(model, sample).result().detach(), model(sample))
+    state = pool.submit(same, model.state_dict()).result()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())

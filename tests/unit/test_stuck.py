@@ -1,0 +1,367 @@
+"""Tasks that run for much longer than others like them are told of; pools that stand still end."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import pytest
+
+import manyhands as mh
+import procfs
+from gate import Gate, closed_gate, pass_through, report_arrival
+from manyhands import _pool
+
+SOON = 0.2
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with closed_gate(tmp_path) as gate:
+        yield gate
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the logger has warned of."""
+    caplog.set_level(logging.WARNING, "manyhands")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.001)
+
+
+# ------------------------------------------------------------------------------------- stuck tasks
+
+
+def test_a_task_is_told_of_once_with_its_stack(
+    gate: Gate, warnings: Callable[[], list[str]]
+) -> None:
+    def held(path: str) -> None:  # its own: how long others took counts
+        pass_through(path)
+
+    with mh.Pool(1, stuck_after=SOON) as pool:
+        future = pool.submit(held, gate.path)
+        (pid,) = wait_for_pids(pool)
+        # Whoever waits hears of it.
+        while not warnings():
+            with pytest.raises(TimeoutError):
+                future.result(0.01)
+        (text,) = warnings()
+        headline, *stack = text.splitlines()
+        name = "test_a_task_is_told_of_once_with_its_stack.held"
+        assert headline.startswith(f"task 0 ({name}) has run for 0.")
+        assert f" s in worker {pid} and goes on; none like it has ended yet. " in headline
+        assert "task_timeout= would end it" in headline
+        assert headline.endswith(" Its stack:")
+        assert stack[0].endswith(", in held")
+        assert stack[-1].strip().startswith("fcntl.flock(")
+        with pytest.raises(TimeoutError):
+            future.result(4 * SOON)
+        gate.open()
+        assert future.result() is None
+    assert len(warnings()) == 1
+
+
+def wait_for_pids(pool: mh.Pool) -> list[int]:
+    while True:
+        pids = [worker.pid for worker in pool.stats().workers if worker.task is not None]
+        if pids and all(pids):
+            return pids
+
+
+def test_it_is_told_while_a_pool_is_left(warnings: Callable[[], list[str]]) -> None:
+    with mh.Pool(1, stuck_after=SOON) as pool:
+        pool.submit(sleep_alone, 10 * SOON)
+    assert ["(sleep_alone)" in text for text in warnings()] == [True]
+
+
+def sleep_alone(seconds: float) -> None:
+    """What no other test runs: how long it took before counts in all of the process."""
+    time.sleep(seconds)
+
+
+def hold_in_c(path: str) -> int:
+    """Keeps the interpreter and looks for no signal."""
+    report_arrival(path)
+    return sum(itertools.repeat(1))
+
+
+def test_c_code_that_keeps_the_interpreter(gate: Gate, warnings: Callable[[], list[str]]) -> None:
+    pool = mh.Pool(1, stuck_after=SOON)
+    pool.submit(hold_in_c, gate.path)
+    until(lambda: pool.stats().pending and warnings())
+    assert ", in hold_in_c" in warnings()[0]
+    pool.terminate()
+
+
+def test_a_worker_that_does_not_answer(gate: Gate, warnings: Callable[[], list[str]]) -> None:
+    with mh.Pool(1, stuck_after=SOON) as pool:
+        future = pool.submit(pass_through, gate.path)
+        gate.wait_arrivals()
+        (pid,) = wait_for_pids(pool)
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: procfs.stat(pid)[0] == "T")
+        until(lambda: pool.stats() and warnings())
+        assert "It does not say what it does; for the kernel it is in state T" in warnings()[0]
+        os.kill(pid, signal.SIGCONT)
+        gate.open()
+        future.result()
+
+
+def test_tasks_that_take_as_long_as_others_are_not_told_of(
+    warnings: Callable[[], list[str]],
+) -> None:
+    def rest() -> None:  # its own: how long others took counts
+        time.sleep(10 * SOON)
+
+    with mh.Pool(1, stuck_after=SOON) as pool:
+        future = pool.submit(rest)
+        until(lambda: pool.stats() and (warnings() or future.done()))
+        future.result()
+        pool.submit(rest).result()
+        pool.stats()
+        assert len(warnings()) == 1
+        # Of another function nothing is known.
+        pool.submit(other_sleep, 10 * SOON)
+        until(lambda: pool.stats() and len(warnings()) == 2)
+
+
+def other_sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def test_an_item_of_a_map_among_short_ones(gate: Gate, warnings: Callable[[], list[str]]) -> None:
+    with mh.Pool(2, stuck_after=SOON) as pool:
+        items = [None] * 500 + [gate.path] + [None] * 500
+        results = pool.map(pass_some, items, ordered=False)
+        taken = list(itertools.islice(results, 1000))
+        until(lambda: pool.stats() and warnings())
+        (text,) = warnings()
+        assert text.startswith("task 500 (pass_some) has run for ")
+        assert "the longest like it took " in text
+        gate.open()
+        assert len(taken) + len(list(results)) == 1001
+
+
+def pass_some(path: str | None) -> None:
+    if path is not None:
+        pass_through(path)
+
+
+def test_an_item_that_yields_is_not_told_of(warnings: Callable[[], list[str]]) -> None:
+    with mh.Pool(1, stuck_after=5 * SOON) as pool:
+        assert list(pool.map(count_slowly, [100])) == list(range(100))
+    assert warnings() == []
+
+
+def count_slowly(count: int) -> Iterator[int]:
+    for number in range(count):
+        time.sleep(SOON / 10)
+        yield number
+
+
+def test_an_item_whose_results_nobody_takes_is_not_told_of(
+    warnings: Callable[[], list[str]],
+) -> None:
+    with mh.Pool(1, stuck_after=5 * SOON) as pool:
+        results = pool.map(yield_much, [40])
+        assert len(next(results)) == 1 << 20
+        time.sleep(10 * SOON)
+        pool.stats()
+        assert warnings() == []
+        assert len(list(results)) == 39
+
+
+def yield_much(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield bytes(1 << 20)
+
+
+def test_never(warnings: Callable[[], list[str]]) -> None:
+    with mh.Pool(1, stuck_after=None) as pool:
+        pool.submit(time.sleep, 5 * SOON).result()
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan")])
+def test_what_stuck_after_may_be(wrong: float) -> None:
+    with pytest.raises(ValueError, match="stuck_after is seconds above 0, or None for never"):
+        mh.Pool(1, stuck_after=wrong)
+
+
+# ------------------------------------------------------------------------- pools that stand still
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pool, "_stalled_after", SOON)
+
+
+def freeze_own_queue() -> None:
+    """Breaks the protocol: this worker starts nothing any more, and its parent does not know."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    block = next(line for line in maps if "manyhands-control" in line)
+    queue_word = int(block.split("-")[0], 16) + 64
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(queue_word)
+        word = int.from_bytes(memory.read(8), "little")
+        memory.seek(queue_word)
+        memory.write((word | 1 << 63).to_bytes(8, "little"))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_all_tasks_of_a_pool_that_stands_still_end() -> None:
+    pool = mh.Pool(1, name="still")
+    pool.submit(freeze_own_queue).result()
+    futures = [pool.submit(abs, number) for number in range(10)]
+    results = pool.map(abs, range(1000))
+    for future in futures:
+        with pytest.raises(mh.PoolStalled, match="This is a mistake of manyhands") as caught:
+            future.result()
+        assert isinstance(caught.value, BrokenExecutor)
+        dump = caught.value.dump
+        assert isinstance(dump, mh.PoolDump)
+        assert dump.pending >= 10
+        (worker,) = dump.workers
+        assert worker.stack == ""
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (str(copy), copy.dump) == (str(caught.value), dump)
+    with pytest.raises(mh.PoolStalled):
+        list(results)
+    with pytest.raises(mh.PoolStalled):
+        pool.submit(abs, 1)
+    pool.terminate()
+    assert pool.stats().workers == ()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_workers_that_are_stopped_are_no_stall() -> None:
+    with mh.Pool(1) as pool:
+        pid = pool.submit(os.getpid).result()
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: procfs.stat(pid)[0] == "T")
+        future = pool.submit(abs, -1)
+        with pytest.raises(TimeoutError):
+            future.result(15 * SOON)
+        os.kill(pid, signal.SIGCONT)
+        assert future.result() == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_consumer_that_takes_its_time_is_no_stall() -> None:
+    with mh.Pool(1) as pool:
+        results = pool.map(yield_much, [40, 40])
+        assert len(next(results)) == 1 << 20
+        time.sleep(10 * SOON)
+        assert len(list(results)) == 79
+
+
+@pytest.mark.usefixtures("impatient")
+def test_tasks_that_take_long_are_no_stall() -> None:
+    with mh.Pool(1) as pool:
+        futures = [pool.submit(time.sleep, 5 * SOON) for _ in range(3)]
+        assert [future.result() for future in futures] == [None] * 3
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pause_before_the_next_attempt_is_no_stall(tmp_path: Path) -> None:
+    with mh.Pool(1, retry=mh.Retry(1, backoff=5 * SOON, jitter=0)) as pool:
+        assert pool.submit(fail_once, str(tmp_path / "failed")).result() == "done"
+
+
+def fail_once(path: str) -> str:
+    if not os.path.exists(path):
+        Path(path).touch()
+        raise OSError("once")
+    return "done"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_birth_that_takes_long_is_no_stall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"slow_to_import_{os.getpid()}"
+    (tmp_path / f"{name}.py").write_text(f"import time\ntime.sleep({5 * SOON})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with mh.Pool(1, preload=[name]) as pool:
+        assert pool.submit(abs, -1).result() == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_worker_whose_output_nobody_reads_is_no_stall() -> None:
+    """It stands in the flush between two tasks, and goes on when somebody does."""
+    program = f"""if True:
+        import manyhands as mh, os, sys, time
+        from manyhands import _pool
+        _pool._stalled_after = {SOON}
+
+        def fill():
+            # Some is left for the flush after the task.
+            os.set_blocking(1, False)
+            try:
+                while True:
+                    os.write(1, b"x")
+            except BlockingIOError:
+                pass
+            os.set_blocking(1, True)
+            sys.stdout.write("rest")
+
+        with mh.Pool(1) as pool:
+            pool.submit(fill).result()
+            print(pool.submit(abs, -7).result(), file=sys.stderr, flush=True)
+        """
+    started = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(15 * SOON)
+    output, errors = started.communicate()
+    assert errors == b"7\n"
+    assert output.endswith(b"xrest")
+
+
+def lose_the_next_wake_up() -> None:
+    """Takes the mark away by which the parent sees that this worker sleeps, once it does."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    block = next(line for line in maps if "manyhands-control" in line)
+    park_word = int(block.split("-")[0], 16) + 128
+
+    def take_mark() -> None:
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            while True:
+                memory.seek(park_word)
+                if memory.read(4) == (1).to_bytes(4, "little"):
+                    break
+                time.sleep(0.001)
+            # It has announced its sleep; it is asleep once the kernel says so.
+            while Path("/proc/self/syscall").read_text().split()[0] == "running":
+                time.sleep(0.001)
+            memory.seek(park_word)
+            memory.write(bytes(4))
+
+    threading.Thread(target=take_mark).start()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_wake_up_that_was_lost_is_made_good(warnings: Callable[[], list[str]]) -> None:
+    with mh.Pool(1) as pool:
+        pool.submit(lose_the_next_wake_up).result()
+        (pid,) = [worker.pid for worker in pool.stats().workers]
+        until(lambda: procfs.thread_count(pid) == 1)
+        assert pool.submit(abs, -1).result() == 1
+        until(lambda: pool.stats() and warnings())
+        assert "a wake-up was lost, which is a mistake of manyhands" in warnings()[0]
