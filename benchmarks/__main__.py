@@ -131,8 +131,8 @@ def _print_tables(judgements: Sequence[Judgement]) -> None:
         rows.append(
             (
                 f"{judgement.workload.name} {judgement.metric.key}",
-                f"{number(ours.median)} {unit}" if ours and ours.median else "failed",
-                f"{number(best.median)} {unit}" if best and best.median else "-",
+                f"{number(ours.median)} {unit}" if ours and ours.median is not None else "failed",
+                f"{number(best.median)} {unit}" if best and best.median is not None else "-",
                 peers.by_key(judgement.best_peer).label if judgement.best_peer else "",
                 f"{number(judgement.advantage)} x" if judgement.advantage else "-",
                 check_text(judgement.metric, judgement.must),

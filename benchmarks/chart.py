@@ -173,11 +173,12 @@ def _peer_factors(judgement: Judgement) -> list[float]:
     best = judgement.figures[judgement.best_peer].median if judgement.best_peer else None
     if best is None:
         return []
-    return [
+    factors = [
         advantage(judgement.metric, figure.median, best)
         for key, figure in judgement.figures.items()
         if key != OURS and figure.median is not None and peers.by_key(key).competes
     ]
+    return [factor for factor in factors if factor is not None]
 
 
 def _label(judgement: Judgement) -> str:

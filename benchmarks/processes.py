@@ -80,10 +80,22 @@ def _reap() -> bool:
 
 def proportional_bytes(pids: Iterable[int]) -> int:
     """Their proportional set size: what is shared counts for each sharer in part."""
+    return _sum_over(pids, "Pss:")
+
+
+def anonymous_bytes(pids: Iterable[int]) -> int:
+    """Their memory that belongs to no file, neither a real one nor one in memory.
+
+    What a forked process inherited is part of it from its birth, copied or not.
+    """
+    return _sum_over(pids, "Anonymous:")
+
+
+def _sum_over(pids: Iterable[int], field: str) -> int:
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(field):
                 total += int(line.split()[1]) * 1024
     return total
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Array = NDArray[numpy.float64]
 
 
 def identity(value: int) -> int:
@@ -32,6 +43,30 @@ def count_up(steps: int) -> int:
     return count
 
 
+def compute_for_ever() -> None:
+    while True:
+        pass
+
+
+def sleep_for_ever() -> None:
+    time.sleep(600)
+
+
+def loop_in_c() -> int:
+    """Looks at no signal, and keeps the interpreter."""
+    return sum(itertools.repeat(1))
+
+
+ENDLESS: tuple[Callable[[], object], ...] = (compute_for_ever, sleep_for_ever, loop_in_c)
+
+
+def note_and_run(path: str, function: Callable[[], object]) -> None:
+    """Writes when it began."""
+    with open(path, "w") as file:
+        file.write(repr(time.monotonic()))
+    function()
+
+
 def hits_in_circle(job: tuple[int, int]) -> int:
     """Monte Carlo pi: how many of `samples` random points of the unit square hit the circle."""
     seed, samples = job
@@ -43,3 +78,40 @@ def hits_in_circle(job: tuple[int, int]) -> int:
         if x * x + y * y <= 1.0:
             hits += 1
     return hits
+
+
+def total(array: Array) -> float:
+    return float(array.sum())
+
+
+def doubled(array: Array) -> Array:
+    return array * 2.0
+
+
+def part_total(array: Array, part: tuple[int, int]) -> float:
+    """The sum of what lies between the part's bounds."""
+    first, end = part
+    return float(array[first:end].sum())
+
+
+def fill_part(array: Array, part: tuple[int, int]) -> None:
+    """Every number between the part's bounds becomes the first bound."""
+    first, end = part
+    array[first:end] = first
+
+
+def faults_with_reading(array: Array) -> tuple[int, int]:
+    """Read all; which process this is, and how many page faults it has had since it began."""
+    array.sum()
+    return _faults()
+
+
+def faults_with_writing(job: tuple[Array, int]) -> tuple[int, int]:
+    """The same, and write every so many numbers instead."""
+    array, step = job
+    array[::step] = 1.0
+    return _faults()
+
+
+def _faults() -> tuple[int, int]:
+    return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -60,7 +60,10 @@ def judge(workloads: Sequence[Workload], records: Sequence[Record]) -> list[Judg
     ]
 
 
-def advantage(metric: Metric, ours: float, theirs: float) -> float:
+def advantage(metric: Metric, ours: float, theirs: float) -> float | None:
+    """How many times better we are; none where somebody has nothing to compare with."""
+    if ours == 0 or theirs == 0:
+        return None
     return ours / theirs if metric.better == "higher" else theirs / ours
 
 

@@ -11,6 +11,7 @@ from benchmarks.peers import (
     multiprocessing_pool,
     process_pool_executor,
     ray,
+    serial,
     thread_pool_executor,
 )
 from benchmarks.peers.base import Peer
@@ -25,6 +26,7 @@ ALL: tuple[Peer, ...] = (
     ray.PEER,
     thread_pool_executor.PEER,
     bare.PEER,
+    serial.PEER,
 )
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from typing import Any, Self
 from benchmarks.model import NotOffered
 
 Function = Callable[[Any], Any]
+FunctionWith = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,26 @@ class Session(AbstractContextManager["Session"], ABC):
         """One task per item, all submitted before the first result is asked for, in order."""
         raise NotOffered
 
+    def one_by_one(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        """As `submit_all`, but each result is let go of before the next is asked for."""
+        raise NotOffered
+
     def futures(self, function: Function, items: Iterable[Any]) -> Sequence[Future[Any]]:
         """One task per item as futures that `concurrent.futures.as_completed` takes."""
+        raise NotOffered
+
+    def put(self, value: Any) -> Any:
+        """Hand over what many tasks will need; what they are to be given in its place."""
+        raise NotOffered
+
+    def submit_with(self, function: FunctionWith, given: Any, items: Iterable[Any]) -> list[Any]:
+        """As `submit_all`, each task with what `put` gave as its first argument."""
+        raise NotOffered
+
+    def filled(
+        self, function: FunctionWith, length: int, parts: Iterable[Any]
+    ) -> AbstractContextManager[Any]:
+        """An array of so many float64 that tasks have filled in place, one task for each part."""
         raise NotOffered
 
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
@@ -123,6 +143,12 @@ class ExecutorSession(Session):
         submit = self._executor.submit
         futures = [submit(function, item) for item in items]
         return [future.result() for future in futures]
+
+    def one_by_one(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        submit = self._executor.submit
+        futures = deque([submit(function, item) for item in items])
+        while futures:
+            yield futures.popleft().result()
 
     def futures(self, function: Function, items: Iterable[Any]) -> Sequence[Future[Any]]:
         submit = self._executor.submit

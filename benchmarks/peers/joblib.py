@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.base import Function, Peer, Program, Session
+from benchmarks.peers.base import Function, FunctionWith, Peer, Program, Session
 
 
 class ParallelSession(Session):
@@ -25,6 +28,24 @@ class ParallelSession(Session):
 
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return self.submit_all(function, items)
+
+    def put(self, value: Any) -> Any:
+        # It writes a large array to a memory-mapped file by itself, with the first task.
+        return value
+
+    def submit_with(self, function: FunctionWith, given: Any, items: Iterable[Any]) -> list[Any]:
+        delayed = self._delayed(function)
+        return list(self._parallel(delayed(given, item) for item in items))
+
+    @contextmanager
+    def filled(self, function: FunctionWith, length: int, parts: Iterable[Any]) -> Iterator[Any]:
+        import numpy
+
+        # Where joblib puts its own memory-mapped files.
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            array = numpy.memmap(Path(folder) / "array", float, mode="w+", shape=length)
+            self.submit_with(function, array, parts)
+            yield array
 
 
 class Joblib(Peer):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.model import OURS
-from benchmarks.peers.base import ExecutorSession, Function, Peer, Program, Session
+from benchmarks.peers.base import ExecutorSession, Function, FunctionWith, Peer, Program, Session
 
 
 class ManyhandsSession(ExecutorSession):
@@ -19,6 +20,24 @@ class ManyhandsSession(ExecutorSession):
     def stream(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
         results: Iterator[Any] = self._executor.map(function, items)
         return results
+
+    def put(self, value: Any) -> Any:
+        import manyhands as mh
+
+        return mh.put(value)
+
+    def submit_with(self, function: FunctionWith, given: Any, items: Iterable[Any]) -> list[Any]:
+        submit = self._executor.submit
+        futures = [submit(function, given, item) for item in items]
+        return [future.result() for future in futures]
+
+    @contextmanager
+    def filled(self, function: FunctionWith, length: int, parts: Iterable[Any]) -> Iterator[Any]:
+        import manyhands as mh
+
+        array = mh.shared_array(length, float)
+        self.submit_with(function, array, parts)
+        yield array
 
 
 class Manyhands(Peer):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.peers.base import Function, Peer, Program, Session
@@ -25,6 +26,12 @@ class WorkerPoolSession(Session):
         apply_async = self._pool.apply_async
         results = [apply_async(function, (item,)) for item in items]
         return [result.get() for result in results]
+
+    def one_by_one(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        apply_async = self._pool.apply_async
+        results = deque([apply_async(function, (item,)) for item in items])
+        while results:
+            yield results.popleft().get()
 
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return list(self._pool.map(function, items))

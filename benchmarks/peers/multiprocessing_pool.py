@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from benchmarks.peers.base import Function, Peer, Program, Session
+from benchmarks.peers.base import Function, FunctionWith, Peer, Program, Session
 
 
 class PoolSession(Session):
@@ -28,11 +31,37 @@ class PoolSession(Session):
         results = [apply_async(function, (item,)) for item in items]
         return [result.get() for result in results]
 
+    def one_by_one(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        apply_async = self._pool.apply_async
+        results = deque([apply_async(function, (item,)) for item in items])
+        while results:
+            yield results.popleft().get()
+
     def map(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return self._pool.map(function, items)
 
     def map_unordered(self, function: Function, items: Sequence[Any]) -> list[Any]:
         return list(self._pool.imap_unordered(function, items))
+
+    @contextmanager
+    def filled(self, function: FunctionWith, length: int, parts: Iterable[Any]) -> Iterator[Any]:
+        import numpy
+
+        memory = SharedMemory(create=True, size=length * numpy.dtype(float).itemsize)
+        try:
+            jobs = [(memory.name, function, length, part) for part in parts]
+            self._pool.starmap(_fill_shared_memory, jobs, chunksize=1)
+            yield numpy.ndarray(length, float, memory.buf)
+        finally:
+            memory.unlink()
+
+
+def _fill_shared_memory(name: str, function: FunctionWith, length: int, part: Any) -> None:
+    import numpy
+
+    memory = SharedMemory(name)
+    function(numpy.ndarray(length, float, memory.buf), part)
+    memory.close()
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.peers.base import Function, Peer, Program, Session
+from benchmarks.peers.base import Function, FunctionWith, Peer, Program, Session
 
 _OPTIONS = "include_dashboard=False, log_to_driver=False, logging_level=40"
 
@@ -17,6 +18,7 @@ class RaySession(Session):
 
         self._ray = ray
         self._workers = workers
+        self._remotes: dict[Callable[..., Any], Any] = {}
         ray.init(
             num_cpus=workers,
             include_dashboard=False,
@@ -27,14 +29,33 @@ class RaySession(Session):
     def close(self) -> None:
         self._ray.shutdown()
 
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        """The remote function, made once for each as by the decorator."""
+        if function not in self._remotes:
+            self._remotes[function] = self._ray.remote(function)
+        return self._remotes[function].remote
+
     def caller(self, function: Function) -> Function:
         get = self._ray.get
-        remote = self._ray.remote(function).remote
+        remote = self._remote(function)
         return lambda item: get(remote(item))
 
     def submit_all(self, function: Function, items: Iterable[Any]) -> list[Any]:
-        remote = self._ray.remote(function).remote
+        remote = self._remote(function)
         return list(self._ray.get([remote(item) for item in items]))
+
+    def one_by_one(self, function: Function, items: Iterable[Any]) -> Iterator[Any]:
+        remote = self._remote(function)
+        references = deque([remote(item) for item in items])
+        while references:
+            yield self._ray.get(references.popleft())
+
+    def put(self, value: Any) -> Any:
+        return self._ray.put(value)
+
+    def submit_with(self, function: FunctionWith, given: Any, items: Iterable[Any]) -> list[Any]:
+        remote = self._remote(function)
+        return list(self._ray.get([remote(given, item) for item in items]))
 
     def map_unordered(self, function: Function, items: Sequence[Any]) -> list[Any]:
         from ray.util.multiprocessing import Pool

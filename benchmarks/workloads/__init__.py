@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from benchmarks.model import Workload
 from benchmarks.workloads import (
+    arrays,
     as_completed20k,
+    captured,
     cpu_bound,
+    endings,
+    fill_in_place,
     first_result,
+    frames,
     import_time,
     map_dataclasses,
     map_items,
     mixed_lengths,
     one_at_a_time,
     one_with_idle,
+    page_faults,
     pandas_ready,
+    put_once,
     second_pool,
     skew,
     streams,
@@ -38,7 +45,14 @@ ALL: tuple[Workload, ...] = (
     skew.WORKLOAD,
     mixed_lengths.WORKLOAD,
     *streams.WORKLOADS,
+    *endings.WORKLOADS,
     *threads.WORKLOADS,
+    *arrays.WORKLOADS,
+    *put_once.WORKLOADS,
+    captured.WORKLOAD,
+    frames.WORKLOAD,
+    fill_in_place.WORKLOAD,
+    page_faults.WORKLOAD,
 )
 
 
