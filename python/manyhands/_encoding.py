@@ -105,8 +105,12 @@ def define_broadcast(token: str, obj: Any) -> _core.Definition:
     """The definition by which workers get to know what a `Broadcast` holds, as that is now."""
     global _label
     with _lock:
-        _label = "a definition"
-        data, within, stored, needs = _definer.dumps_apart(obj, root="the object")
+        # A `PerWorker` is broadcast while something else is defined, which goes on after this.
+        outer, _label = _label, "a definition"
+        try:
+            data, within, stored, needs = _definer.dumps_apart(obj, root="the object")
+        finally:
+            _label = outer
         payload = _plain_dumps(("broadcast", data, within, token), PROTOCOL)
         return _core.Definition(payload, needs, "a broadcast", stored=stored)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from manyhands import _core, _encoding, _events, _future, _nested
+from manyhands import _core, _encoding, _events, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
     check_workers,
@@ -1028,6 +1028,7 @@ def _at_exit() -> None:
         # A program that an exception ends did not come to looking.
         _tell_unseen(pool, not _ended_by_exception())
     _core.stop_supervisor()
+    _resolve.close_per_worker()
     # Last: they may be taking results of what has just ended.
     if not _core.park_bystanders():
         logging.getLogger("manyhands").info(

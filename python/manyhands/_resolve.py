@@ -183,6 +183,13 @@ def is_worker() -> bool:
     return "manyhands._zygote" in sys.modules
 
 
+def close_per_worker() -> None:
+    """This worker leaves: what `per_worker` has made in it is closed."""
+    per_worker = sys.modules.get("manyhands._per_worker")
+    if per_worker is not None:
+        per_worker.close_here()
+
+
 def share() -> float:
     """A number from 0.25 to 0.75 that is this process's own."""
     global _share
