@@ -115,6 +115,23 @@ def define_broadcast(token: str, obj: Any) -> _core.Definition:
         return _core.Definition(payload, needs, "a broadcast", stored=stored)
 
 
+def define_context(
+    items: Any, last: tuple[bytes, _core.Definition] | None
+) -> tuple[bytes, _core.Definition]:
+    """The definition of the values of context variables, with their pickle if that says it all; the
+    last one, if it is of the same."""
+    global _label
+    with _lock:
+        _label = "a definition"
+        data, within, stored, needs = _definer.dumps_apart(items, root="context")
+        is_all = not within and not needs and stored is None
+        if is_all and last is not None and last[0] == data:
+            return last
+        payload = _plain_dumps(("context", data, within), PROTOCOL)
+        made = _core.Definition(payload, needs, "context variables", stored=stored)
+        return data if is_all else b"", made
+
+
 def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:
     """Pickles a call by value where it must be, or raises `NotPicklable` with the path."""
     global _label

@@ -111,10 +111,14 @@ class Pool(_core.PoolBase, Executor):
             a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
+        context: names of context variables as "module:name": on processes a task finds the values
+            that these have where it is submitted; by default `mh.configure`'s, else none. On
+            threads, and inline, tasks find all variables of the caller.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0.
+            not above 0; `context` names something that does not exist.
+        TypeError: `context` names something that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -145,6 +149,7 @@ class Pool(_core.PoolBase, Executor):
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
+        context: Sequence[str] | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -183,6 +188,11 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
+        names = configured.context or ()
+        if context is not None:
+            from manyhands._context import check_names
+
+            names = check_names(context)
         task_options = TaskOptions().but(task_timeout, grace, retry)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
@@ -198,6 +208,10 @@ class Pool(_core.PoolBase, Executor):
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
         )
+        if names and engine == "process":
+            from manyhands._context import carrier
+
+            pool._carry(carrier(names))
         pool._options = task_options
         pool._exit_grace = exit_grace
         pool.name = name if name is not None else f"pool of {workers}"
@@ -261,6 +275,8 @@ class Pool(_core.PoolBase, Executor):
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
+            store: int | str | None = None,
+            context: Sequence[str] | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.

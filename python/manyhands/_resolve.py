@@ -145,6 +145,12 @@ def _load_broadcast(pickled: bytes, buffers: Sequence[Any], token: str) -> Any:
     return _broadcast.load(token, pickled, buffers)
 
 
+def _load_context(pickled: bytes, buffers: Sequence[Any]) -> Any:
+    from manyhands import _context
+
+    return _context.load(_loads(pickled, buffers=buffers))
+
+
 def _hold() -> None:
     """There is nothing to know: it is needed for what the parent keeps with it."""
 
@@ -210,6 +216,7 @@ _PICKLED: dict[str, Callable[..., Any]] = {
     "value": _load_value,
     "bindings": _load_bindings,
     "broadcast": _load_broadcast,
+    "context": _load_context,
 }
 
 
