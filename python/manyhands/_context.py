@@ -6,6 +6,7 @@ map, unless it is what the last task had, and is a definition that the task need
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Generator, Iterable
 from contextvars import Context, ContextVar, copy_context
@@ -19,6 +20,8 @@ __all__ = ["carrier", "check_names", "load", "stream"]
 _FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 _carriers: dict[tuple[str, ...], _core.ContextCarrier] = {}
+# What they have defined may lie in the store of the process that was forked.
+os.register_at_fork(after_in_child=_carriers.clear)
 
 # For each variable: its name, its value if it has one, and its default if workers make it anew.
 _Item = tuple[str, tuple[Any, ...], tuple[Any, ...]]

@@ -14,13 +14,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from manyhands import _core, _resolve
 from manyhands._broadcast import Broadcast, broadcast
 from manyhands._describe import is_coroutine_function, name_of
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 __all__ = ["PerWorker", "arrived", "close_here", "per_worker"]
 

@@ -562,4 +562,7 @@ def note_for(exc: BaseException) -> str | None:
     if reason is None:
         return None
     cannot = ", which cannot be sent to a worker" if reason.startswith("is ") else ""
-    return f"the global {exc.name!r} {reason}{cannot}; create it in an initializer"
+    hint = "create it in an initializer"
+    if reason.endswith("ContextVar"):
+        hint = f'name it in context=["__main__:{exc.name}"] of the pool'
+    return f"the global {exc.name!r} {reason}{cannot}; {hint}"

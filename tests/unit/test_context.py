@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
@@ -130,14 +132,46 @@ def test_values_of_which_there_are_many() -> None:
 
 
 def test_a_worker_that_dies_leaves_them_to_the_next() -> None:
-    import os
-    import signal
-
     with mh.Pool(1, context=[NAME]) as pool:
         as_user("me", lambda: pool.submit(who).result())
         with pytest.raises(mh.WorkerDied):
             pool.submit(lambda: os.kill(os.getpid(), signal.SIGKILL)).result()
         assert as_user("me", lambda: pool.submit(who).result()) == ("me", "nothing")
+
+
+@program_test
+def test_a_variable_of_the_script_that_is_not_named() -> None:
+    from contextvars import ContextVar
+
+    request = ContextVar("request")
+
+    def find():
+        return request.get()
+
+    with mh.Pool(1) as pool:
+        error = pool.submit(find).exception()
+    assert isinstance(error, NameError)
+    assert 'name it in context=["__main__:request"]' in str(error.__notes__)
+
+
+@program_test
+def test_a_child_of_fork_has_its_own() -> None:
+    from contextvars import ContextVar
+
+    large = ContextVar("large")
+    large.set(bytes(1_000_000))
+
+    def find():
+        return len(large.get())
+
+    with mh.Pool(1, context=["__main__:large"]) as pool:
+        assert pool.submit(find).result() == 1_000_000
+        child = os.fork()
+        if child == 0:
+            with mh.Pool(1, context=["__main__:large"]) as own:
+                found = own.submit(find).result(timeout=20)
+            os._exit(17 if found == 1_000_000 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
 
 
 @program_test

@@ -237,6 +237,23 @@ def test_a_factory_that_asks_for_its_own_object() -> None:
         handles[0].get()
 
 
+def test_a_factory_that_is_stopped_is_asked_again(log: Path) -> None:
+    def make() -> Connection:
+        with log.open("a") as file:
+            file.write("tried\n")
+        while len(said(log, "tried")) < 2:
+            time.sleep(0.01)
+        return Connection(log)
+
+    handle = mh.per_worker(make)
+    with mh.Pool(1) as pool:
+        pid = pool.submit(os.getpid).result()
+        with pytest.raises(mh.TaskTimeout):
+            pool.options(task_timeout=0.1, grace=60).submit(use, handle).result()
+        assert pool.submit(use, handle).result()[0] == pid
+    balanced(log)
+
+
 def test_an_initializer_makes_what_tasks_find(log: Path) -> None:
     handle = handle_of(log)
     with mh.Pool(1, initializer=use, initargs=(handle,)) as pool:
@@ -399,6 +416,30 @@ class _Asynchronous:
 def test_what_is_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(TypeError, match=says):
         make()
+
+
+@program_test
+def test_a_child_of_the_program_starts_with_nothing() -> None:
+    made, closed = [], []
+
+    def make():
+        made.append(os.getpid())
+        return made
+
+    handle = mh.per_worker(make, close=lambda _: closed.append(os.getpid()))
+    handle.get()
+    child = os.fork()
+    if child == 0:
+        handle.get()
+        assert made[1:] == [os.getpid()]
+        from manyhands import _per_worker
+
+        _per_worker.close_here()
+        assert closed == [os.getpid()]
+        os._exit(17)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+    assert len(made) == 1
+    assert not closed
 
 
 @program_test

@@ -163,6 +163,7 @@ def test_signatures_can_be_read() -> None:
         "stuck_after",
         "on_event",
         "store",
+        "context",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

@@ -28,10 +28,9 @@ pub(crate) struct Carrier {
 
 /// What the last task had.
 struct Last {
-    values: Vec<Py<PyAny>>,
+    /// If these cannot change inside; else nobody compares them, and they are not kept.
+    values: Option<Vec<Py<PyAny>>>,
     definition: Arc<Definition>,
-    /// Whether the values cannot change inside.
-    is_fixed: bool,
 }
 
 impl Carrier {
@@ -40,8 +39,8 @@ impl Carrier {
         let missing = hooks::missing(py)?;
         let last = self.last().clone();
         if let Some(last) = &last
-            && last.is_fixed
-            && self.are_still(&last.values, missing)?
+            && let Some(values) = &last.values
+            && self.are_still(values, missing)?
         {
             return Ok(last.definition.clone());
         }
@@ -54,9 +53,8 @@ impl Carrier {
         let (definition, is_fixed) = answer.extract::<(Bound<'_, PyDefinition>, bool)>()?;
         let definition = definition.get().0.clone();
         let now = Arc::new(Last {
-            values,
+            values: is_fixed.then_some(values),
             definition: definition.clone(),
-            is_fixed,
         });
         let before = self.last().replace(now);
         drop((before, last)); // what they hold may run anything when it goes
