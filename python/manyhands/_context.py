@@ -123,13 +123,20 @@ def _make_in_main(name: str, default: tuple[Any, ...]) -> None:
 
 
 def stream(context: Context, generator: Generator[Any, Any, Any]) -> Generator[Any, None, Any]:
-    """What the generator yields, whose body runs in this context."""
+    """The generator, whose body runs in this context."""
+    step: Any = generator.send
+    sent: Any = None
     try:
         while True:
             try:
-                value = context.run(next, generator)
+                value = context.run(step, sent)
             except StopIteration as end:
                 return end.value
-            yield value
+            try:
+                step, sent = generator.send, (yield value)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                step, sent = generator.throw, error
     finally:
         context.run(generator.close)

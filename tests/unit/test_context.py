@@ -131,6 +131,29 @@ def test_values_of_which_there_are_many() -> None:
         assert [future.result()[0] for future in futures] == list(range(2000))
 
 
+def test_a_generator_of_a_thread_is_as_it_is() -> None:
+    ends: list[object] = []
+
+    def talk() -> Iterator[Any]:
+        try:
+            heard = yield user.get()
+            try:
+                yield heard
+            except KeyError:
+                yield user.get()
+        finally:
+            ends.append(user.get())
+
+    with mh.Pool(1, engine="thread") as pool:
+        for _ in range(2):
+            found = as_user("me", lambda: pool.submit(talk).result())
+            assert next(found) == "me"
+            assert found.send("heard") == "heard"
+            assert found.throw(KeyError()) == "me"
+            found.close()
+    assert ends == ["me", "me"]
+
+
 def test_a_worker_that_dies_leaves_them_to_the_next() -> None:
     with mh.Pool(1, context=[NAME]) as pool:
         as_user("me", lambda: pool.submit(who).result())

@@ -197,6 +197,26 @@ def test_a_worker_that_is_killed_closes_nothing_and_the_next_makes_it_anew(log: 
     assert [int(pid) for _, pid, _ in said(log, "closed")] == [second]
 
 
+def test_of_workers_that_die_now_and_then_all_others_close_theirs(log: Path) -> None:
+    handle = handle_of(log)
+
+    def task(number: int) -> tuple[int, int]:
+        found = use(handle)
+        if number % 60 == 17 and len(said(log, "opened")) < 7:
+            with log.open("a") as file:
+                file.write(f"killed {os.getpid()}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    with mh.Pool(2) as pool:
+        list(pool.map(task, range(300), retry=mh.Retry(1, deaths=10)))
+    killed = {pid for (pid,) in said(log, "killed")}
+    opened = [pid for _, pid, _ in said(log, "opened")]
+    assert killed
+    assert len(opened) == len(set(opened))
+    assert sorted(pid for _, pid, _ in said(log, "closed")) == sorted(set(opened) - killed)
+
+
 def test_threads_of_a_task_that_ask_at_once_get_one_object(log: Path) -> None:
     def slowly() -> Connection:
         made = Connection(log)
