@@ -97,6 +97,9 @@ class Pool(_core.PoolBase, Executor):
             the pool goes on without it, and with another one.
         retry: how often a task runs again after an exception, or a `Retry` that says more; by
             default it does not.
+        seed: from 0 to 2**128 - 1: each task draws its random numbers from a stream of its own,
+            made from the seed and from which call on the pool it is, and which item. So results do
+            not depend on workers, order and retries. By default each worker has its own entropy.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -114,7 +117,8 @@ class Pool(_core.PoolBase, Executor):
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0.
+            not above 0; `seed` is out of its bounds.
+        TypeError: `seed` is no int.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -141,6 +145,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
@@ -183,7 +188,7 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        task_options = TaskOptions().but(task_timeout, grace, retry)
+        task_options = TaskOptions().but(task_timeout, grace, retry, seed)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         pool = super().__new__(
@@ -258,6 +263,7 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: float | None = None,
             grace: float = 0.5,
             retry: int | Retry | None = None,
+            seed: int | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
@@ -282,6 +288,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -302,6 +309,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -323,6 +331,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -345,6 +354,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -378,6 +388,8 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that an item may take from its start, as in `Pool`.
             grace: how many seconds it has to clean up then.
             retry: how often an item runs again that fails, as in `Pool`.
+            seed: each item's random stream comes from this number and the item's index alone (with
+                `batch`, the index of its list).
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -405,6 +417,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -423,6 +436,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -441,6 +455,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -459,6 +474,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -485,7 +501,9 @@ class Pool(_core.PoolBase, Executor):
         chosen = map_options(method, fn, options)
         if task_options is None:
             task_options = self._options
-        task_options = task_options.but(chosen.task_timeout, chosen.grace, chosen.retry)
+        task_options = task_options.but(
+            chosen.task_timeout, chosen.grace, chosen.retry, chosen.seed, alone=True
+        )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -534,6 +552,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -541,6 +560,8 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that a task may take from its start; None is no limit.
             grace: how many seconds a task that is to end has to clean up.
             retry: how often it runs again after a failure, or a `Retry` that says more.
+            seed: random streams come from this number, and from which call with these options a
+                task is; None is none.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -548,7 +569,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, seed))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -774,9 +795,10 @@ class PoolView(_core.ViewBase):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry)
+        options = self._options.but(task_timeout, grace, retry, seed)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

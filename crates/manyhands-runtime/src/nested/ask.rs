@@ -117,6 +117,7 @@ pub(crate) fn submit(call: u64, entry: &Entry, told: &mut Told) -> io::Result<Pa
             put_id(&mut out, retry.policy.as_ref());
         }
     }
+    out.bytes(entry.seed.as_deref().unwrap_or_default());
     let file = out.payload(&entry.payload)?;
     Packet::new(call, &out.0, file)
 }
@@ -187,6 +188,7 @@ pub(crate) fn read(
             },
         })),
     };
+    let seed = Some(reader.bytes()?).filter(|seed| !seed.is_empty());
     let payload = reader.stored(file, |reference| holdings.leased(reference))?;
     let (true, Some(definition), Some(needs)) = (is_whole, definition, needs) else {
         return Ok(Ask::Unread(call));
@@ -200,6 +202,7 @@ pub(crate) fn read(
     let mut entry = Entry::new(Some(task), TaskKind::Run, definition, needs, tag, payload);
     entry.limits = Limits { time, grace };
     (entry.retry, entry.gathers) = (retry, gathers);
+    entry.seed = seed.map(Arc::from);
     Ok(Ask::Submit(entry))
 }
 
