@@ -64,8 +64,12 @@ def _own_generator() -> Generator:
 
 
 def _numpy_random() -> Any:
+    from importlib import import_module
+
     try:
-        import numpy.random
+        # By its name: `import numpy.random` would ask for an attribute of numpy, which that lacks
+        # while it imports the module.
+        return import_module("numpy.random")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "numpy":
             raise
@@ -74,8 +78,6 @@ def _numpy_random() -> Any:
             "library is seeded without it",
             name=error.name,
         ) from None
-    # Not as the attribute: while a task imports it, that would import it again.
-    return sys.modules["numpy.random"]
 
 
 def seed_of(value: Any, alone: bool) -> _core.Seed:
@@ -91,7 +93,7 @@ def seed_of(value: Any, alone: bool) -> _core.Seed:
         )
     if not 0 <= value < _MOST:
         raise ValueError(f"seed must be from 0 to 2**128 - 1, not {value}")
-    return _core.Seed(value, alone)
+    return _core.Seed(value, alone, _core.running_stream() is not None)
 
 
 class Stream:
@@ -152,15 +154,18 @@ class Stream:
             _late.watch()
 
     def leave(self) -> None:
-        """All is as it was before."""
+        """All is as it was before `enter`, if that is not so already."""
         import random
 
+        if not self._others:
+            return
         _late.unwatch()
         self._mine = {"random": random.getstate(), **_states()}
         _restore(self._others)
         # What was imported meanwhile has no state of before.
         for name in self._mine.keys() - self._others.keys():
             _LIBRARIES[name].forget(sys.modules[name])
+        self._others = {}
 
 
 def forget() -> None:

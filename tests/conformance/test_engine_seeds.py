@@ -162,6 +162,63 @@ def test_a_pool_that_a_task_makes_goes_on_too(pool: mh.Pool) -> None:
     assert pool.map(task, range(2), seed=SEED).list() == wanted
 
 
+def test_a_seed_from_outside_counts_for_nothing_in_a_seeded_task(engine: Capabilities) -> None:
+    with mh.Pool(2, engine=engine.name, seed=1) as pool:
+        view = pool.options(seed=2)
+
+        def task(_item: int) -> list[int]:
+            return [
+                pool.submit(draw).result(),
+                view.submit(draw).result(),
+                *pool.map(draw, range(2)),
+            ]
+
+        for _ in range(2):
+            assert pool.map(task, range(2), seed=SEED).list() == [
+                [expected(i, 0), expected(i, 1), expected(i, 2, 0), expected(i, 2, 1)]
+                for i in range(2)
+            ]
+
+
+def test_a_seed_that_a_task_gives_counts_after_its_path(engine: Capabilities) -> None:
+    def task(_item: int) -> list[int]:
+        view = mh.options(seed=9)
+        with mh.Pool(1, engine="inline", seed=8) as inner:
+            return [
+                view.submit(draw).result(),
+                *inner.map(draw, range(2)),
+                *inner.map(draw, range(2), seed=SEED),
+                view.submit(draw).result(),
+            ]
+
+    with mh.Pool(2, engine=engine.name) as pool:
+        for _ in range(2):
+            assert pool.map(task, range(2), seed=SEED).list() == [
+                [
+                    expected(i, 0, seed=9),
+                    expected(i, 1, 0, seed=8),
+                    expected(i, 1, 1, seed=8),
+                    expected(0),
+                    expected(1),
+                    expected(i, 2, seed=9),
+                ]
+                for i in range(2)
+            ]
+
+
+def test_limits_of_time_change_nothing(pool: mh.Pool) -> None:
+    def draw_some(_count: int) -> Iterator[int]:
+        for _ in range(2):
+            yield draw()
+
+    limited = pool.options(seed=SEED, task_timeout=60)
+    assert limited.submit(draw).result(timeout=60) == expected(0)
+    wanted = [expected(i) for i in range(5)]
+    assert pool.map(draw, range(5), seed=SEED, task_timeout=60).list() == wanted
+    found = pool.map(draw_some, range(5), seed=SEED, task_timeout=60).list()
+    assert found[::2] == wanted
+
+
 def test_what_a_task_spawns_is_no_stream_of_its_calls(pool: mh.Pool) -> None:
     def task(_item: int) -> tuple[int, list[int]]:
         spawned = [int(child.integers(1 << 62)) for child in mh.rng().spawn(2)]

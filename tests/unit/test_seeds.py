@@ -38,6 +38,33 @@ def expected(*path: int) -> Drawn:
     )
 
 
+# What stands for torch, which is no dependency of the tests.
+TORCH = """
+import random
+_own = random.Random(1)
+rand, get_rng_state, set_rng_state = _own.random, _own.getstate, _own.setstate
+def manual_seed(number):
+    assert 0 <= number < 1 << 63
+    _own.seed(number)
+def seed():
+    _own.seed()
+"""
+
+
+def run(folder: Path, program: str) -> str:
+    """What a program prints that finds modules in the folder first."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(params=["process", "inline"])
 def own_globals(request: pytest.FixtureRequest) -> Iterator[mh.Pool]:
     """Engines whose tasks have the global generators for themselves."""
@@ -147,6 +174,27 @@ def test_numpy_9650_each_worker_and_each_replacement_draws_its_own() -> None:
         assert len(set(kind)) == len(dict(drawn))
 
 
+def test_pytorch_5059_each_worker_draws_its_own_of_torch_too(tmp_path: Path) -> None:
+    """pytorch#5059: what was imported before the fork draws the same in all workers."""
+    (tmp_path / "torch.py").write_text(TORCH)
+    program = """if True:
+        import os
+        import time
+        import manyhands as mh
+
+        def task(index):
+            import torch
+            time.sleep(0.05)
+            return os.getpid(), torch.rand()
+
+        with mh.Pool(2, preload=["torch"]) as pool:
+            drawn = pool.map(task, range(10)).list()
+            assert len({pid for pid, _ in drawn}) == 2
+            assert len({number for _, number in drawn}) == 10, drawn
+    """
+    assert run(tmp_path, program) == ""
+
+
 def inside(index: int) -> float:
     """The share of so many points in a circle, and a jump at random."""
     points = mh.rng().random((1000, 2))
@@ -203,16 +251,7 @@ def test_a_worker_that_is_killed_from_outside_changes_nothing() -> None:
 
 
 def test_a_library_that_a_task_imports_itself_is_seeded(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text(
-        "import random\n"
-        "_own = random.Random()\n"
-        "rand, get_rng_state, set_rng_state = _own.random, _own.getstate, _own.setstate\n"
-        "def manual_seed(number):\n"
-        "    assert 0 <= number < 1 << 63\n"
-        "    _own.seed(number)\n"
-        "def seed():\n"
-        "    _own.seed()\n"
-    )
+    (tmp_path / "torch.py").write_text(TORCH)
     program = """if True:
         import sys
         import manyhands as mh
@@ -236,16 +275,7 @@ def test_a_library_that_a_task_imports_itself_is_seeded(tmp_path: Path) -> None:
                 print(rows[1])
             assert not any("_seeds" in type(one).__module__ for one in sys.meta_path)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    on_processes, inline = done.stdout.splitlines()
+    on_processes, inline = run(tmp_path, program).splitlines()
     assert on_processes == inline
 
 
@@ -266,16 +296,7 @@ def test_without_numpy_random_is_seeded_the_same(tmp_path: Path) -> None:
             print(pool.submit(ask, 0).exception())
             print(pool.options(seed=7).submit(ask, 0).exception())
     """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    drawn, *errors = done.stdout.splitlines()
+    drawn, *errors = run(tmp_path, program).splitlines()
     assert drawn == str([expected(i)[0] for i in range(5)])
     assert len(errors) == 2
     for error in errors:

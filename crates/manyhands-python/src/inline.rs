@@ -285,14 +285,14 @@ impl Engine for Inline {
                 Ok(mine) => mine,
                 Err(error) => return Ran::Failed(error),
             };
-            let call = || {
-                // Each run draws from the start.
-                let stream = Stream::of(py, options.origin.as_ref(), index)?;
-                seeds::lending(py, stream.as_ref(), || {
-                    function.call(&args, kwargs.as_ref())
-                })
+            // Each run draws from the start.
+            let stream = match Stream::of(py, options.origin.as_ref(), index) {
+                Ok(stream) => stream,
+                Err(error) => return Ran::Failed(error),
             };
-            let value = match run_limited(function, index, options.limits, runs, call) {
+            let call = || function.call(&args, kwargs.as_ref());
+            let run = || run_limited(function, index, options.limits, runs, call);
+            let value = match seeds::lending(py, stream.as_ref(), run) {
                 Ran::Done(value) => value,
                 other => return other,
             };
@@ -587,14 +587,13 @@ impl Loop {
         };
         let py = item.py();
         // Each run draws from the start; what a generator yields goes on with its own.
-        let (origin, stream) = (self.origin.as_ref(), &mut self.stream);
-        let call = || {
-            *stream = Stream::of(py, origin, index)?;
-            seeds::lending(py, stream.as_ref(), || {
-                local::call_item(function, item, self.star)
-            })
+        self.stream = match Stream::of(py, self.origin.as_ref(), index) {
+            Ok(stream) => stream,
+            Err(error) => return Ran::Failed(error),
         };
-        let value = match run_limited(function, index, self.limits, runs, call) {
+        let call = || local::call_item(function, item, self.star);
+        let run = || run_limited(function, index, self.limits, runs, call);
+        let value = match seeds::lending(py, self.stream.as_ref(), run) {
             Ran::Done(value) => value,
             Ran::Failed(error) => return Ran::Failed(error),
             Ran::TimedOut(error) => return Ran::TimedOut(error),
@@ -623,12 +622,9 @@ impl Loop {
             ..self.limits
         };
         let function = self.function.bind(py);
-        let next = || {
-            seeds::lending(py, self.stream.as_ref(), || {
-                generator.bind(py).clone().next().transpose()
-            })
-        };
-        let value = match run_limited(function, index, limits, 1, next) {
+        let next = || generator.bind(py).clone().next().transpose();
+        let run = || run_limited(function, index, limits, 1, next);
+        let value = match seeds::lending(py, self.stream.as_ref(), run) {
             Ran::Done(value) => value.map(Ok),
             Ran::Failed(error) => Some(Err(error)),
             Ran::TimedOut(_) => {

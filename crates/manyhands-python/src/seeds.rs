@@ -4,14 +4,16 @@
 //! and nothing of where, when or how often it runs. A **seed** counts the calls made with it. The path of what is
 //! submitted is the number of its call, that of an item the number of its map's call and its index; with a seed
 //! that was given to the map alone the index is all. A call that a seeded task makes goes on from the task's
-//! path: that comes first, and it is the task that counts, anew in each run of it. It has the seed of its pool or
-//! view, if that has one, else its asker's.
+//! path: that comes first, and it is the task that counts, anew in each run of it. Its seed is the task's, unless
+//! another was given in the task: those of pools and views that were made elsewhere count for nothing there, since
+//! a pool that travels to a worker has none, and all engines are to draw the same.
 //!
 //! Until a task runs there is only its **origin**: the seed, the path as far as it is known, and whether the
 //! index of an item ends it. It travels with the task as bytes: 0 or 1 for that, then 16 bytes for the
 //! seed, then 8 for each number of the path. What a stream is to Python is in `_seeds.py`.
 
 use crate::hooks;
+use crate::local::Ran;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
@@ -27,6 +29,8 @@ pub(crate) struct Seed {
     number: u128,
     /// Whether it was given to one call, whose number says nothing then.
     alone: bool,
+    /// Whether it was given by a task that has a stream.
+    in_task: bool,
     calls: AtomicU64,
 }
 
@@ -37,10 +41,11 @@ pub(crate) struct PySeed(pub(crate) Arc<Seed>);
 #[pymethods]
 impl PySeed {
     #[new]
-    fn new(number: u128, alone: bool) -> Self {
+    fn new(number: u128, alone: bool, in_task: bool) -> Self {
         Self(Arc::new(Seed {
             number,
             alone,
+            in_task,
             calls: AtomicU64::new(0),
         }))
     }
@@ -51,8 +56,8 @@ impl PySeed {
     }
 
     /// Where it arrives it counts anew.
-    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (u128, bool)) {
-        (py.get_type::<Self>(), (self.0.number, self.0.alone))
+    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (u128, bool, bool)) {
+        (py.get_type::<Self>(), (self.0.number, self.0.alone, false))
     }
 }
 
@@ -93,7 +98,8 @@ fn find_origin(seed: Option<&Arc<Seed>>, is_map: bool) -> Option<Origin> {
         (seed, Some(asker)) => {
             let mut path = asker.path.clone();
             path.push(asker.calls.fetch_add(1, Ordering::Relaxed));
-            (seed.map_or(asker.seed, |seed| seed.number), path)
+            let own = seed.filter(|seed| seed.in_task);
+            (own.map_or(asker.seed, |seed| seed.number), path)
         }
         (Some(seed), None) => {
             let call = seed.calls.fetch_add(1, Ordering::Relaxed);
@@ -164,6 +170,15 @@ pub(crate) fn take(
     }
 }
 
+/// Code that runs before `take`, to load what runs next, draws from no stream.
+#[inline]
+pub(crate) fn pause(was_seeded: bool) {
+    if was_seeded {
+        let before = CURRENT.take();
+        drop(before);
+    }
+}
+
 #[cold]
 fn begin(py: Python<'_>, origin: &[u8], index: u64) -> PyResult<()> {
     let stream = Stream::new(py, origin, index)?;
@@ -199,23 +214,27 @@ pub(crate) fn within<T>(stream: Option<&Arc<Stream>>, call: impl FnOnce() -> T) 
     call()
 }
 
-/// Calls with that stream, if there is one, and lends it the generators that are global. They go on as they were.
+/// Runs with that stream, if there is one, and lends it the generators that are global. They go on as they were.
 #[inline]
 pub(crate) fn lending<T>(
     py: Python<'_>,
     stream: Option<&Arc<Stream>>,
-    call: impl FnOnce() -> PyResult<T>,
-) -> PyResult<T> {
+    run: impl FnOnce() -> Ran<T>,
+) -> Ran<T> {
     let Some(stream) = stream else {
-        return call();
+        return run();
     };
     let object = stream.object.bind(py);
-    within(Some(stream), || {
-        object.call_method0("enter")?;
-        let answer = call();
-        object.call_method0("leave")?;
-        answer
-    })
+    let answer = match object.call_method0("enter") {
+        Ok(_none) => within(Some(stream), run),
+        Err(error) => Ran::Failed(error),
+    };
+    // Once more where a Ctrl-C came in between: what was given back is not given back again.
+    let left = object.call_method0("leave");
+    match left.or_else(|error| object.call_method0("leave").and(Err(error))) {
+        Ok(_none) => answer,
+        Err(error) => Ran::Failed(error),
+    }
 }
 
 /// The stream of the task that runs in this thread, if it has one.

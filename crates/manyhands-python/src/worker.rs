@@ -377,6 +377,7 @@ impl<'py> Worker<'py> {
         self.decoder.forget_classes();
         self.encoder = Encoder::default();
         let (definition, attempt) = (claimed.definition, claimed.attempt);
+        seeds::pause(self.was_seeded);
         let hide_args = claimed.tag & HIDE_ARGS != 0;
         nested::set_hides(hide_args);
         let mut needs = Vec::new();
@@ -467,6 +468,7 @@ impl<'py> Worker<'py> {
             );
             return Err((error, None));
         };
+        seeds::pause(self.was_seeded);
         let (tag, bytes) = match self.end.item() {
             Ok(item) => item,
             Err(Unreadable(why)) => return Err((PyRuntimeError::new_err(why), None)),
@@ -636,6 +638,7 @@ impl<'py> Worker<'py> {
         shown: &mut Shown<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut needs = Vec::new();
+        seeds::pause(self.was_seeded);
         self.retry = Retrying::of(claimed);
         self.seed = None;
         let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
