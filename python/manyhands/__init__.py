@@ -32,6 +32,7 @@ from manyhands._per_worker import PerWorker, per_worker
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Failure, Results, Summary
 from manyhands._retry import Retry
+from manyhands._seeds import rng
 from manyhands._shared import share, shared_array
 from manyhands._stats import PoolStats, StoreStats, WorkerStats
 from manyhands._store import put
@@ -71,6 +72,7 @@ __all__ = [
     "options",
     "per_worker",
     "put",
+    "rng",
     "share",
     "shared_array",
     "starmap",

@@ -22,6 +22,7 @@ __all__ = [
     "PoolBase",
     "ResultsBase",
     "RetryPlan",
+    "Seed",
     "SourceHandle",
     "Stored",
     "StoredBuffer",
@@ -53,6 +54,7 @@ __all__ = [
     "ring_completions",
     "run_clock",
     "run_worker",
+    "running_stream",
     "say_need",
     "set_birth",
     "set_launcher",
@@ -126,6 +128,13 @@ class RetryPlan:
         policy: tuple[Definition, Callable[[BaseException], object]] | None,
     ) -> Self: ...
 
+@final
+class Seed:
+    def __new__(cls, number: int, alone: bool, in_task: bool) -> Self: ...
+    def __reduce__(self) -> tuple[type[Seed], tuple[int, bool, bool]]: ...
+    @property
+    def number(self) -> int: ...
+
 def put_apart(value: _T) -> _T: ...
 def store_stats() -> dict[str, int]: ...
 def set_store_budget(bytes: int) -> None: ...
@@ -144,7 +153,9 @@ class Collector:
 
 @disjoint_base
 class ViewBase:
-    def __new__(cls, pool: Any, options: tuple[float | None, float, RetryPlan | None]) -> Self: ...
+    def __new__(
+        cls, pool: Any, options: tuple[float | None, float, RetryPlan | None, Seed | None]
+    ) -> Self: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Future[_R]: ...
@@ -161,7 +172,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: tuple[float | None, float, RetryPlan | None, Seed | None],
         patience: tuple[float | None, float | None],
         events: EventStream | None,
     ) -> Self: ...
@@ -173,7 +184,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: tuple[float | None, float, RetryPlan | None, Seed | None],
         patience: tuple[float | None, float | None],
         events: EventStream | None,
     ) -> None: ...
@@ -189,7 +200,7 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: tuple[float | None, float, RetryPlan | None, Seed | None],
     ) -> SourceHandle: ...
     def _carry(self, carrier: ContextCarrier) -> None: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
@@ -258,6 +269,7 @@ class Zygote:
 
 def is_to_stop() -> bool: ...
 def run_worker(birth: Birth) -> None: ...
+def running_stream() -> Any | None: ...
 def forget_function(function: Any) -> None: ...
 def forget_functions() -> None: ...
 def hear_needs(function: Callable[..., object], *args: Any) -> list[Definition]: ...

@@ -96,6 +96,9 @@ class Pool(_core.PoolBase, Executor):
             the pool goes on without it, and with another one.
         retry: how often a task runs again after an exception, or a `Retry` that says more; by
             default it does not.
+        seed: from 0 to 2**128 - 1: each task draws its random numbers from a stream of its own,
+            made from the seed and from which call on the pool it is, and which item. So results do
+            not depend on workers, order and retries. By default each worker has its own entropy.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -116,8 +119,8 @@ class Pool(_core.PoolBase, Executor):
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0; `context` names something that does not exist.
-        TypeError: `context` names something that is no context variable.
+            not above 0; `seed` is out of its bounds; `context` names something that does not exist.
+        TypeError: `seed` is no int; `context` names something that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -144,6 +147,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
@@ -195,7 +199,7 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._context import check_names
 
             names = check_names(context)
-        task_options = TaskOptions().but(task_timeout, grace, retry)
+        task_options = TaskOptions().but(task_timeout, grace, retry, seed)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         pool = super().__new__(
@@ -274,6 +278,7 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: float | None = None,
             grace: float = 0.5,
             retry: int | Retry | None = None,
+            seed: int | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
@@ -300,6 +305,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -320,6 +326,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -341,6 +348,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -363,6 +371,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -396,6 +405,8 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that an item may take from its start, as in `Pool`.
             grace: how many seconds it has to clean up then.
             retry: how often an item runs again that fails, as in `Pool`.
+            seed: each item's random stream comes from this number and the item's index alone (with
+                `batch`, the index of its list).
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -423,6 +434,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -441,6 +453,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -459,6 +472,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -477,6 +491,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -503,7 +518,9 @@ class Pool(_core.PoolBase, Executor):
         chosen = map_options(method, fn, options)
         if task_options is None:
             task_options = self._options
-        task_options = task_options.but(chosen.task_timeout, chosen.grace, chosen.retry)
+        task_options = task_options.but(
+            chosen.task_timeout, chosen.grace, chosen.retry, chosen.seed, alone=True
+        )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -552,6 +569,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -559,6 +577,8 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that a task may take from its start; None is no limit.
             grace: how many seconds a task that is to end has to clean up.
             retry: how often it runs again after a failure, or a `Retry` that says more.
+            seed: random streams come from this number, and from which call with these options a
+                task is; None is none.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -566,7 +586,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, seed))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -794,9 +814,10 @@ class PoolView(_core.ViewBase):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry)
+        options = self._options.but(task_timeout, grace, retry, seed)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

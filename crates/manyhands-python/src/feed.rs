@@ -114,7 +114,12 @@ impl Feed {
             ordered,
             deadline,
             buffer,
-            task: TaskOptions { limits, plan },
+            task:
+                TaskOptions {
+                    limits,
+                    plan,
+                    origin,
+                },
             context,
         } = options;
         // What runs again goes back to the queue by itself.
@@ -129,6 +134,7 @@ impl Feed {
                 ordered,
                 limits,
                 retry,
+                origin,
                 counts.tally.clone(),
             ),
             ordered,

@@ -12,6 +12,7 @@ use crate::nested::Nested;
 use crate::process;
 use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
+use crate::seeds::{self, PySeed, Seed};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{Limits, Retry};
 use pyo3::exceptions::PyValueError;
@@ -39,6 +40,7 @@ pub(crate) struct PoolBase {
     generation: u32,
     /// What is asked for tasks where a call says nothing else.
     options: TaskOptions,
+    seed: Option<Arc<Seed>>,
 }
 
 fn nanos(seconds: f64) -> u64 {
@@ -80,21 +82,29 @@ impl RetryPlan {
     }
 }
 
-/// As the face gives them: seconds from the start, seconds to end, and whether to run again.
-type Options<'py> = (Option<f64>, f64, Option<PyRef<'py, RetryPlan>>);
+/// As the face gives them: seconds from the start, seconds to end, whether to run again, and what random streams
+/// come from.
+type Options<'py> = (
+    Option<f64>,
+    f64,
+    Option<PyRef<'py, RetryPlan>>,
+    Option<PyRef<'py, PySeed>>,
+);
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
 /// pool is broken, or None for as long as usual.
 type Patience = (Option<f64>, Option<f64>);
 
-fn options_of((time, grace, retry): Options<'_>) -> TaskOptions {
-    TaskOptions {
+fn options_of((time, grace, retry, seed): Options<'_>) -> (TaskOptions, Option<Arc<Seed>>) {
+    let options = TaskOptions {
         limits: Limits {
             time: time.map(nanos),
             grace: nanos(grace),
         },
         plan: retry.map(|plan| plan.0.clone()),
-    }
+        origin: None,
+    };
+    (options, seed.map(|seed| seed.0.clone()))
 }
 
 impl PoolBase {
@@ -107,10 +117,12 @@ impl PoolBase {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        options: TaskOptions,
+        mut options: TaskOptions,
+        seed: Option<&Arc<Seed>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
         let _inside = enter(function.py())?;
+        options.origin = seeds::origin(seed, false);
         self.engine.submit(function, args, kwargs, options)
     }
 }
@@ -122,14 +134,19 @@ pub(crate) struct ViewBase {
     /// A pool, or what gives one.
     pool: Py<PyAny>,
     options: TaskOptions,
+    seed: Option<Arc<Seed>>,
 }
 
 #[pymethods]
 impl ViewBase {
     #[new]
     fn new(pool: Py<PyAny>, options: Options<'_>) -> Self {
-        let options = options_of(options);
-        Self { pool, options }
+        let (options, seed) = options_of(options);
+        Self {
+            pool,
+            options,
+            seed,
+        }
     }
 
     /// As `Pool.submit`.
@@ -142,7 +159,8 @@ impl ViewBase {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
         let pool = self._pool(py)?.cast_into::<PoolBase>()?;
-        pool.get().run(function, args, kwargs, self.options.clone())
+        let (options, seed) = (self.options.clone(), self.seed.as_ref());
+        pool.get().run(function, args, kwargs, options, seed)
     }
 
     /// The pool.
@@ -205,10 +223,12 @@ impl PoolBase {
             "nested" => Box::new(Nested::new()?),
             _ => return Err(PyValueError::new_err(format!("no engine {engine:?}"))),
         };
+        let (options, seed) = options_of(options);
         Ok(Self {
             engine,
             generation: process::generation(),
-            options: options_of(options),
+            options,
+            seed,
         })
     }
 
@@ -237,7 +257,8 @@ impl PoolBase {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.run(function, args, kwargs, self.options.clone())
+        let (options, seed) = (self.options.clone(), self.seed.as_ref());
+        self.run(function, args, kwargs, options, seed)
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
@@ -262,12 +283,14 @@ impl PoolBase {
         self.check_process()?;
         let _inside = enter(function.py())?;
         let counts = Arc::new(Counts::default());
+        let (mut options, seed) = options_of(options);
+        options.origin = seeds::origin(seed.as_ref(), true);
         let call = MapCall {
             input: Input::new(iterables, star, batch)?,
             ordered,
             deadline: deadline_after(timeout),
             buffer,
-            options: options_of(options),
+            options,
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))
