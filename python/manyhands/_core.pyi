@@ -1,7 +1,7 @@
 import builtins
 from collections.abc import Callable, Iterable, Sequence
 from pickle import PickleBuffer
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar, final
+from typing import Any, NoReturn, ParamSpec, Self, TypeAlias, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -92,6 +92,9 @@ class TaskFuture:
     def _observe(self, token: int) -> bool: ...
     def _has_value(self) -> bool: ...
 
+# Seconds from the start, seconds to end, how it runs again, and bytes of memory.
+_Options: TypeAlias = tuple[float | None, float, RetryPlan | None, int | None]
+
 @final
 class RetryPlan:
     def __new__(
@@ -99,6 +102,7 @@ class RetryPlan:
         failures: int,
         deaths: int,
         timeouts: bool,
+        memory: bool,
         backoff: float,
         longest: float,
         jitter: float,
@@ -123,7 +127,7 @@ class Collector:
 
 @disjoint_base
 class ViewBase:
-    def __new__(cls, pool: Any, options: tuple[float | None, float, RetryPlan | None]) -> Self: ...
+    def __new__(cls, pool: Any, options: _Options) -> Self: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Future[_R]: ...
@@ -140,7 +144,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
     ) -> Self: ...
@@ -152,7 +156,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
     ) -> None: ...
@@ -168,7 +172,7 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: _Options,
     ) -> SourceHandle: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
     def _close(self, cancel: bool, kill: bool) -> None: ...

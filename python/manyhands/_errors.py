@@ -62,7 +62,20 @@ class TaskTimeout(TaskError, TimeoutError):
 
 
 class TaskMemoryExceeded(TaskError, MemoryError):
-    """The task used more memory than its limit and was stopped."""
+    """The task took more memory than its `task_memory=`, and was ended with its worker.
+
+    Attributes:
+        limit: how many bytes it might add to its worker.
+        peak: the most that it was seen to have added, in bytes.
+    """
+
+    def __init__(self, message: str, *, limit: int = 0, peak: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.peak = peak
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (TaskMemoryExceeded, (str(self),), {"limit": self.limit, "peak": self.peak})
 
 
 class NotPicklable(TaskError, PicklingError):

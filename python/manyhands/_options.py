@@ -40,30 +40,34 @@ UNSET = Unset()
 
 
 class TaskOptions:
-    """What is asked for tasks: `task_timeout=`, `grace=` and `retry=`. It does not change."""
+    """What is asked for tasks: `task_timeout=`, `grace=` and the like. It does not change."""
 
-    __slots__ = ("_native", "grace", "retry", "task_timeout")
+    __slots__ = ("_native", "grace", "retry", "task_memory", "task_timeout")
 
     def __init__(
         self,
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: Retry | None = None,
+        task_memory: int | None = None,
     ) -> None:
         self.task_timeout = task_timeout
         self.grace = grace
         self.retry = retry
+        self.task_memory = task_memory
         # Once: every `submit` of a view gives it.
-        self._native = task_timeout, grace, None if retry is None else retry._plan
+        plan = None if retry is None else retry._plan
+        self._native = task_timeout, grace, plan, task_memory
 
     def but(
         self,
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> TaskOptions:
         """The same, but for what is given."""
-        if task_timeout is UNSET and grace is UNSET and retry is UNSET:
+        if task_timeout is grace is retry is task_memory is UNSET:
             return self
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
@@ -81,17 +85,26 @@ class TaskOptions:
             from manyhands._retry import retry_of
 
             retry = retry_of(retry)
-        return TaskOptions(task_timeout, grace, retry)
+        if isinstance(task_memory, Unset):
+            task_memory = self.task_memory
+        elif task_memory is not None:
+            from manyhands._store import parse_size
 
-    def native(self) -> tuple[float | None, float, _core.RetryPlan | None]:
+            task_memory = parse_size(task_memory, "task_memory=")
+        return TaskOptions(task_timeout, grace, retry, task_memory)
+
+    def native(self) -> tuple[float | None, float, _core.RetryPlan | None, int | None]:
         """As the native part takes them."""
         return self._native
 
     def __reduce__(self) -> Any:
-        return TaskOptions, (self.task_timeout, self.grace, self.retry)
+        return TaskOptions, (self.task_timeout, self.grace, self.retry, self.task_memory)
 
     def __repr__(self) -> str:
-        return f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}"
+        return (
+            f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}, "
+            f"task_memory={self.task_memory}"
+        )
 
 
 def check_seconds(name: str, value: Any) -> None:
@@ -112,6 +125,7 @@ class MapOptions:
         "ordered",
         "progress",
         "retry",
+        "task_memory",
         "task_timeout",
         "total",
     )
@@ -129,6 +143,7 @@ class MapOptions:
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -147,6 +162,7 @@ class MapOptions:
         self.task_timeout = task_timeout
         self.grace = grace
         self.retry = retry
+        self.task_memory = task_memory
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -167,6 +183,7 @@ _NAMES = (
     "task_timeout",
     "grace",
     "retry",
+    "task_memory",
 )
 _DEFAULT = MapOptions()
 

@@ -13,6 +13,7 @@ from manyhands._errors import (
     RemoteError,
     RemoteTraceback,
     TaskError,
+    TaskMemoryExceeded,
     TaskTimeout,
     WorkerDied,
 )
@@ -154,6 +155,19 @@ def timed_out(label: str, index: int, pid: int, seconds: float, attempts: int) -
     return TaskTimeout(
         f"{_task(label, index)} took longer than its task_timeout of {seconds:g} s, and was ended "
         f"in worker {pid}{tried}; other tasks go on"
+    )
+
+
+def over_memory(
+    label: str, index: int, pid: int, limit: int, peak: int, attempts: int
+) -> BaseException:
+    """For a task that took too much memory."""
+    tried = f", attempt {attempts}" if attempts > 1 else ""
+    return TaskMemoryExceeded(
+        f"{_task(label, index)} took {peak:,} bytes of memory, more than its task_memory of "
+        f"{limit:,}, and was ended with worker {pid}{tried}; other tasks go on",
+        limit=limit,
+        peak=peak,
     )
 
 

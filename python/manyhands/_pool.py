@@ -97,6 +97,10 @@ class Pool(_core.PoolBase, Executor):
             the pool goes on without it, and with another one.
         retry: how often a task runs again after an exception, or a `Retry` that says more; by
             default it does not.
+        task_memory: the most private memory that a task may add to its worker, as a number of bytes
+            or a text as "500MB", at least 1 MB; past it the task is ended with its worker, and
+            raises `TaskMemoryExceeded`. What is in the object store does not count. By default
+            without limit; on processes alone.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -141,6 +145,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
@@ -183,7 +188,7 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        task_options = TaskOptions().but(task_timeout, grace, retry)
+        task_options = TaskOptions().but(task_timeout, grace, retry, task_memory)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         pool = super().__new__(
@@ -258,6 +263,7 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: float | None = None,
             grace: float = 0.5,
             retry: int | Retry | None = None,
+            task_memory: int | str | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
@@ -282,6 +288,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -302,6 +309,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -323,6 +331,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -345,6 +354,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -378,6 +388,7 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that an item may take from its start, as in `Pool`.
             grace: how many seconds it has to clean up then.
             retry: how often an item runs again that fails, as in `Pool`.
+            task_memory: the most memory that an item may add to its worker, as in `Pool`.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -405,6 +416,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -423,6 +435,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -441,6 +454,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -459,6 +473,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -485,7 +500,9 @@ class Pool(_core.PoolBase, Executor):
         chosen = map_options(method, fn, options)
         if task_options is None:
             task_options = self._options
-        task_options = task_options.but(chosen.task_timeout, chosen.grace, chosen.retry)
+        task_options = task_options.but(
+            chosen.task_timeout, chosen.grace, chosen.retry, chosen.task_memory
+        )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -534,6 +551,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -541,6 +559,7 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that a task may take from its start; None is no limit.
             grace: how many seconds a task that is to end has to clean up.
             retry: how often it runs again after a failure, or a `Retry` that says more.
+            task_memory: the most memory that it may add to its worker; None is no limit.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -548,7 +567,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, task_memory))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -774,9 +793,10 @@ class PoolView(_core.ViewBase):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry)
+        options = self._options.but(task_timeout, grace, retry, task_memory)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

@@ -71,6 +71,14 @@ pub(crate) trait Engine: Send + Sync {
     /// whether that is so.
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool>;
 
+    /// Why it cannot keep tasks to these options, as a sentence; none if it can.
+    fn refuses(&self, options: &TaskOptions) -> Option<&'static str> {
+        options.limits.memory.is_some().then_some(
+            "task_memory= is for worker processes alone: what one thread takes cannot be told from what \
+             the others do; use engine=\"process\"",
+        )
+    }
+
     /// A number that no other pool of this process has; 0 for one that no other process can use.
     fn number(&self) -> u32 {
         0

@@ -224,6 +224,10 @@ impl Engine for Nested {
     }
 
     /// Who looks at what has failed below is for the task to say.
+    fn refuses(&self, _options: &TaskOptions) -> Option<&'static str> {
+        None // the engine that runs it takes all
+    }
+
     fn take_unseen(&self, _py: Python<'_>, _all: bool) -> (u64, Option<String>) {
         (0, None)
     }

@@ -116,6 +116,18 @@ pub(crate) fn of_item<'py>(
                 raise(hook.and_then(|hook| hook.call1((label, index, *pid, seconds, *attempts))));
             Err(failed(error, *pid, *attempts))
         }
+        Outcome::OverMemory {
+            limit,
+            peak,
+            pid,
+            attempts,
+        } => {
+            let hook = hooks::over_memory(py);
+            let error = raise(
+                hook.and_then(|hook| hook.call1((label, index, *pid, *limit, *peak, *attempts))),
+            );
+            Err(failed(error, *pid, *attempts))
+        }
         Outcome::Cancelled => Err(failed(cancelled(py), 0, 0)),
         Outcome::Broken(why) => Err(failed(breakage(py, why), 0, 0)),
         Outcome::Failed(why) => Err(failed(never_ran(py, why, label, index), 0, 0)),

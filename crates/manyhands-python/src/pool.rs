@@ -52,11 +52,12 @@ pub(crate) struct RetryPlan(Arc<Plan>);
 impl RetryPlan {
     #[new]
     /// `policy` as workers get it, and as this process calls it.
-    #[pyo3(signature = (failures, deaths, timeouts, backoff, longest, jitter, policy))]
+    #[pyo3(signature = (failures, deaths, timeouts, memory, backoff, longest, jitter, policy))]
     fn new(
         failures: u32,
         deaths: u32,
         timeouts: bool,
+        memory: bool,
         backoff: f64,
         longest: f64,
         jitter: f64,
@@ -67,6 +68,7 @@ impl RetryPlan {
             failures,
             deaths,
             timeouts,
+            memory,
             backoff: nanos(backoff),
             longest: nanos(longest),
             jitter,
@@ -79,17 +81,23 @@ impl RetryPlan {
     }
 }
 
-/// As the face gives them: seconds from the start, seconds to end, and whether to run again.
-type Options<'py> = (Option<f64>, f64, Option<PyRef<'py, RetryPlan>>);
+/// As the face gives them: seconds from the start, seconds to end, whether to run again, and bytes of memory.
+type Options<'py> = (
+    Option<f64>,
+    f64,
+    Option<PyRef<'py, RetryPlan>>,
+    Option<u64>,
+);
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
 /// pool is broken, or None for as long as usual.
 type Patience = (Option<f64>, Option<f64>);
 
-fn options_of((time, grace, retry): Options<'_>) -> TaskOptions {
+fn options_of((time, grace, retry, memory): Options<'_>) -> TaskOptions {
     TaskOptions {
         limits: Limits {
             time: time.map(nanos),
+            memory,
             grace: nanos(grace),
         },
         plan: retry.map(|plan| plan.0.clone()),
@@ -101,6 +109,15 @@ impl PoolBase {
         process::check(self.generation, "this pool")
     }
 
+    /// Refuses what its engine cannot keep tasks to.
+    #[inline]
+    fn check_options(&self, options: &TaskOptions) -> PyResult<()> {
+        match self.engine.refuses(options) {
+            Some(why) => Err(PyValueError::new_err(why)),
+            None => Ok(()),
+        }
+    }
+
     fn run<'py>(
         &self,
         function: &Bound<'py, PyAny>,
@@ -109,6 +126,7 @@ impl PoolBase {
         options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
+        self.check_options(&options)?;
         let _inside = enter(function.py())?;
         self.engine.submit(function, args, kwargs, options)
     }
@@ -204,11 +222,13 @@ impl PoolBase {
             "nested" => Box::new(Nested::new()?),
             _ => return Err(PyValueError::new_err(format!("no engine {engine:?}"))),
         };
-        Ok(Self {
+        let pool = Self {
             engine,
             generation: process::generation(),
             options: options_of(options),
-        })
+        };
+        pool.check_options(&pool.options)?;
+        Ok(pool)
     }
 
     /// Nothing: `Executor` has no state of its own.
@@ -259,6 +279,8 @@ impl PoolBase {
         options: Options<'_>,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
+        let options = options_of(options);
+        self.check_options(&options)?;
         let _inside = enter(function.py())?;
         let counts = Arc::new(Counts::default());
         let call = MapCall {
@@ -266,7 +288,7 @@ impl PoolBase {
             ordered,
             deadline: deadline_after(timeout),
             buffer,
-            options: options_of(options),
+            options,
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))

@@ -255,6 +255,10 @@ impl Engine for Processes {
         Ok(is_quiet)
     }
 
+    fn refuses(&self, _options: &TaskOptions) -> Option<&'static str> {
+        None
+    }
+
     fn number(&self) -> u32 {
         self.0.pool.number()
     }

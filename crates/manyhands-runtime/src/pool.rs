@@ -9,6 +9,7 @@ mod births;
 mod dumping;
 mod ending;
 mod lending;
+mod memory;
 mod patrol;
 mod publishing;
 mod results;
@@ -194,7 +195,8 @@ pub(crate) struct State {
     is_watched: bool,
     /// Whether it comes now and then to look whether all goes on.
     is_patrolled: bool,
-    /// The shortest time that a task had of those that came since there were none.
+    /// The longest time between two looks that is short enough for all limits of tasks that came since there
+    /// were none.
     shortest_limit: Option<u64>,
     /// Whether what has failed is not to run again, whatever was asked: all that waited was ended.
     ends_early: bool,
@@ -371,6 +373,11 @@ impl Pool {
         if let Some(time) = limits.time {
             let shortest = state.shortest_limit.into_iter().chain([time]).min();
             state.shortest_limit = shortest;
+            self.watch(state);
+        }
+        if let Some(memory) = limits.memory {
+            let look = memory::look_after(memory);
+            state.shortest_limit = state.shortest_limit.into_iter().chain([look]).min();
             self.watch(state);
         }
     }

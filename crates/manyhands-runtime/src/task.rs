@@ -194,6 +194,8 @@ impl From<ExitStatus> for Cause {
 pub struct Limits {
     /// The most nanoseconds from its start.
     pub time: Option<u64>,
+    /// The most bytes of private memory that it may add to its worker.
+    pub memory: Option<u64>,
     /// How many nanoseconds a task has to end by itself when it was asked to, before its worker is
     /// killed.
     pub grace: u64,
@@ -203,20 +205,30 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             time: None,
+            memory: None,
             grace: 500_000_000,
         }
+    }
+}
+
+impl Limits {
+    /// Whether anything has to be watched.
+    pub(crate) fn are_any(&self) -> bool {
+        self.time.is_some() || self.memory.is_some()
     }
 }
 
 /// How often, and after how long, a task runs again that has failed.
 #[derive(Debug)]
 pub struct Retry {
-    /// The most times after it has failed, or taken too long.
+    /// The most times after it has failed, or taken too long, or too much memory.
     pub failures: u32,
     /// The most times after its worker has died.
     pub deaths: u32,
     /// Whether that its time was up counts as a failure.
     pub timeouts: bool,
+    /// Whether that it took too much memory counts as a failure.
+    pub memory: bool,
     /// The nanoseconds before the second run; before each later one it is twice as long.
     pub backoff: u64,
     /// The most of these.
@@ -264,6 +276,17 @@ pub enum Outcome {
     TimedOut {
         /// The nanoseconds that it had.
         limit: u64,
+        /// The worker's process id.
+        pid: i32,
+        /// How often it was tried.
+        attempts: u8,
+    },
+    /// It took more memory than it may.
+    OverMemory {
+        /// The bytes that it could add.
+        limit: u64,
+        /// The most that it was seen to have added.
+        peak: u64,
         /// The worker's process id.
         pid: i32,
         /// How often it was tried.

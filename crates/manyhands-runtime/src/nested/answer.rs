@@ -18,6 +18,7 @@ const BROKEN_INITIALIZER: u8 = 7;
 const BROKEN_BY_DEATH: u8 = 8;
 const BROKEN: u8 = 9;
 const UNREAD: u8 = 10;
+const OVER_MEMORY: u8 = 11;
 
 /// How a call ended, as its asker hears it.
 #[derive(Debug)]
@@ -70,6 +71,18 @@ pub(crate) fn answer(call: u64, outcome: &Outcome) -> io::Result<Packet> {
         } => {
             out.u8(TIMED_OUT);
             out.u64(*limit);
+            out.u32(pid.cast_unsigned());
+            out.u8(*attempts);
+        }
+        Outcome::OverMemory {
+            limit,
+            peak,
+            pid,
+            attempts,
+        } => {
+            out.u8(OVER_MEMORY);
+            out.u64(*limit);
+            out.u64(*peak);
             out.u32(pid.cast_unsigned());
             out.u8(*attempts);
         }
@@ -128,6 +141,12 @@ pub(crate) fn read(
         },
         TIMED_OUT => Outcome::TimedOut {
             limit: reader.u64()?,
+            pid: reader.u32()?.cast_signed(),
+            attempts: reader.u8()?,
+        },
+        OVER_MEMORY => Outcome::OverMemory {
+            limit: reader.u64()?,
+            peak: reader.u64()?,
             pid: reader.u32()?.cast_signed(),
             attempts: reader.u8()?,
         },

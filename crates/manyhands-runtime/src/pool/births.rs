@@ -115,6 +115,7 @@ impl Pool {
             last_block: None,
             last_stream: Weak::new(),
             stop: None,
+            gauge: None,
             calls: None,
             stands_at: None,
             unwanted: None,
@@ -245,7 +246,7 @@ impl Pool {
                 TaskKind::Run | TaskKind::Block => {
                     blamed = true;
                     let reason = match &worker.stop {
-                        Some(stop) => stop.is_timeout().then_some(Reason::Timeout),
+                        Some(stop) => stop.reason(),
                         None => (!killing).then_some(Reason::Death),
                     };
                     let attempts = entry.attempt();

@@ -18,6 +18,7 @@
 //!
 //! Initializers submit nothing: each spare that their calls would need would run the initializer first.
 
+use super::stopping::Why;
 use super::{Phase, Pool, Seat, State};
 use crate::definition::Definition;
 use crate::events::EventKind;
@@ -238,7 +239,7 @@ impl Pool {
                 return;
             }
             let about = self.about_running(state, task);
-            self.stop(state, Slot(slot), number, None);
+            self.stop(state, Slot(slot), number, Why::Cancelled);
             self.say(about, EventKind::Cancelled);
         } else {
             self.say_unstarted(task, EventKind::Cancelled);

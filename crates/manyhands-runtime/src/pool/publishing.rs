@@ -4,7 +4,7 @@ use super::{Pool, Seat, State};
 use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED, HEAD,
     LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
 use crate::scheduler::{Revoked, Slot};
@@ -51,8 +51,8 @@ impl Pool {
         if entry.gathers {
             flags |= FLAG_GATHER;
         }
-        if entry.limits.time.is_some() {
-            flags |= FLAG_TIMED;
+        if entry.limits.are_any() {
+            flags |= FLAG_WATCHED;
         }
         if entry
             .retry

@@ -132,6 +132,7 @@ pub(crate) fn obey(
                 failures: 5,
                 deaths: 5,
                 timeouts: true,
+                memory: true,
                 backoff: 1_000_000,
                 longest: 1_000_000_000,
                 jitter: 0.5,
@@ -147,6 +148,7 @@ pub(crate) fn obey(
                 entry.limits = Limits {
                     time: Some(20_000_000),
                     grace: 0,
+                    ..Limits::default()
                 };
             });
             gather(end, &caller, &[call])
