@@ -38,10 +38,12 @@ class WorkerDied(TaskError, BrokenExecutor):
 
     Attributes:
         pid: the process id of the worker, or 0 where it is not known.
-        cause: `"signal"`: a signal killed it; `"exit"`: it exited by itself; `"start"`: it could
-            not be started; `"protocol"`: it broke the rules of the pool and was killed for it;
-            `"unknown"`: the process that would know was killed too.
-        code: the signal's number for `"signal"`, the exit status for `"exit"`, else None.
+        cause: `"signal"`: a signal killed it; `"oom"`: the kernel killed it for want of memory;
+            `"exit"`: it exited by itself; `"start"`: it could not be started; `"protocol"`: it
+            broke the rules of the pool and was killed for it; `"unknown"`: the process that would
+            know was killed too.
+        code: the signal's number for `"signal"` and `"oom"`, the exit status for `"exit"`, else
+            None.
     """
 
     def __init__(

@@ -109,6 +109,8 @@ def _signal_name(number: int) -> str:
 def manner(cause: str, code: int | None) -> str:
     if cause == "signal" and code is not None:
         return f"was killed by {_signal_name(code)}"
+    if cause == "oom":
+        return "was killed by the kernel's OOM killer"
     if cause == "exit":
         return f"exited with status {code}"
     if cause == "protocol":
@@ -139,7 +141,11 @@ def death(
     tried = f", attempt {attempts}" if attempts > 1 else ""
     if deaths > 1:
         tried += f": it has killed {deaths} workers, and is not tried again"
-    hint = "look for it in the kernel's log if memory was short" if code == 9 else ""
+    hint = ""
+    if cause == "oom":
+        hint = _memory_hint()
+    elif code == 9:
+        hint = "look for it in the kernel's log if memory was short"
     return WorkerDied(
         f"worker {pid} {manner(cause, code)} while it ran {_task(label, index)}{tried}; "
         f"other tasks go on{'; ' + hint if hint else ''}",
@@ -147,6 +153,19 @@ def death(
         cause=cause,
         code=code,
     )
+
+
+def _memory_hint() -> str:
+    """What to say where the kernel has killed for want of memory."""
+    from manyhands import _core
+
+    facts = _core.machine_facts()
+    limit, total = facts["memory_limit"], facts["memory_total"]
+    if limit is not None:
+        has = f"its control group may have {limit:,} bytes ({facts['memory_limit_source']})"
+    else:
+        has = "the machine" + (" is out of memory" if total is None else f" has {total:,} bytes")
+    return f"{has}; task_memory= would end one task before that, and fewer workers need less"
 
 
 def timed_out(label: str, index: int, pid: int, seconds: float, attempts: int) -> BaseException:

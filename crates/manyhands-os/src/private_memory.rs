@@ -36,8 +36,7 @@ fn private_bytes(statm: &str) -> Option<u64> {
     let mut fields = statm.split_ascii_whitespace().skip(1);
     let mut pages = || fields.next()?.parse::<u64>().ok();
     let (resident, shared) = (pages()?, pages()?);
-    (resident > 0)
-        .then(|| resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+    (resident > 0).then(|| resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

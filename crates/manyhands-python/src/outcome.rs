@@ -25,6 +25,7 @@ fn label(task: &Task) -> &str {
 pub(crate) fn cause_words(cause: Cause) -> (&'static str, Option<i32>) {
     match cause {
         Cause::Signal(signal) => ("signal", Some(signal)),
+        Cause::Oom => ("oom", Some(9)),
         Cause::Exit(code) => ("exit", Some(code)),
         Cause::Unknown => ("unknown", None),
         Cause::Protocol => ("protocol", None),

@@ -82,12 +82,7 @@ impl RetryPlan {
 }
 
 /// As the face gives them: seconds from the start, seconds to end, whether to run again, and bytes of memory.
-type Options<'py> = (
-    Option<f64>,
-    f64,
-    Option<PyRef<'py, RetryPlan>>,
-    Option<u64>,
-);
+type Options<'py> = (Option<f64>, f64, Option<PyRef<'py, RetryPlan>>, Option<u64>);
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
 /// pool is broken, or None for as long as usual.

@@ -157,6 +157,8 @@ impl Bytes {
 pub enum Cause {
     /// A signal killed it.
     Signal(i32),
+    /// The kernel killed it for want of memory.
+    Oom,
     /// It exited by itself.
     Exit(i32),
     /// Nobody could tell: the process that would know was killed too.
@@ -171,6 +173,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Oom => f.write_str("was killed by the kernel's OOM killer"),
             Self::Exit(code) => write!(f, "exited with status {code}"),
             Self::Unknown => f.write_str("died, and nobody is left who could tell how"),
             Self::Protocol => f.write_str("broke the protocol and was killed"),

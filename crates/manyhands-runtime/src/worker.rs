@@ -32,8 +32,9 @@ use crate::protocol::{
 use crate::store::{Views, write_pages};
 use crate::zygote::Birth;
 use manyhands_os::{
-    Event, MemoryGauge, MessageFile, Received, Socket, View, Window, arm_life_line, become_group_leader,
-    enter_directory, monotonic_nanos, process_cpu_nanos, replace_standard_streams,
+    Event, MemoryGauge, MessageFile, Received, Socket, View, Window, arm_life_line,
+    become_group_leader, enter_directory, monotonic_nanos, process_cpu_nanos,
+    replace_standard_streams,
 };
 pub use manyhands_shm::Unwanted;
 use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, RingWriter, TASK_AREA, Used};

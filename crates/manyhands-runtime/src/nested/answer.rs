@@ -171,6 +171,7 @@ fn put_cause(out: &mut Writer, cause: Cause) {
         Cause::Unknown => (3, 0),
         Cause::Protocol => (4, 0),
         Cause::Start => (5, 0),
+        Cause::Oom => (6, 0),
     };
     out.u8(kind);
     out.u32(number.cast_unsigned());
@@ -185,6 +186,7 @@ fn cause(reader: &mut Reader<'_>) -> Result<Cause, Malformed> {
         3 => Cause::Unknown,
         4 => Cause::Protocol,
         5 => Cause::Start,
+        6 => Cause::Oom,
         _ => return Err(Malformed),
     })
 }

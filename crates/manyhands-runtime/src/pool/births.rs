@@ -288,7 +288,8 @@ impl Pool {
             self.log_death(pid, key.slot, cause);
             if worker.finished == 0 && !blamed {
                 // Unknown: nobody is left who could tell what killed it, but something did.
-                let was_killed = matches!(cause, Cause::Signal(SIGKILL) | Cause::Unknown);
+                let was_killed =
+                    matches!(cause, Cause::Signal(SIGKILL) | Cause::Oom | Cause::Unknown);
                 state.count_failed_birth(was_killed && !initializing);
             }
         }
@@ -399,7 +400,7 @@ impl Pool {
     /// was starting.
     pub(crate) fn birth_failed(&self, cause: Cause, why: &str) {
         let mut state = self.lock();
-        state.count_failed_birth(cause == Cause::Signal(SIGKILL));
+        state.count_failed_birth(matches!(cause, Cause::Signal(SIGKILL) | Cause::Oom));
         if state.failed_births >= MOST_FAILED_BIRTHS || state.killed_births >= MOST_KILLED_BIRTHS {
             let why = format!("workers could not be started: {why}");
             self.break_down(&mut state, Arc::new(Breakage::Start(why)));

@@ -4,8 +4,8 @@ use super::{Pool, Seat, State};
 use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED, HEAD,
-    LONGEST_RECORD, TaskHead, TaskKind, padded,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED,
+    HEAD, LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
 use crate::scheduler::{Revoked, Slot};
 use crate::supervisor::Command;

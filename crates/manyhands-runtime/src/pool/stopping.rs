@@ -103,8 +103,7 @@ impl Pool {
             if let Some((slot, number)) = task.place() {
                 // Its result may be there.
                 self.drain_seat(&mut state, slot as usize);
-                if !task.is_done() && self.stop(&mut state, Slot(slot), number, Why::Cancelled)
-                {
+                if !task.is_done() && self.stop(&mut state, Slot(slot), number, Why::Cancelled) {
                     let about = self.about_running(&state, task);
                     self.say(about, EventKind::Cancelled);
                     self.complete(&mut state, task, Outcome::Cancelled);
@@ -233,13 +232,7 @@ impl Pool {
 
     /// Steps FREEZE and ASK for the item of that number, or KILL at once if it takes too much memory; false if
     /// it has ended, or is being ended.
-    pub(super) fn stop(
-        &self,
-        state: &mut State,
-        slot: Slot,
-        number: u32,
-        why: Why,
-    ) -> bool {
+    pub(super) fn stop(&self, state: &mut State, slot: Slot, number: u32, why: Why) -> bool {
         let Some(limits) = limits_of(state, slot, number) else {
             return false;
         };
