@@ -147,6 +147,7 @@ class PoolBase:
         options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        memory: int | None,
     ) -> Self: ...
     def __init__(
         self,
@@ -159,6 +160,7 @@ class PoolBase:
         options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        memory: int | None,
     ) -> None: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs

@@ -115,10 +115,15 @@ class Pool(_core.PoolBase, Executor):
             a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
+        memory_limit: how much memory the tasks of this pool may take together, as a number of
+            bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
+            task starts only if what those that run reserve, and what is really left, leave room for
+            its `task_memory`, or without that for an equal share, `memory_limit / workers`; until
+            then it waits, and one may always run. By default without limit; on processes alone.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0.
+            not above 0; `task_memory` is above `memory_limit`.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -150,6 +155,7 @@ class Pool(_core.PoolBase, Executor):
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
+        memory_limit: int | str | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -188,6 +194,11 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
+        budget = None
+        if memory_limit is not None:
+            from manyhands._memory import check_limit
+
+            budget = check_limit(memory_limit, engine)
         task_options = TaskOptions().but(task_timeout, grace, retry, task_memory)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
@@ -202,6 +213,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            budget,
         )
         pool._options = task_options
         pool._exit_grace = exit_grace
@@ -224,7 +236,7 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None
+            cls, "nested", workers, None, True, True, "", native, watch, None, None
         )
         pool._options = options
         pool._exit_grace = None
@@ -267,6 +279,8 @@ class Pool(_core.PoolBase, Executor):
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
+            store: int | str | None = None,
+            memory_limit: int | str | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.

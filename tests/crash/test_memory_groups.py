@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,4 +212,40 @@ def test_limited_tasks(version: Callable[[], tuple[Path, str, str]]) -> None:
         check_entered(ended)
         print(ended)
         assert ended.check().out == "fine\n"
+        assert not group.kills()
+
+
+@program
+def more_tasks_than_fit(tasks: int, megabytes: int) -> None:
+    """All of them together have ten times what the group has."""
+
+    def fill(number):
+        name = f"running-{number}"
+        open(name, "w").close()
+        taken = np.ones(megabytes * 1_000_000 // 8)
+        time.sleep(0.02)
+        count = sum(other.startswith("running-") for other in os.listdir("."))
+        del taken
+        os.unlink(name)
+        return count
+
+    with mh.Pool(8, task_memory="250MB", memory_limit="1GB") as pool:
+        futures = [pool.submit(fill, number) for number in range(tasks // 2)]
+        counts = [future.result(80) for future in futures]
+        counts += pool.map(fill, range(tasks // 2)).list()
+        assert len(counts) == tasks
+        assert 1 < max(counts) <= 4, counts
+        assert pool.stats().deaths == 0
+    print("fine", sorted(set(counts)))
+
+
+@VERSIONS
+def test_more_tasks_than_fit(version: Callable[[], tuple[Path, str, str]]) -> None:
+    """celery#5645, distributed#2130: who has no room waits, and the kernel has to kill nobody."""
+    with made_group(version, 1_200_000_000) as group:
+        given: dict[str, Any] = {"tasks": 64, "megabytes": 200}
+        ended = more_tasks_than_fit.run(**given, before=group.enter(), seconds=90)
+        check_entered(ended)
+        print(ended)
+        assert ended.check().out.startswith("fine ")
         assert not group.kills()

@@ -164,6 +164,7 @@ def test_signatures_can_be_read() -> None:
         "stuck_after",
         "on_event",
         "store",
+        "memory_limit",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

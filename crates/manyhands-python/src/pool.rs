@@ -108,7 +108,7 @@ impl PoolBase {
     #[inline]
     fn check_options(&self, options: &TaskOptions) -> PyResult<()> {
         match self.engine.refuses(options) {
-            Some(why) => Err(PyValueError::new_err(why)),
+            Some(why) => Err(PyValueError::new_err(why.into_owned())),
             None => Ok(()),
         }
     }
@@ -175,7 +175,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -190,6 +190,7 @@ impl PoolBase {
         options: Options<'_>,
         patience: Patience,
         events: Option<PyRef<'_, EventStream>>,
+        memory: Option<u64>,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
         let engine: Box<dyn Engine> = match engine {
@@ -199,6 +200,7 @@ impl PoolBase {
                 show_args,
                 patience,
                 events.map(|stream| stream.events()),
+                memory,
             )?),
             "thread" => Box::new(Crew::new(
                 workers,

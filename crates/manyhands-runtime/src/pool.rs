@@ -4,6 +4,7 @@
 //! process, not for a reader, not for the language on top. Three kinds of threads come here: those
 //! that submit, those that wait (`drain_role`), and the supervisor.
 
+mod admission;
 mod again;
 mod births;
 mod dumping;
@@ -32,6 +33,7 @@ use crate::seat::Worker;
 use crate::supervisor::{Command, Supervisor};
 use crate::task::{Breakage, Entry, Limits, Task};
 use crate::unseen::Unseen;
+use admission::{Budget, Capacity};
 use manyhands_os::{Event, Socket, monotonic_nanos};
 use manyhands_shm::{Parked, PoolPage};
 use std::io;
@@ -62,6 +64,8 @@ pub struct PoolOptions {
     pub stalled_after: u64,
     /// Where it tells what happens, if somebody listens.
     pub events: Option<Arc<Events>>,
+    /// How many bytes of memory its tasks may add together; none for any number.
+    pub memory: Option<u64>,
 }
 
 /// What `PoolOptions::stalled_after` should be.
@@ -208,6 +212,9 @@ pub(crate) struct State {
     lent: usize,
     /// Whether slots have to be opened or closed since `lent` has changed.
     is_unsettled: bool,
+    capacity: Capacity,
+    /// Whether a task waits that a worker could take if there were more memory.
+    is_held_back: bool,
 }
 
 /// A pool of workers.
@@ -224,6 +231,7 @@ pub struct Pool {
     requests: Socket,
     workers_requests: Socket,
     events: Option<Arc<Events>>,
+    budget: Option<Budget>,
     page: PoolPage,
     pub(crate) event: Event,
     state: Mutex<State>,
@@ -247,6 +255,7 @@ impl Pool {
             stuck_after,
             stalled_after,
             events,
+            memory,
         } = options;
         let (requests, workers_requests) = Socket::pair()?;
         let pool = Arc::new(Self {
@@ -260,6 +269,7 @@ impl Pool {
             stalled_after,
             initializer,
             events,
+            budget: memory.map(|limit| Budget::new(limit, workers)),
             page: PoolPage::create(workers as u32)?,
             event: Event::new()?,
             state: Mutex::new(State {
@@ -292,6 +302,8 @@ impl Pool {
                 seed: monotonic_nanos() | 1,
                 lent: 0,
                 is_unsettled: false,
+                capacity: Capacity::default(),
+                is_held_back: false,
             }),
             quiet: Condvar::new(),
             unseen: Unseen::default(),
@@ -345,6 +357,7 @@ impl Pool {
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
             && let Some(slot) = state.scheduler.choose(entry.depth)
+            && self.admits(&mut state, slot, &entry)
         {
             let behind_another = is_block || state.scheduler.held_count(slot) > 0;
             match self.write(&mut state, slot, entry) {

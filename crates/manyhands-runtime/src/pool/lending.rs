@@ -194,6 +194,10 @@ impl Pool {
             _ if entry.depth > DEEPEST => Some(Outcome::Failed(format!(
                 "tasks may submit tasks that submit tasks, and so on, up to {DEEPEST} deep"
             ))),
+            _ if self.is_too_large(&entry) => Some(Outcome::Failed(
+                "its task_memory is more than the memory_limit of the pool: it could never start"
+                    .into(),
+            )),
             _ if initializes => Some(Outcome::Failed(
                 "an initializer cannot submit tasks to the pool whose workers it prepares: none of them \
                  runs a task before its own initializer has ended"

@@ -70,18 +70,26 @@ fn running(state: &State, slot: Slot) -> Option<Running> {
     let Seat::Taken(worker) = &state.seats[slot.0 as usize] else {
         return None;
     };
-    let next = worker.control.queue().state().next;
-    if worker.stop.is_some() || next == worker.oldest {
+    if worker.stop.is_some() {
         return None;
     }
-    let number = QueueWord::distance(1, next);
+    let number = running_number(state, slot)?;
     let limit = limits_of(state, slot, number)?.memory?;
     Some(Running { number, limit })
 }
 
+/// The number of what this worker runs, or has run last if that was not read.
+pub(super) fn running_number(state: &State, slot: Slot) -> Option<u32> {
+    let Seat::Taken(worker) = &state.seats[slot.0 as usize] else {
+        return None;
+    };
+    let next = worker.control.queue().state().next;
+    (next != worker.oldest).then(|| QueueWord::distance(1, next))
+}
+
 /// How many bytes the worker has added since the item of this number began; where nobody knows, whether that may
 /// change.
-fn added(state: &mut State, slot: Slot, number: u32) -> Result<u64, bool> {
+pub(super) fn added(state: &mut State, slot: Slot, number: u32) -> Result<u64, bool> {
     let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
         return Err(false);
     };

@@ -15,6 +15,7 @@
 //! The supervisor has the clock. It looks at a pool when the time of a running task may be up, and as
 //! long as tasks with a limit wait at least as often as the shortest limit: nothing tells it that a task has started.
 
+use super::admission::LOOK_FOR_MEMORY;
 use super::again::Reason;
 use super::telling::About;
 use super::{Pool, Seat, State};
@@ -158,6 +159,8 @@ impl Pool {
         next = next.into_iter().chain(starts).min();
         self.balance(&mut state);
         self.tell_all(&mut state);
+        let memory = state.is_held_back.then_some(now + LOOK_FOR_MEMORY);
+        next = next.into_iter().chain(memory).min();
         if state.pending == 0 {
             state.shortest_limit = None;
         }

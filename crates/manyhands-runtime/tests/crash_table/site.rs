@@ -164,6 +164,7 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
+            memory: None,
         })
     }
 
@@ -177,6 +178,7 @@ impl Site {
             stuck_after: Some(after),
             stalled_after: after,
             events: None,
+            memory: None,
         })
     }
 
