@@ -73,6 +73,7 @@ fn value_of(task: &Task) -> Result<Vec<u8>, String> {
             .unwrap()),
         Outcome::Died { cause, .. } => Err(format!("{CALL_DIED}: {cause:?}")),
         Outcome::TimedOut { .. } => Err("a call took too long".into()),
+        Outcome::OverMemory { .. } => Err("a call took too much memory".into()),
         Outcome::Cancelled => Err("a call was cancelled".into()),
         Outcome::Failed(why) => Err(format!("a call failed: {why}")),
         Outcome::Broken(why) => Err(format!("a call found a broken pool: {why:?}")),

@@ -168,6 +168,19 @@ impl Site {
         })
     }
 
+    /// A pool whose tasks may take so many bytes together.
+    pub(crate) fn pool_with_memory(&self, workers: usize, bytes: u64) -> Arc<Pool> {
+        self.pool_of(PoolOptions {
+            workers,
+            initializer: None,
+            cores: manyhands_os::cpu_count(),
+            stuck_after: None,
+            stalled_after: STALLED_AFTER,
+            events: None,
+            memory: Some(bytes),
+        })
+    }
+
     /// A pool that takes itself for stalled, and tasks for stuck, after so long.
     pub(crate) fn impatient_pool(&self, workers: usize, after: Duration) -> Arc<Pool> {
         let after = after.as_nanos() as u64;
