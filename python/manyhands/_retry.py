@@ -80,8 +80,8 @@ class Retry:
 
             asked = Policy(kinds, when)
             policy = (_encoding.capture(asked), asked)
-        timeouts, memory = (issubclass(limit, kinds) for limit in (TaskTimeout, TaskMemoryExceeded))
-        self._plan = _core.RetryPlan(n, deaths, timeouts, memory, backoff, longest, jitter, policy)
+        limits = issubclass(TaskTimeout, kinds), issubclass(TaskMemoryExceeded, kinds)
+        self._plan = _core.RetryPlan(n, deaths, limits, backoff, longest, jitter, policy)
         self._given = (n, on, when, deaths, backoff, longest, jitter)
         names = ", ".join(kind.__name__ for kind in kinds)
         self._text = (

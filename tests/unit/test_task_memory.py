@@ -154,6 +154,25 @@ def test_a_map_raises_it(pool: mh.Pool) -> None:
         mh.map(work, range(9), task_memory="50MB").list()
 
 
+def test_limits_that_equal_what_is_taken(pool: mh.Pool) -> None:
+    """Each ends once, with its value or for its limit; nobody else is hit."""
+
+    def work(number: int) -> int:
+        taken = [bytearray(b"x") * MB for _ in range(number % 30)]
+        return number + len(taken[:0])
+
+    strict = pool.options(task_memory=15 * MB)
+    for _ in range(3):
+        futures = [strict.submit(work, number) for number in range(300)]
+        others = [pool.submit(abs, -number) for number in range(300)]
+        ends = [future.exception(60) for future in futures]
+        assert {type(error) for error in ends} <= {type(None), mh.TaskMemoryExceeded}
+        values = [future.result() for future in futures if future.exception() is None]
+        assert values == [number for number, error in enumerate(ends) if error is None]
+        assert [future.result(60) for future in others] == list(range(300))
+    assert (pool.stats().deaths, pool.stats().pending) == (0, 0)
+
+
 def test_its_processes_die_with_it(pool: mh.Pool, tmp_path: Any) -> None:
     def work() -> None:
         import subprocess
@@ -310,3 +329,49 @@ def open_gauges() -> int:
         except FileNotFoundError:
             continue  # the listing's own
     return sum(path.endswith("/statm") for path in paths)
+
+
+def reads() -> int:
+    """How often this process has asked the kernel to read something."""
+    with open("/proc/self/io") as file:
+        [line] = [line for line in file if line.startswith("syscr:")]
+    return int(line.split()[1])
+
+
+needs_counts = pytest.mark.skipif(
+    not os.access("/proc/self/io", os.R_OK), reason="this kernel does not count system calls"
+)
+
+
+@needs_counts
+@pytest.mark.parametrize("way", ["map", "submit"])
+def test_a_worker_looks_seldom(way: str) -> None:
+    """Once in 200 microseconds, a look takes about one: less than a hundredth."""
+    last = 3000
+
+    def work(number: int) -> tuple[int, int] | None:
+        return (time.monotonic_ns(), reads()) if number in (0, last) else None
+
+    with mh.Pool(1, task_memory="1GB") as pool:
+        pool.map(work, range(100)).run()
+        if way == "map":
+            found = pool.map(work, range(last + 1)).list()
+        else:
+            futures = [pool.submit(work, number) for number in range(last + 1)]
+            found = [future.result(60) for future in futures]
+    [(start, before), (end, after)] = [pair for pair in found if pair is not None]
+    looks, intervals = after - before, (end - start) // 200_000
+    print(f"{looks} reads, {intervals} intervals")
+    assert looks < intervals + 200
+
+
+@needs_counts
+def test_the_supervisor_looks_seldom() -> None:
+    with mh.Pool(1, task_memory="1GB") as pool:
+        pool.submit(abs, -1).result(60)
+        before, start = reads(), time.monotonic()
+        pool.submit(time.sleep, 1).result(60)
+        looks, passed = reads() - before, time.monotonic() - start
+    print(f"{looks} reads in {passed:.1f} s")
+    # One in 200 milliseconds far from the limit, and what it takes to wait.
+    assert looks < 5 * passed + 40

@@ -51,19 +51,20 @@ pub(crate) struct RetryPlan(Arc<Plan>);
 #[pymethods]
 impl RetryPlan {
     #[new]
-    /// `policy` as workers get it, and as this process calls it.
-    #[pyo3(signature = (failures, deaths, timeouts, memory, backoff, longest, jitter, policy))]
+    /// `limits`: whether a time-out counts as a failure, and too much memory; `policy` as workers get it, and as
+    /// this process calls it.
+    #[pyo3(signature = (failures, deaths, limits, backoff, longest, jitter, policy))]
     fn new(
         failures: u32,
         deaths: u32,
-        timeouts: bool,
-        memory: bool,
+        limits: (bool, bool),
         backoff: f64,
         longest: f64,
         jitter: f64,
         policy: Option<(PyRef<'_, PyDefinition>, Py<PyAny>)>,
     ) -> Self {
         let (definition, policy) = policy.unzip();
+        let (timeouts, memory) = limits;
         let retry = Retry {
             failures,
             deaths,

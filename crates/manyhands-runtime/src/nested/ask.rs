@@ -17,7 +17,7 @@ const CANCEL: u8 = 2;
 #[derive(Debug)]
 pub(crate) enum Ask {
     /// To run this.
-    Submit(Entry),
+    Submit(Box<Entry>),
     /// Nobody wants the call of that number any more.
     Cancel(u64),
     /// To run something whose definition was lost on its way.
@@ -208,7 +208,7 @@ pub(crate) fn read(
         grace,
     };
     (entry.retry, entry.gathers) = (retry, gathers);
-    Ok(Ask::Submit(entry))
+    Ok(Ask::Submit(Box::new(entry)))
 }
 
 /// A definition, or none where none is meant; nothing if it is not known.
