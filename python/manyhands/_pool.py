@@ -99,6 +99,10 @@ class Pool(_core.PoolBase, Executor):
         seed: from 0 to 2**128 - 1: each task draws its random numbers from a stream of its own,
             made from the seed and from which call on the pool it is, and which item. So results do
             not depend on workers, order and retries. By default each worker has its own entropy.
+        task_memory: the most private memory that a task may add to its worker, as a number of bytes
+            or a text as "500MB", at least 1 MB; past it the task is ended with its worker, and
+            raises `TaskMemoryExceeded`. What is in the object store does not count. By default
+            without limit; on processes alone.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -113,10 +117,15 @@ class Pool(_core.PoolBase, Executor):
             a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
+        memory_limit: how much memory the tasks of this pool may take together, as a number of
+            bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
+            task starts only if what those that run reserve, and what is really left, leave room for
+            its `task_memory`, or without that for an equal share, `memory_limit / workers`; until
+            then it waits, and one may always run. By default without limit; on processes alone.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0; `seed` is out of its bounds.
+            not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`.
         TypeError: `seed` is no int.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
@@ -145,10 +154,12 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
+        memory_limit: int | str | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -190,7 +201,12 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        task_options = TaskOptions().but(task_timeout, grace, retry, seed)
+        budget = None
+        if memory_limit is not None:
+            from manyhands._memory import check_limit
+
+            budget = check_limit(memory_limit, engine)
+        task_options = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         pool = super().__new__(
@@ -204,6 +220,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            budget,
         )
         pool._options = task_options
         pool._exit_grace = exit_grace
@@ -226,7 +243,7 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None
+            cls, "nested", workers, None, True, True, "", native, watch, None, None
         )
         pool._options = options
         pool._exit_grace = None
@@ -266,9 +283,12 @@ class Pool(_core.PoolBase, Executor):
             grace: float = 0.5,
             retry: int | Retry | None = None,
             seed: int | None = None,
+            task_memory: int | str | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
+            store: int | str | None = None,
+            memory_limit: int | str | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -291,6 +311,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -312,6 +333,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -334,6 +356,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -357,6 +380,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -392,6 +416,7 @@ class Pool(_core.PoolBase, Executor):
             retry: how often an item runs again that fails, as in `Pool`.
             seed: each item's random stream comes from this number and the item's index alone (with
                 `batch`, the index of its list).
+            task_memory: the most memory that an item may add to its worker, as in `Pool`.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -420,6 +445,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -439,6 +465,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -458,6 +485,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -477,6 +505,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -504,7 +533,12 @@ class Pool(_core.PoolBase, Executor):
         if task_options is None:
             task_options = self._options
         task_options = task_options.but(
-            chosen.task_timeout, chosen.grace, chosen.retry, chosen.seed, alone=True
+            chosen.task_timeout,
+            chosen.grace,
+            chosen.retry,
+            chosen.seed,
+            chosen.task_memory,
+            alone=True,
         )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
@@ -555,6 +589,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -564,6 +599,7 @@ class Pool(_core.PoolBase, Executor):
             retry: how often it runs again after a failure, or a `Retry` that says more.
             seed: random streams come from this number, and from which call with these options a
                 task is; None is none.
+            task_memory: the most memory that it may add to its worker; None is no limit.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -571,7 +607,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry, seed))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, seed, task_memory))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -800,9 +836,10 @@ class PoolView(_core.ViewBase):
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry, seed)
+        options = self._options.but(task_timeout, grace, retry, seed, task_memory)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

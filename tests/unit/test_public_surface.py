@@ -160,10 +160,12 @@ def test_signatures_can_be_read() -> None:
         "grace",
         "retry",
         "seed",
+        "task_memory",
         "exit_grace",
         "stuck_after",
         "on_event",
         "store",
+        "memory_limit",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"
