@@ -1,7 +1,7 @@
 import builtins
 from collections.abc import Callable, Iterable, Sequence
 from pickle import PickleBuffer
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar, final
+from typing import Any, NoReturn, ParamSpec, Self, TypeAlias, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -115,13 +115,16 @@ class TaskFuture:
     def _observe(self, token: int) -> bool: ...
     def _has_value(self) -> bool: ...
 
+# Seconds from the start, seconds to end, how it runs again, random streams, and bytes of memory.
+_Options: TypeAlias = tuple[float | None, float, RetryPlan | None, Seed | None, int | None]
+
 @final
 class RetryPlan:
     def __new__(
         cls,
         failures: int,
         deaths: int,
-        timeouts: bool,
+        limits: tuple[bool, bool],
         backoff: float,
         longest: float,
         jitter: float,
@@ -153,9 +156,7 @@ class Collector:
 
 @disjoint_base
 class ViewBase:
-    def __new__(
-        cls, pool: Any, options: tuple[float | None, float, RetryPlan | None, Seed | None]
-    ) -> Self: ...
+    def __new__(cls, pool: Any, options: _Options) -> Self: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Future[_R]: ...
@@ -172,9 +173,10 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None, Seed | None],
+        options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        memory: int | None,
     ) -> Self: ...
     def __init__(
         self,
@@ -184,9 +186,10 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None, Seed | None],
+        options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        memory: int | None,
     ) -> None: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
@@ -200,7 +203,7 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
-        options: tuple[float | None, float, RetryPlan | None, Seed | None],
+        options: _Options,
     ) -> SourceHandle: ...
     def _carry(self, carrier: ContextCarrier) -> None: ...
     def _start(self, function: Callable[..., Any]) -> None: ...

@@ -108,6 +108,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -130,6 +131,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -153,6 +155,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -177,6 +180,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -223,6 +227,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -244,6 +249,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -265,6 +271,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -286,6 +293,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -312,6 +320,7 @@ def options(
     grace: float | Unset = UNSET,
     retry: int | Retry | Unset | None = UNSET,
     seed: int | Unset | None = UNSET,
+    task_memory: int | str | Unset | None = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -319,5 +328,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(task_timeout, grace, retry, seed)
+    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
     return PoolView(_shared, chosen)

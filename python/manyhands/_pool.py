@@ -99,6 +99,10 @@ class Pool(_core.PoolBase, Executor):
         seed: from 0 to 2**128 - 1: each task draws its random numbers from a stream of its own,
             made from the seed and from which call on the pool it is, and which item. So results do
             not depend on workers, order and retries. By default each worker has its own entropy.
+        task_memory: the most private memory that a task may add to its worker, as a number of bytes
+            or a text as "500MB", at least 1 MB; past it the task is ended with its worker, and
+            raises `TaskMemoryExceeded`. What is in the object store does not count. By default
+            without limit; on processes alone.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -116,10 +120,16 @@ class Pool(_core.PoolBase, Executor):
         context: names of context variables as "module:name": on processes a task finds the values
             that these have where it is submitted; by default `mh.configure`'s, else none. On
             threads, and inline, tasks find all variables of the caller.
+        memory_limit: how much memory the tasks of this pool may take together, as a number of
+            bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
+            task starts only if what those that run reserve, and what is really left, leave room for
+            its `task_memory`, or without that for an equal share, `memory_limit / workers`; until
+            then it waits, and one may always run. By default without limit; on processes alone.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0; `seed` is out of its bounds; `context` names something that does not exist.
+            not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`;
+            `context` names something that does not exist.
         TypeError: `seed` is no int; `context` names something that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
@@ -148,11 +158,13 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
         context: Sequence[str] | None = None,
+        memory_limit: int | str | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -199,7 +211,12 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._context import check_names
 
             names = check_names(context)
-        task_options = TaskOptions().but(task_timeout, grace, retry, seed)
+        budget = None
+        if memory_limit is not None:
+            from manyhands._memory import check_limit
+
+            budget = check_limit(memory_limit, engine)
+        task_options = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         pool = super().__new__(
@@ -213,6 +230,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            budget,
         )
         if names and engine == "process":
             from manyhands._context import carrier
@@ -239,7 +257,7 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None
+            cls, "nested", workers, None, True, True, "", native, watch, None, None
         )
         pool._options = options
         pool._exit_grace = None
@@ -279,11 +297,13 @@ class Pool(_core.PoolBase, Executor):
             grace: float = 0.5,
             retry: int | Retry | None = None,
             seed: int | None = None,
+            task_memory: int | str | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
             store: int | str | None = None,
             context: Sequence[str] | None = None,
+            memory_limit: int | str | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -306,6 +326,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -327,6 +348,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -349,6 +371,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -372,6 +395,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -407,6 +431,7 @@ class Pool(_core.PoolBase, Executor):
             retry: how often an item runs again that fails, as in `Pool`.
             seed: each item's random stream comes from this number and the item's index alone (with
                 `batch`, the index of its list).
+            task_memory: the most memory that an item may add to its worker, as in `Pool`.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -435,6 +460,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -454,6 +480,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -473,6 +500,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -492,6 +520,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -519,7 +548,12 @@ class Pool(_core.PoolBase, Executor):
         if task_options is None:
             task_options = self._options
         task_options = task_options.but(
-            chosen.task_timeout, chosen.grace, chosen.retry, chosen.seed, alone=True
+            chosen.task_timeout,
+            chosen.grace,
+            chosen.retry,
+            chosen.seed,
+            chosen.task_memory,
+            alone=True,
         )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
@@ -570,6 +604,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -579,6 +614,7 @@ class Pool(_core.PoolBase, Executor):
             retry: how often it runs again after a failure, or a `Retry` that says more.
             seed: random streams come from this number, and from which call with these options a
                 task is; None is none.
+            task_memory: the most memory that it may add to its worker; None is no limit.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -586,7 +622,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry, seed))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, seed, task_memory))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -815,9 +851,10 @@ class PoolView(_core.ViewBase):
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry, seed)
+        options = self._options.but(task_timeout, grace, retry, seed, task_memory)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

@@ -160,11 +160,13 @@ def test_signatures_can_be_read() -> None:
         "grace",
         "retry",
         "seed",
+        "task_memory",
         "exit_grace",
         "stuck_after",
         "on_event",
         "store",
         "context",
+        "memory_limit",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

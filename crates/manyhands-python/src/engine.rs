@@ -7,6 +7,7 @@ use crate::seeds::Origin;
 use manyhands_runtime::{Limits, Retry};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,14 @@ pub(crate) trait Engine: Send + Sync {
     /// Waits for at most so long until all tasks have ended and, with `workers`, the workers are gone;
     /// whether that is so.
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool>;
+
+    /// Why it cannot keep tasks to these options, as a sentence; none if it can.
+    fn refuses(&self, options: &TaskOptions) -> Option<Cow<'static, str>> {
+        options.limits.memory.is_some().then_some(Cow::Borrowed(
+            "task_memory= is for worker processes alone: what one thread takes cannot be told from what \
+             the others do; use engine=\"process\"",
+        ))
+    }
 
     /// A number that no other pool of this process has; 0 for one that no other process can use.
     fn number(&self) -> u32 {

@@ -46,6 +46,8 @@ hook!(/// `(…) -> BaseException`, for a worker that died.
     death, "manyhands._outcome", "death");
 hook!(/// `(label, index, pid, seconds) -> BaseException`, for a task whose time was up.
     timed_out, "manyhands._outcome", "timed_out");
+hook!(/// `(label, index, pid, limit, peak, attempts) -> BaseException`, for a task that took too much memory.
+    over_memory, "manyhands._outcome", "over_memory");
 hook!(/// `(…) -> BaseException`, for a pool that broke.
     breakage, "manyhands._outcome", "breakage");
 hook!(/// `(seconds, dump) -> BaseException`, for a pool in which nothing happened any more.

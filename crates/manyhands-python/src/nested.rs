@@ -16,6 +16,7 @@ use manyhands_runtime::{Bytes, Caller, Definition, Entry, Outcome, Task, TaskKin
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -227,6 +228,10 @@ impl Engine for Nested {
     }
 
     /// Who looks at what has failed below is for the task to say.
+    fn refuses(&self, _options: &TaskOptions) -> Option<Cow<'static, str>> {
+        None // the engine that runs it says so
+    }
+
     fn take_unseen(&self, _py: Python<'_>, _all: bool) -> (u64, Option<String>) {
         (0, None)
     }

@@ -17,6 +17,7 @@ use manyhands_runtime::{
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -154,6 +155,7 @@ impl Processes {
         show_args: bool,
         (stuck_after, stalled_after): (Option<u64>, Option<u64>),
         events: Option<Arc<Events>>,
+        memory: Option<u64>,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
@@ -184,6 +186,7 @@ impl Processes {
                 stuck_after,
                 stalled_after: stalled_after.unwrap_or(STALLED_AFTER),
                 events,
+                memory,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
@@ -269,6 +272,16 @@ impl Engine for Processes {
         let is_quiet = detach(py, || self.0.pool.wait_quiet(workers, time));
         forward_logs(&self.0.pool)?;
         Ok(is_quiet)
+    }
+
+    fn refuses(&self, options: &TaskOptions) -> Option<Cow<'static, str>> {
+        let (memory, limit) = (options.limits.memory?, self.0.pool.memory_limit()?);
+        (memory > limit).then(|| {
+            Cow::Owned(format!(
+                "task_memory={memory} is more than memory_limit={limit} of the pool: such a task could \
+                 never start"
+            ))
+        })
     }
 
     fn number(&self) -> u32 {

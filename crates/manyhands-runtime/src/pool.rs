@@ -4,11 +4,13 @@
 //! process, not for a reader, not for the language on top. Three kinds of threads come here: those
 //! that submit, those that wait (`drain_role`), and the supervisor.
 
+mod admission;
 mod again;
 mod births;
 mod dumping;
 mod ending;
 mod lending;
+mod memory;
 mod patrol;
 mod publishing;
 mod results;
@@ -31,6 +33,7 @@ use crate::seat::Worker;
 use crate::supervisor::{Command, Supervisor};
 use crate::task::{Breakage, Entry, Limits, Task};
 use crate::unseen::Unseen;
+use admission::{Budget, Capacity};
 use manyhands_os::{Event, Socket, monotonic_nanos};
 use manyhands_shm::{Parked, PoolPage};
 use std::io;
@@ -61,6 +64,8 @@ pub struct PoolOptions {
     pub stalled_after: u64,
     /// Where it tells what happens, if somebody listens.
     pub events: Option<Arc<Events>>,
+    /// How many bytes of memory its tasks may add together; none for any number.
+    pub memory: Option<u64>,
 }
 
 /// What `PoolOptions::stalled_after` should be.
@@ -194,7 +199,8 @@ pub(crate) struct State {
     is_watched: bool,
     /// Whether it comes now and then to look whether all goes on.
     is_patrolled: bool,
-    /// The shortest time that a task had of those that came since there were none.
+    /// The longest time between two looks that is short enough for all limits of tasks that came since there
+    /// were none.
     shortest_limit: Option<u64>,
     /// Whether what has failed is not to run again, whatever was asked: all that waited was ended.
     ends_early: bool,
@@ -206,6 +212,9 @@ pub(crate) struct State {
     lent: usize,
     /// Whether slots have to be opened or closed since `lent` has changed.
     is_unsettled: bool,
+    capacity: Capacity,
+    /// Whether a task waits that a worker could take if there were more memory.
+    is_held_back: bool,
 }
 
 /// A pool of workers.
@@ -222,6 +231,7 @@ pub struct Pool {
     requests: Socket,
     workers_requests: Socket,
     events: Option<Arc<Events>>,
+    budget: Option<Budget>,
     page: PoolPage,
     pub(crate) event: Event,
     state: Mutex<State>,
@@ -245,6 +255,7 @@ impl Pool {
             stuck_after,
             stalled_after,
             events,
+            memory,
         } = options;
         let (requests, workers_requests) = Socket::pair()?;
         let pool = Arc::new(Self {
@@ -258,6 +269,7 @@ impl Pool {
             stalled_after,
             initializer,
             events,
+            budget: memory.map(|limit| Budget::new(limit, workers)),
             page: PoolPage::create(workers as u32)?,
             event: Event::new()?,
             state: Mutex::new(State {
@@ -290,6 +302,8 @@ impl Pool {
                 seed: monotonic_nanos() | 1,
                 lent: 0,
                 is_unsettled: false,
+                capacity: Capacity::default(),
+                is_held_back: false,
             }),
             quiet: Condvar::new(),
             unseen: Unseen::default(),
@@ -343,6 +357,7 @@ impl Pool {
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
             && let Some(slot) = state.scheduler.choose(entry.depth)
+            && self.admits(&mut state, slot, &entry)
         {
             let behind_another = is_block || state.scheduler.held_count(slot) > 0;
             match self.write(&mut state, slot, entry) {
@@ -371,6 +386,11 @@ impl Pool {
         if let Some(time) = limits.time {
             let shortest = state.shortest_limit.into_iter().chain([time]).min();
             state.shortest_limit = shortest;
+            self.watch(state);
+        }
+        if let Some(memory) = limits.memory {
+            let look = memory::look_after(memory);
+            state.shortest_limit = state.shortest_limit.into_iter().chain([look]).min();
             self.watch(state);
         }
     }

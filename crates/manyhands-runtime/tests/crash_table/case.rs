@@ -2,9 +2,9 @@
 
 use crate::crash_table::site::Site;
 use crate::crash_table::{
-    again, blocks, blocks_ended, descriptors, ending, failed_births, nested, nonsense, paused,
-    rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls, taken_back, tasks,
-    taught, waiting, zygotes,
+    again, blocks, blocks_ended, descriptors, ending, failed_births, memory, nested, nonsense,
+    paused, rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls, taken_back,
+    tasks, taught, waiting, zygotes,
 };
 
 /// One line of the table.
@@ -40,6 +40,7 @@ pub(crate) fn all() -> Vec<Case> {
         waiting::cases,
         paused::cases,
         stopping::cases,
+        memory::cases,
         stalls::cases,
         again::cases,
         nested::cases,

@@ -164,6 +164,20 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
+            memory: None,
+        })
+    }
+
+    /// A pool whose tasks may take so many bytes together.
+    pub(crate) fn pool_with_memory(&self, workers: usize, bytes: u64) -> Arc<Pool> {
+        self.pool_of(PoolOptions {
+            workers,
+            initializer: None,
+            cores: manyhands_os::cpu_count(),
+            stuck_after: None,
+            stalled_after: STALLED_AFTER,
+            events: None,
+            memory: Some(bytes),
         })
     }
 
@@ -177,6 +191,7 @@ impl Site {
             stuck_after: Some(after),
             stalled_after: after,
             events: None,
+            memory: None,
         })
     }
 
