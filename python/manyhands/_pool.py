@@ -56,6 +56,9 @@ _stalled_after: float | None = None
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
+# `recycle_after_tasks`, `recycle_rss`, `recycle_age` and `idle_timeout` where none is given.
+_NEVER_RECYCLED = (None, None, None, None)
+
 
 class Pool(_core.PoolBase, Executor):
     """Workers that run functions: a `concurrent.futures.Executor`.
@@ -111,10 +114,18 @@ class Pool(_core.PoolBase, Executor):
             a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
+        recycle_after_tasks: after how many tasks, or items of maps, a worker process gives way to
+            a fresh one, which is started before that; None for never.
+        recycle_rss: with how much resident memory of its own, between two tasks, it gives way, as a
+            number of bytes or a text as "2GB". What it shares with others (files, the store) does
+            not count. A worker that is above it before its first task breaks the pool.
+        recycle_age: after how many seconds of its life it gives way.
+        idle_timeout: after how many seconds with nothing to do it leaves; workers come back with
+            work. None for never.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0.
+            not above 0; `recycle_rss` is below 1 MB; the engine has no processes to recycle.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -145,6 +156,10 @@ class Pool(_core.PoolBase, Executor):
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
+        recycle_after_tasks: int | None = None,
+        recycle_rss: int | str | None = None,
+        recycle_age: float | None = None,
+        idle_timeout: float | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -186,6 +201,12 @@ class Pool(_core.PoolBase, Executor):
         task_options = TaskOptions().but(task_timeout, grace, retry)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
+        recycled = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
+        native_recycling = _NEVER_RECYCLED
+        if recycled != _NEVER_RECYCLED:
+            from manyhands._recycling import recycling
+
+            native_recycling = recycling(engine, *recycled)
         pool = super().__new__(
             cls,
             engine,
@@ -197,6 +218,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            native_recycling,
         )
         pool._options = task_options
         pool._exit_grace = exit_grace
@@ -219,7 +241,7 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None
+            cls, "nested", workers, None, True, True, "", native, watch, None, _NEVER_RECYCLED
         )
         pool._options = options
         pool._exit_grace = None
@@ -261,6 +283,11 @@ class Pool(_core.PoolBase, Executor):
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
+            store: int | str | None = None,
+            recycle_after_tasks: int | None = None,
+            recycle_rss: int | str | None = None,
+            recycle_age: float | None = None,
+            idle_timeout: float | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -586,6 +613,42 @@ class Pool(_core.PoolBase, Executor):
         )
         return PoolStats(workers=workers, store=store, **found)
 
+    def resize(self, workers: int) -> None:
+        """Has the pool use so many worker processes from now on. It does not wait for that.
+
+        Those that are too many start nothing new and leave when what they run has ended; what they
+        held goes to others. More are started when there is work for them.
+
+        Args:
+            workers: how many.
+
+        Raises:
+            ValueError: `workers` is below 1, or above 4000; the workers of the engine cannot
+                become more or fewer, which is so for threads and inline.
+            RuntimeError: the pool is shut down or broken; or this is one of its tasks.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(1) as pool:
+        ...     results = pool.map(abs, range(-3, 0))
+        ...     pool.resize(2)
+        ...     pool.workers, list(results)
+        (2, [3, 2, 1])
+        """
+        from manyhands._recycling import resize
+
+        resize(self, workers)
+
+    @property
+    def workers(self) -> int:
+        """How many workers the pool may have; fewer live while there is no work for all.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(2) as pool:
+        ...     pool.workers
+        2
+        """
+        return self._workers
+
     def refresh(self, fn: Callable[..., object], /) -> None:
         """Has a function's captured data sent anew when it is next used.
 
@@ -720,6 +783,10 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
     for name, value in unknown.items():
         if name in _FOREIGN_SPELLINGS:
             raise TypeError(f"Pool() has no {name}=; write workers={value!r}")
+        from manyhands._recycling import FOREIGN
+
+        if name in FOREIGN:
+            raise TypeError(f"Pool() has no {name}=; write {FOREIGN[name]}={value!r}")
         raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
 
 

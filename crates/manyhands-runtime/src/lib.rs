@@ -71,7 +71,8 @@ pub use life_line::close_life_lines_after_fork;
 pub use nested::caller::Caller;
 #[cfg(not(manyhands_loom))]
 pub use pool::{
-    Awaited, Initializer, Pool, PoolOptions, PoolStats, Refused, STALLED_AFTER, WorkerStats,
+    Awaited, Initializer, Pool, PoolOptions, PoolStats, Recycling, Refused, STALLED_AFTER,
+    WorkerStats,
 };
 #[cfg(not(manyhands_loom))]
 pub use protocol::{ITEM_MORE, Reference, ResultKind, Section, TaskKind, WorkerKey};

@@ -7,7 +7,7 @@ use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker;
 use manyhands_runtime::{
     Buffer, Bytes, Definition, Entry, Initializer, Launcher, Limits, Outcome, Pool, PoolOptions,
-    PoolStats, Refused, Retry, STALLED_AFTER, Supervisor, Task, TaskKind,
+    PoolStats, Recycling, Refused, Retry, STALLED_AFTER, Supervisor, Task, TaskKind,
 };
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -164,6 +164,7 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
+            recycling: Recycling::default(),
         })
     }
 
@@ -177,6 +178,7 @@ impl Site {
             stuck_after: Some(after),
             stalled_after: after,
             events: None,
+            recycling: Recycling::default(),
         })
     }
 
