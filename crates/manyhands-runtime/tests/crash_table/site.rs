@@ -151,6 +151,16 @@ impl Site {
 
     /// A pool whose workers run the command first.
     pub(crate) fn pool_with(&self, workers: usize, initializer: Option<&str>) -> Arc<Pool> {
+        self.pool_of_recycled(workers, initializer, Recycling::default())
+    }
+
+    /// The same, of workers that give way to fresh ones.
+    pub(crate) fn pool_of_recycled(
+        &self,
+        workers: usize,
+        initializer: Option<&str>,
+        recycling: Recycling,
+    ) -> Arc<Pool> {
         let initializer = initializer.map(|command| Initializer {
             definition: None,
             needs: Vec::new(),
@@ -164,7 +174,7 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
-            recycling: Recycling::default(),
+            recycling,
         })
     }
 
