@@ -72,13 +72,11 @@ def _check_positive(name: str, value: Any) -> None:
 def resize(pool: Pool, workers: int) -> None:
     """`Pool.resize`."""
     check_workers(workers)
-    if pool._number() == 0 and pool._engine == "process":
-        raise RuntimeError("resize() is for the process that made the pool, not for its tasks")
     if pool._engine != "process":
         raise ValueError(
             f'resize() is for engine="process": the workers of engine="{pool._engine}" stay as '
             "many as they are"
         )
     if not pool._resize(workers):
-        raise RuntimeError("cannot resize: the pool is shut down, or broken")
+        raise RuntimeError("cannot resize: the pool is shut down or broken, or it runs this task")
     pool._workers = workers

@@ -146,6 +146,24 @@ def test_limits_retries_and_cancelling_go_on(tmp_path: Path) -> None:
         assert all(future.result(60) for future in waiting[1::2])
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("recycle_after_tasks", 2), ("recycle_rss", "60MB"), ("recycle_age", 0.05)],
+)
+def test_listeners_hear_of_it(option: str, value: Any) -> None:
+    seen: list[mh.Event] = []
+    wanted: dict[str, Any] = {option: value}
+    with mh.Pool(1, on_event=seen.append, **wanted) as pool:
+        for _ in range(1000):
+            pool.submit(leak, 4_000_000 if option == "recycle_rss" else 10).result(60)
+            if pool.stats().recycled:
+                break
+        until_recycled(pool, 1)
+    recycled = [event for event in seen if event.kind == "recycled"]
+    assert {event.cause for event in recycled} == {option}
+    assert {event.kind for event in seen if event.task is None} <= {"born", "left", "recycled"}
+
+
 # ------------------------------------------------------------------------------------ memory, age
 
 

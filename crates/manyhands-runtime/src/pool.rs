@@ -19,7 +19,7 @@ mod waiting;
 
 pub(crate) use lending::Calls;
 pub(crate) use patrol::Patrol;
-pub(crate) use recycling::Term;
+pub(crate) use recycling::{Part, Term};
 pub(crate) use stopping::Stop;
 
 pub use recycling::Recycling;

@@ -931,4 +931,43 @@ mod tests {
         let bound = work / workers as u64 + 50_000_000;
         assert!(now <= bound, "{now} ns, greedy bound {bound} ns");
     }
+
+    #[test]
+    fn a_worker_is_given_its_share_and_no_more() {
+        let mut scheduler: Scheduler<u32> = Scheduler::new(2);
+        scheduler.limit(2);
+        for slot in [Slot(0), Slot(1)] {
+            scheduler.open(slot, false);
+            scheduler.born(slot);
+        }
+        scheduler.observe(1, 1_000);
+        (0..10).for_each(|task| scheduler.add(task));
+        assert_eq!(assign(&mut scheduler).len(), 4);
+        assert_eq!((scheduler.left(Slot(0)), scheduler.room(Slot(0))), (0, 0));
+        // What is taken back was not run: another may be given in its place.
+        scheduler.revoked(Slot(0), 1, |_| ());
+        assert_eq!(scheduler.left(Slot(0)), 1);
+        assert_eq!(assign(&mut scheduler).len(), 1);
+        while scheduler.ended(Slot(0), 1).is_some() && scheduler.held_count(Slot(0)) > 0 {}
+        // It is done, and no thief.
+        assert!(!scheduler.is_low(Slot(0)) && !scheduler.has_idle());
+        let _rest = scheduler.take_queue();
+        assert_eq!(scheduler.steal(), None);
+        assert_eq!(scheduler.choose(0), None);
+    }
+
+    #[test]
+    fn a_first_record_is_not_of_the_share() {
+        let mut scheduler: Scheduler<u32> = Scheduler::new(1);
+        scheduler.limit(1);
+        scheduler.open(Slot(0), true);
+        scheduler.published(Slot(0), 100);
+        assert_eq!(scheduler.left(Slot(0)), 1);
+        scheduler.give_free(Slot(0));
+        scheduler.published(Slot(0), 101);
+        assert_eq!(scheduler.left(Slot(0)), 1);
+        scheduler.died(Slot(0), 0, |_| ());
+        scheduler.open(Slot(0), false);
+        assert_eq!(scheduler.left(Slot(0)), 1, "a share is one worker's");
+    }
 }

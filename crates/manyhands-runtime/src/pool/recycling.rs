@@ -29,6 +29,7 @@
 //! ages, workers that idle or do not leave, and births of spares that failed.
 
 use super::{Phase, Pool, Seat, State};
+use crate::events::Why;
 use crate::fail_point::fail_point;
 use crate::protocol::{TaskKind, WorkerKey};
 use crate::scheduler::Slot;
@@ -66,9 +67,9 @@ pub(crate) enum Part {
     Spare,
     Serves,
     Suspect,
-    Due,
-    /// With `true` it was replaced.
-    Relieved(bool),
+    Due(Why),
+    /// Why it was replaced, if it was.
+    Relieved(Option<Why>),
 }
 
 /// What is kept of a worker for this.
@@ -95,7 +96,7 @@ impl Term {
 
     /// Whether it may be given tasks, as far as this goes.
     pub(crate) fn takes(&self) -> bool {
-        matches!(self.part, Part::Serves | Part::Due)
+        matches!(self.part, Part::Serves | Part::Due(_))
     }
 
     /// Whether the next result of its worker may change what it is for.
@@ -217,7 +218,7 @@ impl Pool {
                 Seat::Asked { spare: false } => places -= 1,
                 seat if seat.counts() => {
                     if places == 0 {
-                        state.set_part(slot, Part::Relieved(false));
+                        state.set_part(slot, Part::Relieved(None));
                     }
                     places = places.saturating_sub(1);
                 }
@@ -226,7 +227,7 @@ impl Pool {
         }
         for seat in &mut state.seats {
             if let Seat::Taken(worker) = seat
-                && worker.term.part == Part::Relieved(false)
+                && worker.term.part == Part::Relieved(None)
                 && !worker.leaving
                 && places > 0
             {
@@ -258,14 +259,14 @@ impl Pool {
                     && let Seat::Taken(worker) = &mut state.seats[index]
                     && worker.term.part == Part::Serves
                 {
-                    worker.term.part = Part::Due;
+                    worker.term.part = Part::Due(Why::Tasks);
                 }
             }
         }
-        while let Some((due, spare)) = self.due_and_spare(state) {
+        while let Some((due, why, spare)) = self.due_and_spare(state) {
             // RELIEVE
             state.set_part(spare, Part::Serves);
-            state.set_part(due, Part::Relieved(true));
+            state.set_part(due, Part::Relieved(Some(why)));
             state.scheduler.reopen(spare);
             fail_point("parent.relieved");
         }
@@ -290,16 +291,16 @@ impl Pool {
     }
 
     /// Who is due, before others one that can do nothing else, and a spare that can take its place.
-    fn due_and_spare(&self, state: &State) -> Option<(Slot, Slot)> {
-        let is_due =
-            |(_, worker): &(Slot, &Worker)| worker.term.part == Part::Due && worker.is_sound();
-        let due: Vec<Slot> = state
+    fn due_and_spare(&self, state: &State) -> Option<(Slot, Why, Slot)> {
+        let due: Vec<_> = state
             .workers()
-            .filter(is_due)
-            .map(|(slot, _)| slot)
+            .filter_map(|(slot, worker)| match worker.term.part {
+                Part::Due(why) if worker.is_sound() => Some((slot, why)),
+                _ => None,
+            })
             .collect();
-        let spent = due.iter().find(|&&slot| state.is_spent(slot));
-        let due = *spent.or(due.first())?;
+        let spent = due.iter().find(|&&(slot, _)| state.is_spent(slot));
+        let &(due, why) = spent.or(due.first())?;
         let is_warm = |(slot, worker): &(Slot, &Worker)| {
             worker.term.part == Part::Spare
                 && worker.is_sound()
@@ -308,7 +309,7 @@ impl Pool {
                 && (self.recycling.above.is_none() || worker.term.is_weighed)
         };
         let (spare, _) = state.workers().find(is_warm)?;
-        Some((due, spare))
+        Some((due, why, spare))
     }
 
     /// LEAVE, if it holds nothing any more.
@@ -321,7 +322,7 @@ impl Pool {
         }
         worker.leaving = true;
         worker.term.leave_by = Some(monotonic_nanos() + LEAVE_WAIT);
-        state.recycled += u64::from(worker.term.part == Part::Relieved(true));
+        state.recycled += u64::from(matches!(worker.term.part, Part::Relieved(Some(_))));
         state.scheduler.leaves(slot);
         let exit = Entry::new(None, TaskKind::Exit, None, Vec::new(), 0, Bytes::default());
         if self.write(state, slot, exit).is_none() {
@@ -335,8 +336,8 @@ impl Pool {
         let (mut spent, mut near, mut there) = (0, 0, 0);
         for (slot, worker) in state.workers() {
             match worker.term.part {
-                Part::Due if !worker.lends() && state.is_spent(slot) => spent += 1,
-                Part::Due => near += 1,
+                Part::Due(_) if !worker.lends() && state.is_spent(slot) => spent += 1,
+                Part::Due(_) => near += 1,
                 Part::Spare => there += 1,
                 // Nobody gives way while there is nothing to do.
                 Part::Serves if state.pending > 0 && state.is_near(slot) => near += 1,
@@ -443,7 +444,7 @@ impl Pool {
         {
             let at = worker.born_at.saturating_add(age);
             if at <= now {
-                worker.term.part = Part::Due;
+                worker.term.part = Part::Due(Why::Age);
             } else {
                 next = Some(at);
             }
@@ -458,7 +459,7 @@ impl Pool {
             match worker.term.idle.filter(|_| is_idle) {
                 Some((done, number, since)) if (done, number) == seen => {
                     if now.saturating_sub(since) >= after {
-                        worker.term.part = Part::Relieved(false);
+                        worker.term.part = Part::Relieved(None);
                     }
                 }
                 _ => worker.term.idle = is_idle.then_some((seen.0, seen.1, now)),
@@ -519,7 +520,7 @@ impl Pool {
                 );
                 self.break_down(state, Arc::new(Breakage::Limit(why)));
             }
-            (true, true) => worker.term.part = Part::Due,
+            (true, true) => worker.term.part = Part::Due(Why::Memory),
             (true, false) if worker.term.part == Part::Serves && !is_fresh => {
                 worker.term.part = Part::Suspect;
                 let slot = Slot(weight.key.slot);
