@@ -163,6 +163,10 @@ def test_signatures_can_be_read() -> None:
         "stuck_after",
         "on_event",
         "store",
+        "recycle_after_tasks",
+        "recycle_rss",
+        "recycle_age",
+        "idle_timeout",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

@@ -240,7 +240,7 @@ def test_a_long_task_is_not_idle() -> None:
 )
 def test_engines_without_processes_refuse_it_by_name(engine: str, option: str) -> None:
     wanted: dict[str, Any] = {option: "2GB" if option == "recycle_rss" else 10}
-    with pytest.raises(ValueError, match=f"{option}= is for engine=\"process\".*{engine}"):
+    with pytest.raises(ValueError, match=f'{option}= is for engine="process".*{engine}'):
         mh.Pool(2, engine=engine, **wanted)
 
 
