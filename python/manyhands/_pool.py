@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
 
 A = TypeVar("A")
@@ -201,12 +202,12 @@ class Pool(_core.PoolBase, Executor):
         task_options = TaskOptions().but(task_timeout, grace, retry)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
-        recycled = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
-        native_recycling = _NEVER_RECYCLED
-        if recycled != _NEVER_RECYCLED:
+        wishes = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
+        recycled: _Recycling = _NEVER_RECYCLED
+        if wishes != _NEVER_RECYCLED:
             from manyhands._recycling import recycling
 
-            native_recycling = recycling(engine, *recycled)
+            recycled = recycling(engine, *wishes)
         pool = super().__new__(
             cls,
             engine,
@@ -218,7 +219,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
-            native_recycling,
+            recycled,
         )
         pool._options = task_options
         pool._exit_grace = exit_grace

@@ -1,4 +1,4 @@
-"""Workers that give way to fresh ones: after tasks, above a size, at an age; and that leave when idle."""
+"""Workers that give way to fresh ones, after tasks, above a size, at an age; and that idle."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def until_recycled(pool: mh.Pool, count: int) -> None:
 @pytest.mark.parametrize("way", ["submit", "map", "unordered"])
 @pytest.mark.parametrize("most", [1, 7])
 def test_no_worker_runs_more_than_its_share(way: str, most: int) -> None:
-    """mpire#74, loky#305: many results, none lost or repeated, and each worker keeps to its share."""
+    """loky#373: nothing is lost or repeated, and each worker keeps to its share."""
     with mh.Pool(2, recycle_after_tasks=most) as pool:
         if way == "submit":
             got = [future.result(60) for future in [pool.submit(pid_of, n) for n in range(100)]]
@@ -67,6 +67,15 @@ def test_no_worker_runs_more_than_its_share(way: str, most: int) -> None:
         assert len(counts) >= 100 / most
         until_recycled(pool, 100 // most - 2)
         assert pool.stats().deaths == 0
+
+
+def test_one_worker_with_short_shares() -> None:
+    """cpython#115634: one worker and `max_tasks_per_child=2`: "prints 0 and 1, then hangs"."""
+    with mh.Pool(1, recycle_after_tasks=2) as pool:
+        futures = [pool.submit(pid_of, number) for number in range(10)]
+        got = [future.result(60) for future in futures]
+        assert [item for _, item in got] == list(range(10))
+        assert len({pid for pid, _ in got}) == 5
 
 
 def test_a_block_is_cut_where_a_share_ends() -> None:
@@ -142,7 +151,9 @@ def test_limits_retries_and_cancelling_go_on(tmp_path: Path) -> None:
         assert set(values) >= {n for n in range(40) if n % 10 != 9}
         waiting = [pool.submit(pid_after, 0.01) for _ in range(50)]
         cancelled = [future.cancel() for future in waiting[::2]]
-        assert all(future.cancelled() for future, was in zip(waiting[::2], cancelled) if was)
+        assert all(
+            future.cancelled() for future, was in zip(waiting[::2], cancelled, strict=True) if was
+        )
         assert all(future.result(60) for future in waiting[1::2])
 
 
@@ -168,7 +179,7 @@ def test_listeners_hear_of_it(option: str, value: Any) -> None:
 
 
 def test_a_worker_that_keeps_memory_gives_way() -> None:
-    """bpo-38799 and many others: memory that tasks leak goes with their worker."""
+    """celery#4843, ray#44438: memory that tasks leak goes with their worker."""
     with mh.Pool(2, recycle_rss="80MB") as pool:
         pids = set(pool.map(leak, [5_000_000] * 100, timeout=100))
         until_recycled(pool, 1)
@@ -185,6 +196,8 @@ def test_memory_that_a_task_gives_back_is_no_reason() -> None:
 
 
 def test_a_fresh_worker_that_is_too_large_breaks_the_pool() -> None:
+    """celery#4125, celery#4809: workers are started for ever, each above the limit at once."""
+
     def fill() -> None:
         leak(40_000_000)
 

@@ -1,4 +1,4 @@
-"""Pools that become larger and smaller while they work, also under many threads that use them at once."""
+"""Pools that become larger and smaller while they work, also used by many threads at once."""
 
 from __future__ import annotations
 

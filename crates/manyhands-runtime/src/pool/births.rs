@@ -330,6 +330,10 @@ impl Pool {
             state.seats[index] = Seat::Asked { spare: false };
             self.supervisor.command(Command::Births(self.id));
         }
+        if leaving && state.scheduler.queued() > 0 && !matches!(state.phase, Phase::Broken(_)) {
+            // It went for want of work, which has come since.
+            self.ask_for_workers(&mut state);
+        }
         self.balance(&mut state);
         self.tell_all(&mut state);
         self.quiet.notify_all();

@@ -421,7 +421,8 @@ impl Pool {
 
     /// When to look at this worker again.
     fn keep_one(&self, state: &mut State, slot: Slot, now: u64) -> Option<u64> {
-        let is_idle = state.scheduler.held_count(slot) == 0;
+        // Who can take nothing of what waits has a successor to wait for.
+        let is_idle = state.scheduler.held_count(slot) == 0 && state.scheduler.queued() == 0;
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             return None;
         };
