@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from manyhands import _core, _outcome
+from manyhands import _core, _encoding, _outcome
 from manyhands._code import modules_named_by
 
 # The placeholder package lets the zygote import what it needs of manyhands and no more; see
@@ -27,8 +27,9 @@ main({version!r})
 _FLAGS = {"debug": "d", "dont_write_bytecode": "B", "bytes_warning": "b", "optimize": "O"}
 _X_OPTIONS = ("dev", "utf8", "faulthandler", "gil", "int_max_str_digits", "no_debug_ranges")
 
-# Where errors are put together must be there before anything is short, descriptors for one.
-_needed_then = _outcome
+# What defines functions and puts errors together must be there before anything is short,
+# descriptors for one.
+_needed_then = _encoding, _outcome
 
 _launched_with: list[str] | None = None
 
@@ -171,7 +172,7 @@ def prepare(function: Any) -> None:
         _core.preload(names)
 
 
-def forget_launch() -> None:
+def forget_parent() -> None:
     """In a child of fork: nothing was launched yet."""
     global _launched_with, _told
     _launched_with = _told = None

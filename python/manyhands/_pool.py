@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from manyhands import _core, _encoding, _events, _future, _nested
+from manyhands import _core, _events, _future, _nested
 from manyhands._config import (
     check_engine,
     check_workers,
@@ -26,7 +26,6 @@ from manyhands._describe import is_coroutine_function, name_of
 from manyhands._dump import PoolDump, make_dump
 from manyhands._events import Event, Listener, check_listener
 from manyhands._future import forward_logs, stop_teller
-from manyhands._launch import forget_launch, launch
 from manyhands._options import UNSET, TaskOptions, Unset, check_seconds, map_options, shortest
 from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, StoreStats, WorkerStats
@@ -186,6 +185,9 @@ class Pool(_core.PoolBase, Executor):
         prefix = ""
         if engine == "process":
             _refuse_while_loading()
+            # With it comes what defines functions: not before somebody needs it.
+            from manyhands._launch import launch
+
             launch()
             if preload:
                 _core.preload(list(preload))
@@ -671,7 +673,9 @@ class Pool(_core.PoolBase, Executor):
         """
         if not callable(fn):
             raise TypeError(f"the argument must be callable, not {type(fn).__name__}")
-        _encoding.refresh(fn)
+        from manyhands._encoding import refresh
+
+        refresh(fn)
 
     def dump(self) -> PoolDump:
         """What each worker does just now: its task, and its Python stack.
@@ -1129,11 +1133,10 @@ def _after_fork_in_child() -> None:
     _pools.clear()
     _future.forget_parent()
     _events.forget_parent()
-    _encoding.forget_parent()
-    forget_launch()
-    threads = sys.modules.get("manyhands._threads")
-    if threads is not None:
-        threads.forget_parent()
+    for name in ("_encoding", "_launch", "_threads"):
+        module = sys.modules.get(f"manyhands.{name}")
+        if module is not None:
+            module.forget_parent()
 
 
 atexit.register(_at_exit)

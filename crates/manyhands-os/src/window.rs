@@ -17,7 +17,9 @@ mod written;
 use crate::memory::sealable_file;
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, fstat, ftruncate};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
+};
 use rustix::process::{Resource, getrlimit};
 use std::fs::{self, File};
 use std::io;
@@ -25,7 +27,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use streaming::{STREAMED, copy_streaming};
 use written::Scan;
 
@@ -46,6 +48,8 @@ pub struct Window {
     len: usize,
     scan: Scan,
     mappings: OnceLock<Mappings>,
+    /// Where the shared mapping is memory of this process alone.
+    displaced: Mutex<Vec<Range<usize>>>,
 }
 
 #[derive(Debug)]
@@ -87,6 +91,7 @@ impl Window {
             len,
             scan,
             mappings,
+            displaced: Mutex::default(),
         }
     }
 
@@ -143,7 +148,11 @@ impl Window {
     /// Writes through the shared mapping, which is mapped if need be: the faster way into pages that this
     /// process has used before.
     pub fn write_warm(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let at = self.check(offset, bytes.len())?.start;
+        let range = self.check(offset, bytes.len())?;
+        if self.is_displaced(&range) {
+            return self.write_cold(offset, bytes);
+        }
+        let at = range.start;
         self.map()?;
         let shared = self.shared().ok_or(io::ErrorKind::AddrNotAvailable)?;
         // SAFETY: `check` has seen that the range is in the window, so in the mapping, which no Rust
@@ -174,6 +183,75 @@ impl Window {
             Err(Errno::INVAL) => Ok(()),
             answer => Ok(answer?),
         }
+    }
+
+    /// The shared mapping of a range, with its pages mapped, for somebody who writes there piece by piece;
+    /// none where it is displaced.
+    pub fn lay_open(&self, offset: u64, len: usize) -> io::Result<Option<NonNull<u8>>> {
+        let range = self.check(offset, len)?;
+        if self.is_displaced(&range) {
+            return Ok(None);
+        }
+        self.populate(offset, len)?;
+        let shared = self.shared().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        // SAFETY: the range is in the window, so in the mapping.
+        Ok(Some(unsafe { shared.add(range.start) }))
+    }
+
+    /// Makes the pages of the shared mapping around a range memory of this process alone, with the content that
+    /// they have, for somebody who goes on to use the addresses while the range itself is another's from now
+    /// on. Nobody may write there meanwhile. Here the window is written by descriptor, until `replace`.
+    pub fn displace(&self, offset: u64, len: usize) -> io::Result<()> {
+        let range = whole_pages(&self.check(offset, len)?);
+        let mappings = self.mappings.get().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let mut displaced = self.lock_displaced();
+        // SAFETY: a fresh mapping at an address of the kernel's choice; it is filled from pages of the shared
+        // mapping, and takes their place.
+        unsafe {
+            let there = mappings.shared.start.as_ptr().add(range.start);
+            let copy =
+                mmap_anonymous(std::ptr::null_mut(), range.len(), access, MapFlags::PRIVATE)?;
+            std::ptr::copy_nonoverlapping(there, copy.cast(), range.len());
+            let flags = MremapFlags::MAYMOVE;
+            if let Err(error) = mremap_fixed(copy, range.len(), range.len(), flags, there.cast()) {
+                munmap(copy, range.len())?;
+                return Err(error.into());
+            }
+        }
+        displaced.push(range);
+        Ok(())
+    }
+
+    /// The shared mapping is what it was before `displace` with the same range; nobody uses its addresses.
+    pub fn replace(&self, offset: u64, len: usize) -> io::Result<()> {
+        let range = whole_pages(&self.check(offset, len)?);
+        let mappings = self.mappings.get().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut displaced = self.lock_displaced();
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: replaces pages of the shared mapping by those that belong there.
+        unsafe {
+            let there = mappings.shared.start.as_ptr().add(range.start).cast();
+            let (len, offset) = (range.len(), range.start as u64);
+            mmap(there, len, access, flags, &self.file, offset)?;
+            madvise(there, len, Advice::LinuxDontDump)?;
+        }
+        displaced.retain(|other| *other != range);
+        Ok(())
+    }
+
+    fn is_displaced(&self, range: &Range<usize>) -> bool {
+        let displaced = self.lock_displaced();
+        displaced
+            .iter()
+            .any(|other| other.start < range.end && range.start < other.end)
+    }
+
+    fn lock_displaced(&self) -> MutexGuard<'_, Vec<Range<usize>>> {
+        self.displaced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no page of the private mapping there was written by this process. The range is taken

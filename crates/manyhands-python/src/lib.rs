@@ -18,6 +18,7 @@ mod feed;
 mod functions;
 mod future;
 mod hooks;
+mod in_place;
 mod inline;
 mod input;
 mod local;

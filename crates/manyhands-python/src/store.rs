@@ -4,6 +4,7 @@
 //! travel as references to blocks of the store. A buffer that is in the store already, in what a task was
 //! given or has returned, is not copied as long as nobody has written to it.
 
+use crate::in_place::{self, Found};
 use crate::pickle::{self, Dumped};
 use crate::{bystanders, hooks, octets, process};
 use manyhands_runtime::{
@@ -63,11 +64,11 @@ impl Exported {
         usize::try_from(self.0.len).unwrap_or(0)
     }
 
-    fn address(&self) -> usize {
+    pub(crate) fn address(&self) -> usize {
         self.0.buf.addr()
     }
 
-    fn is_writable(&self) -> bool {
+    pub(crate) fn is_writable(&self) -> bool {
         self.0.readonly == 0
     }
 
@@ -396,9 +397,9 @@ impl Spilled {
     }
 }
 
-/// An error unless there is memory to send a result, for which the store has no room, in the message.
-pub(crate) fn check_memory(buffers: &[Exported]) -> PyResult<()> {
-    let bytes = buffers.iter().map(Exported::len).sum();
+/// An error unless there is memory to send a result with so many bytes in buffers, for which the store has no room,
+/// in the message.
+pub(crate) fn check_memory(bytes: usize) -> PyResult<()> {
     memory_in_band(bytes).map_err(|left| {
         PyMemoryError::new_err(format!(
             "the result has {bytes} bytes in large buffers, for which the object store has no room: \
@@ -409,20 +410,28 @@ pub(crate) fn check_memory(buffers: &[Exported]) -> PyResult<()> {
 }
 
 /// The buffers of a result in the store, copied there unless they are; none if there is no room.
-pub(crate) fn fill(end: &mut WorkerEnd, buffers: &[Exported]) -> PyResult<Option<Vec<Filled>>> {
-    let mut filled = Vec::with_capacity(buffers.len());
+pub(crate) fn fill(end: &mut WorkerEnd, buffers: Vec<Exported>) -> PyResult<Option<Vec<Found>>> {
+    let mut found = Vec::with_capacity(buffers.len());
     for exported in buffers {
-        if let Some(buffer) = viewed(exported).filter(is_lent) {
-            filled.push(Filled::Came(buffer));
+        if let Some(buffer) = viewed(&exported).filter(is_lent) {
+            found.push(Found::Filled(Filled::Came(buffer)));
             continue;
         }
+        let exported = match in_place::find(exported, &found) {
+            Ok(place) => {
+                found.push(Found::InPlace(place));
+                continue;
+            }
+            Err(exported) => exported,
+        };
         let Some(room) = end.reserve(exported.len()) else {
             return Ok(None);
         };
         room.write(end.window(), exported.bytes())?;
-        filled.push(Filled::Room(room, exported.is_writable()));
+        let filled = room.filled(0, exported.len(), exported.is_writable());
+        found.push(Found::Filled(filled));
     }
-    Ok(Some(filled))
+    Ok(Some(found))
 }
 
 // ---- Into Python ----------------------------------------------------------------------------
@@ -621,6 +630,7 @@ static FORKING: Mutex<Option<(OwnedFd, OwnedFd)>> = Mutex::new(None);
 /// Before the process forks.
 #[pyfunction]
 pub(crate) fn before_fork() {
+    in_place::before_fork();
     forget_forked();
     if COUNT.load(Ordering::Relaxed) > 0 {
         // Without a pipe, with no descriptor left, the child has to do without.

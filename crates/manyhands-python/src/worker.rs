@@ -2,15 +2,16 @@
 
 use crate::calls::{self, HIDE_ARGS, Item};
 use crate::codec::{Decoder, Encoder};
+use crate::in_place::{self, Found};
 use crate::local::{self, Kind};
 use crate::needs;
 use crate::nested;
 use crate::octets;
 use crate::pickle::{self, Dumped};
-use crate::store;
+use crate::store::{self, Exported};
 use manyhands_runtime::{
-    Birth, Buffer, Claimed, Filled, Next, Request, ResultKind, Section, StopWord, TaskKind,
-    Unreadable, Unwanted, WorkerEnd, Zygote,
+    Birth, Buffer, Claimed, Next, Request, ResultKind, Section, StopWord, TaskKind, Unreadable,
+    Unwanted, WorkerEnd, Zygote,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
@@ -166,7 +167,12 @@ struct Worker<'py> {
     /// What came read-only with the task that ran last.
     came_locked: Vec<store::ReadOnly>,
     /// Those of the result in `out`.
-    filled: Vec<Filled>,
+    found: Vec<Found>,
+    /// The definition that runs.
+    running: Option<u32>,
+    /// The lengths of the large buffers of its result, and of those of all.
+    returned: Vec<usize>,
+    sizes: in_place::Sizes,
     retry: Retrying,
     block: OpenBlock<'py>,
     decoder: Decoder,
@@ -264,7 +270,10 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         idle: worker.getattr("idle")?,
         out: Vec::new(),
         came_locked: Vec::new(),
-        filled: Vec::new(),
+        found: Vec::new(),
+        running: None,
+        returned: Vec::new(),
+        sizes: in_place::Sizes::default(),
         retry: Retrying::default(),
         block: OpenBlock::default(),
         decoder: Decoder::default(),
@@ -362,6 +371,7 @@ impl<'py> Worker<'py> {
         self.decoder.forget_classes();
         self.encoder = Encoder::default();
         let (definition, attempt) = (claimed.definition, claimed.attempt);
+        self.running = Some(definition);
         let hide_args = claimed.tag & HIDE_ARGS != 0;
         nested::set_hides(hide_args);
         let mut needs = Vec::new();
@@ -413,11 +423,14 @@ impl<'py> Worker<'py> {
             return Ok(());
         }
         let (error, item, may_again) = match outcome {
-            Ok((value, item)) => match self.publish_item(&value) {
-                Ok(()) => return Ok(()),
+            Ok((value, item)) => {
                 // What a generator raises is the function's; what cannot be sent will not do so later.
-                Err(error) => (error, Some(item), is_generator(&value)),
-            },
+                let may_again = is_generator(&value);
+                match self.publish_item(value) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => (error, Some(item), may_again),
+                }
+            }
             Err((error, item)) => {
                 let is_functions = item.is_some();
                 (error, item, is_functions)
@@ -450,6 +463,9 @@ impl<'py> Worker<'py> {
             );
             return Err((error, None));
         };
+        if let Some(definition) = self.running {
+            self.sizes.ask(py, &mut self.end, definition);
+        }
         let (tag, bytes) = match self.end.item() {
             Ok(item) => item,
             Err(Unreadable(why)) => return Err((PyRuntimeError::new_err(why), None)),
@@ -479,11 +495,12 @@ impl<'py> Worker<'py> {
     }
 
     /// Publishes what an item returned, or one after another what it yields.
-    fn publish_item(&mut self, value: &Bound<'py, PyAny>) -> PyResult<()> {
-        if is_generator(value) {
-            return self.publish_yielded(value, false);
+    fn publish_item(&mut self, value: Bound<'py, PyAny>) -> PyResult<()> {
+        if is_generator(&value) {
+            return self.publish_yielded(&value, false);
         }
-        let tag = self.encode_with(value)?;
+        let tag = self.encode_with(&value)?;
+        drop(value);
         self.finish_item(tag, false)
     }
 
@@ -529,8 +546,7 @@ impl<'py> Worker<'py> {
                 self.finish_item(tag, true)?;
             }
         }
-        self.out.clear();
-        self.filled.clear();
+        self.clear();
         if alone {
             self.publish(calls::NOTHING, false, false)?;
             return Ok(());
@@ -633,8 +649,16 @@ impl<'py> Worker<'py> {
         drop(buffers);
         let (own, args, kwargs) = calls::decode_call(self.py, claimed.tag, bytes, views)?;
         let function = match own {
-            Some(function) => function,
-            None => self.function(Vec::new(), claimed.definition)?,
+            Some(function) => {
+                self.running = None;
+                function
+            }
+            None => {
+                let definition = claimed.definition;
+                self.running = Some(definition);
+                self.sizes.ask(self.py, &mut self.end, definition);
+                self.function(Vec::new(), definition)?
+            }
         };
         let answer = {
             let _may_stop = MayStop::new(&self.end);
@@ -657,11 +681,17 @@ impl<'py> Worker<'py> {
         }
     }
 
+    /// There is no result.
+    fn clear(&mut self) {
+        self.out.clear();
+        self.found.clear();
+        self.returned.clear();
+    }
+
     /// Puts the value into `out`; its tag.
     #[inline]
     fn encode_with(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
-        self.out.clear();
-        self.filled.clear();
+        self.clear();
         if self.encoder.encode(value, &mut self.out) {
             return Ok(calls::PLAIN);
         }
@@ -673,30 +703,31 @@ impl<'py> Worker<'py> {
         let value = &octets::of_value(value)?;
         let dumped = needs::returning(|| pickle::dumps_apart(self.py, value, store::LARGE));
         let bytes = match dumped {
-            Ok(Dumped { bytes, buffers }) => match store::fill(&mut self.end, &buffers)? {
-                Some(filled) => {
-                    self.filled = filled;
+            Ok(Dumped { bytes, buffers }) => {
+                self.returned.extend(buffers.iter().map(Exported::len));
+                if let Some(found) = store::fill(&mut self.end, buffers)? {
+                    self.found = found;
                     bytes
-                }
-                // The store has no room.
-                None => {
-                    store::check_memory(&buffers)?;
+                } else {
+                    // The store has no room.
+                    store::check_memory(self.returned.iter().sum())?;
                     needs::returning(|| pickle::dumps(self.py, value))?
                 }
-            },
+            }
             Err(_) => needs::returning(|| self.dumps.call1((value,)))?.cast_into::<PyBytes>()?,
         };
         self.out.extend_from_slice(bytes.as_bytes());
         Ok(calls::PICKLE)
     }
 
-    /// Publishes the result that is in `out`, of an item of a block or of a task; `more` if that has not
+    /// Publishes the result that is in `out`, whose object is gone, of an item of a block or of a task; `more` if that has not
     /// ended with it.
     #[inline]
     fn publish(&mut self, tag: u8, more: bool, of_block: bool) -> std::io::Result<()> {
+        self.sizes.learn(self.running, &self.returned);
+        let filled = in_place::settle(std::mem::take(&mut self.found))?;
         let (end, out) = (&mut self.end, &self.out);
-        if !self.filled.is_empty() {
-            let filled = std::mem::take(&mut self.filled);
+        if !filled.is_empty() {
             end.finish_with_buffers(tag, out, filled, more)
         } else if of_block {
             end.finish_item(tag, out, more)
@@ -728,6 +759,9 @@ impl<'py> Worker<'py> {
         attempt: u8,
         may_again: bool,
     ) -> PyResult<()> {
+        self.clear();
+        // What has failed to be sent fails the task once.
+        let _nothing = in_place::settle(Vec::new());
         let again = may_again && self.is_to_run_again(&error);
         if store::any_used(&std::mem::take(&mut self.came_locked))
             && error.is_instance_of::<PyValueError>(self.py)

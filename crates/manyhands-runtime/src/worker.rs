@@ -39,6 +39,7 @@ pub use manyhands_shm::Unwanted;
 use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, RingWriter, TASK_AREA, Used};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -221,13 +222,24 @@ impl Room {
         let used = if is_mapped { self.used } else { Used::Never };
         write_pages(window, used, self.offset, bytes)
     }
+
+    /// The memory itself, for somebody who writes there piece by piece; none if it cannot be mapped.
+    pub fn lay_open(&self, window: &Window) -> Option<NonNull<u8>> {
+        window.lay_open(self.offset, self.len).ok().flatten()
+    }
+
+    /// A buffer of a result that lies in it.
+    pub fn filled(self, start: usize, len: usize, is_writable: bool) -> Filled {
+        debug_assert!(start + len <= self.len);
+        Filled::Room(self, start, len, is_writable)
+    }
 }
 
 /// A buffer of a result.
 #[derive(Debug)]
 pub enum Filled {
-    /// Which was written for it, and whether who gets it may write to it.
-    Room(Room, bool),
+    /// Which was written for it: where in it the buffer is, how long, and whether who gets it may write to it.
+    Room(Room, usize, usize, bool),
     /// Which came with a task, and has not been changed.
     Came(Buffer),
 }
@@ -235,10 +247,10 @@ pub enum Filled {
 impl Filled {
     fn reference(&self) -> Reference {
         match self {
-            Self::Room(room, is_writable) => Reference {
+            Self::Room(room, start, len, is_writable) => Reference {
                 block: room.offset,
-                start: 0,
-                len: room.len,
+                start: *start,
+                len: *len,
                 is_writable: *is_writable,
             },
             Self::Came(buffer) => buffer.reference(),
@@ -583,7 +595,7 @@ impl WorkerEnd {
     }
 
     /// Where large buffers are.
-    pub fn window(&self) -> &Window {
+    pub fn window(&self) -> &Arc<Window> {
         &self.window
     }
 
@@ -687,7 +699,7 @@ impl WorkerEnd {
         let flags = FLAG_SECTIONS | if more { FLAG_MORE } else { 0 };
         self.finish_with(ResultKind::Value, tag, &body, flags)?;
         for buffer in buffers {
-            if let Filled::Room(room, _) = buffer {
+            if let Filled::Room(room, ..) = buffer {
                 room.lease.end();
             }
         }

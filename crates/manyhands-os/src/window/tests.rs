@@ -282,3 +282,39 @@ fn limits_make_a_window_smaller() {
     );
     assert!(AddressLimits::of_this_process().allow(most) > 0);
 }
+
+#[test]
+fn what_is_displaced_is_its_users_alone() {
+    for window in windows(8) {
+        window.write_warm(offset(2), b"mine").unwrap();
+        let bytes = 2 * page_size() - 1;
+        let start = window.lay_open(offset(2), bytes).unwrap();
+        assert_eq!(start.unwrap().as_ptr(), at(window.shared(), 2));
+        window.displace(offset(2), bytes).unwrap();
+        assert_eq!(shared(&window, 2), b'm');
+        // The range is another's now; the addresses are not.
+        for (page, written) in [(2, b"they"), (3, b"them"), (1, b"near"), (4, b"next")] {
+            window.write_warm(offset(page), written).unwrap();
+        }
+        assert_eq!([1, 2, 3, 4].map(|page| shared(&window, page)), *b"nm\0n");
+        assert_eq!([1, 2, 3, 4].map(|page| private(&window, page)), *b"nttn");
+        assert_eq!(window.lay_open(offset(3), 1).unwrap(), None);
+        // SAFETY: the page is mapped; the tests write by themselves.
+        unsafe { at(window.shared(), 3).write_volatile(b'z') };
+        assert_eq!(private(&window, 3), b't');
+        window.replace(offset(2), bytes).unwrap();
+        assert_eq!([1, 2, 3, 4].map(|page| shared(&window, page)), *b"nttn");
+        window.write_warm(offset(3), b"warm").unwrap();
+        assert_eq!([shared(&window, 3), private(&window, 3)], *b"ww");
+        assert!(window.lay_open(offset(3), 1).unwrap().is_some());
+    }
+}
+
+#[test]
+fn what_is_not_there_is_not_displaced() {
+    let window = Window::create(4 * page_size()).unwrap();
+    assert!(window.displace(0, 10).is_err(), "it is not mapped");
+    window.map().unwrap();
+    assert!(window.displace(offset(3), page_size() + 1).is_err());
+    assert!(window.lay_open(offset(4), 1).is_err());
+}

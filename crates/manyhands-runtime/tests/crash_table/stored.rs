@@ -66,7 +66,8 @@ pub(crate) fn fill(
             let to = to.add(usize::try_from(room.offset).unwrap());
             std::ptr::copy_nonoverlapping(content(count).as_ptr(), to, count);
         }
-        filled.push(Filled::Room(room, count.is_multiple_of(2)));
+        let len = room.len;
+        filled.push(room.filled(0, len, count.is_multiple_of(2)));
     }
     Ok(filled)
 }
