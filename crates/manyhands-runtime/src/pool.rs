@@ -222,8 +222,10 @@ pub(crate) struct State {
     near: usize,
     /// When a spare may be asked for, after one that could not be started.
     spares_after: u64,
-    /// Whether the supervisor comes to look at memory and ages.
+    /// Whether the supervisor comes soon to look at memory and ages.
     is_kept: bool,
+    /// What `done` was when it came last.
+    kept_done: u64,
 }
 
 /// A pool of workers.
@@ -319,6 +321,7 @@ impl Pool {
                 near,
                 spares_after: 0,
                 is_kept: false,
+                kept_done: 0,
             }),
             quiet: Condvar::new(),
             unseen: Unseen::default(),

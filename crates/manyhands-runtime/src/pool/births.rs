@@ -188,6 +188,7 @@ impl Pool {
         self.say_born(worker, key.slot);
         state.scheduler.born(Slot(key.slot));
         self.came_on(&mut state, Slot(key.slot));
+        self.look_after(&mut state);
         if state.pending == 0 {
             self.leave_if_closing(&mut state);
         } else {

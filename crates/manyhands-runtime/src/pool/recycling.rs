@@ -407,7 +407,11 @@ impl Pool {
         }
         let mut state = self.lock();
         let now = monotonic_nanos();
-        let mut next = (self.recycling.is_any() && state.pending > 0).then_some(now + VISIT);
+        // Once more after the last task, for who idles then.
+        let has_worked = state.kept_done != state.done;
+        state.kept_done = state.done;
+        let is_used = state.pending > 0 || has_worked;
+        let mut next = (self.recycling.is_any() && is_used).then_some(now + VISIT);
         for index in 0..state.seats.len() {
             let at = self.keep_one(&mut state, Slot(index as u32), now);
             next = next.into_iter().chain(at).min();
@@ -415,7 +419,8 @@ impl Pool {
         self.settle(&mut state);
         self.balance(&mut state);
         self.tell_all(&mut state);
-        state.is_kept = next.is_some();
+        // One that is far away is none for whoever has something to be looked at.
+        state.is_kept = next.is_some_and(|at| at <= now + VISIT);
         next.map(|at| at.max(now + SHORTEST_VISIT))
     }
 
