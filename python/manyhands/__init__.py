@@ -31,6 +31,7 @@ from manyhands._future import Future
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Failure, Results, Summary
 from manyhands._retry import Retry
+from manyhands._seeds import rng
 from manyhands._shared import share, shared_array
 from manyhands._stats import PoolStats, StoreStats, WorkerStats
 from manyhands._store import put
@@ -68,6 +69,7 @@ __all__ = [
     "map",
     "options",
     "put",
+    "rng",
     "share",
     "shared_array",
     "starmap",

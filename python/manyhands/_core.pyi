@@ -20,6 +20,7 @@ __all__ = [
     "PoolBase",
     "ResultsBase",
     "RetryPlan",
+    "Seed",
     "SourceHandle",
     "Stored",
     "StoredBuffer",
@@ -50,6 +51,7 @@ __all__ = [
     "ring_completions",
     "run_clock",
     "run_worker",
+    "running_stream",
     "say_need",
     "set_birth",
     "set_launcher",
@@ -105,6 +107,13 @@ class RetryPlan:
         policy: tuple[Definition, Callable[[BaseException], object]] | None,
     ) -> Self: ...
 
+@final
+class Seed:
+    def __new__(cls, number: int, alone: bool, in_task: bool) -> Self: ...
+    def __reduce__(self) -> tuple[type[Seed], tuple[int, bool, bool]]: ...
+    @property
+    def number(self) -> int: ...
+
 def put_apart(value: _T) -> _T: ...
 def store_stats() -> dict[str, int]: ...
 def set_store_budget(bytes: int) -> None: ...
@@ -123,7 +132,9 @@ class Collector:
 
 @disjoint_base
 class ViewBase:
-    def __new__(cls, pool: Any, options: tuple[float | None, float, RetryPlan | None]) -> Self: ...
+    def __new__(
+        cls, pool: Any, options: tuple[float | None, float, RetryPlan | None, Seed | None]
+    ) -> Self: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Future[_R]: ...
@@ -140,7 +151,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: tuple[float | None, float, RetryPlan | None, Seed | None],
         patience: tuple[float | None, float | None],
         events: EventStream | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
@@ -153,7 +164,7 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: tuple[float | None, float, RetryPlan | None, Seed | None],
         patience: tuple[float | None, float | None],
         events: EventStream | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
@@ -170,7 +181,7 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
-        options: tuple[float | None, float, RetryPlan | None],
+        options: tuple[float | None, float, RetryPlan | None, Seed | None],
     ) -> SourceHandle: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
     def _close(self, cancel: bool, kill: bool) -> None: ...
@@ -239,6 +250,7 @@ class Zygote:
 
 def is_to_stop() -> bool: ...
 def run_worker(birth: Birth) -> None: ...
+def running_stream() -> Any | None: ...
 def forget_function(function: Any) -> None: ...
 def forget_functions() -> None: ...
 def hear_needs(function: Callable[..., object], *args: Any) -> list[Definition]: ...

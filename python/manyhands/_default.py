@@ -107,6 +107,7 @@ def map(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -128,6 +129,7 @@ def map(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -150,6 +152,7 @@ def map(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -173,6 +176,7 @@ def map(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -218,6 +222,7 @@ def starmap(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -238,6 +243,7 @@ def starmap(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -258,6 +264,7 @@ def starmap(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -278,6 +285,7 @@ def starmap(
     task_timeout: float | None = None,
     grace: float = 0.5,
     retry: int | Retry | None = None,
+    seed: int | None = None,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -303,6 +311,7 @@ def options(
     task_timeout: float | Unset | None = UNSET,
     grace: float | Unset = UNSET,
     retry: int | Retry | Unset | None = UNSET,
+    seed: int | Unset | None = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -310,5 +319,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(task_timeout, grace, retry)
+    chosen = TaskOptions().but(task_timeout, grace, retry, seed)
     return PoolView(_shared, chosen)

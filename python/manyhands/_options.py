@@ -26,6 +26,8 @@ _FOREIGN = {
     "return_exceptions": 'on_error="return"',
     "progress_bar": "progress",
     "order": "ordered",
+    "random_state": "seed",
+    "random_seed": "seed",
 }
 
 
@@ -40,30 +42,36 @@ UNSET = Unset()
 
 
 class TaskOptions:
-    """What is asked for tasks: `task_timeout=`, `grace=` and `retry=`. It does not change."""
+    """What is asked for tasks, such as `task_timeout=` and `seed=`. It does not change."""
 
-    __slots__ = ("_native", "grace", "retry", "task_timeout")
+    __slots__ = ("_native", "grace", "retry", "seed", "task_timeout")
 
     def __init__(
         self,
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: Retry | None = None,
+        seed: _core.Seed | None = None,
     ) -> None:
         self.task_timeout = task_timeout
         self.grace = grace
         self.retry = retry
+        # The same object in what is derived from it: it counts the calls of all of them.
+        self.seed = seed
         # Once: every `submit` of a view gives it.
-        self._native = task_timeout, grace, None if retry is None else retry._plan
+        self._native = task_timeout, grace, None if retry is None else retry._plan, seed
 
     def but(
         self,
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
+        *,
+        alone: bool = False,
     ) -> TaskOptions:
-        """The same, but for what is given."""
-        if task_timeout is UNSET and grace is UNSET and retry is UNSET:
+        """The same, but for what is given; `alone` if that is for one call."""
+        if task_timeout is UNSET and grace is UNSET and retry is UNSET and seed is UNSET:
             return self
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
@@ -81,17 +89,26 @@ class TaskOptions:
             from manyhands._retry import retry_of
 
             retry = retry_of(retry)
-        return TaskOptions(task_timeout, grace, retry)
+        if isinstance(seed, Unset):
+            own_seed = self.seed
+        elif seed is None:
+            own_seed = None
+        else:
+            from manyhands._seeds import seed_of
 
-    def native(self) -> tuple[float | None, float, _core.RetryPlan | None]:
+            own_seed = seed_of(seed, alone)
+        return TaskOptions(task_timeout, grace, retry, own_seed)
+
+    def native(self) -> tuple[float | None, float, _core.RetryPlan | None, _core.Seed | None]:
         """As the native part takes them."""
         return self._native
 
     def __reduce__(self) -> Any:
-        return TaskOptions, (self.task_timeout, self.grace, self.retry)
+        return TaskOptions, (self.task_timeout, self.grace, self.retry, self.seed)
 
     def __repr__(self) -> str:
-        return f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}"
+        seed = "" if self.seed is None else f", seed={self.seed.number}"
+        return f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}{seed}"
 
 
 def check_seconds(name: str, value: Any) -> None:
@@ -112,6 +129,7 @@ class MapOptions:
         "ordered",
         "progress",
         "retry",
+        "seed",
         "task_timeout",
         "total",
     )
@@ -129,6 +147,7 @@ class MapOptions:
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -147,6 +166,7 @@ class MapOptions:
         self.task_timeout = task_timeout
         self.grace = grace
         self.retry = retry
+        self.seed = seed
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -167,6 +187,7 @@ _NAMES = (
     "task_timeout",
     "grace",
     "retry",
+    "seed",
 )
 _DEFAULT = MapOptions()
 

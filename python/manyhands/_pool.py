@@ -100,6 +100,9 @@ class Pool(_core.PoolBase, Executor):
             the pool goes on without it, and with another one.
         retry: how often a task runs again after an exception, or a `Retry` that says more; by
             default it does not.
+        seed: from 0 to 2**128 - 1: each task draws its random numbers from a stream of its own,
+            made from the seed and from which call on the pool it is, and which item. So results do
+            not depend on workers, order and retries. By default each worker has its own entropy.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -125,7 +128,9 @@ class Pool(_core.PoolBase, Executor):
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0; `recycle_rss` is below 1 MB; the engine has no processes to recycle.
+            not above 0; `seed` is out of its bounds; `recycle_rss` is below 1 MB; the engine has no
+            processes to recycle.
+        TypeError: `seed` is no int.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -152,6 +157,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
@@ -201,7 +207,7 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        task_options = TaskOptions().but(task_timeout, grace, retry)
+        task_options = TaskOptions().but(task_timeout, grace, retry, seed)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         wishes = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
@@ -283,6 +289,7 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: float | None = None,
             grace: float = 0.5,
             retry: int | Retry | None = None,
+            seed: int | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
@@ -312,6 +319,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -332,6 +340,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -353,6 +362,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -375,6 +385,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -408,6 +419,8 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that an item may take from its start, as in `Pool`.
             grace: how many seconds it has to clean up then.
             retry: how often an item runs again that fails, as in `Pool`.
+            seed: each item's random stream comes from this number and the item's index alone (with
+                `batch`, the index of its list).
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -435,6 +448,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -453,6 +467,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -471,6 +486,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -489,6 +505,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | None = None,
         grace: float = 0.5,
         retry: int | Retry | None = None,
+        seed: int | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -515,7 +532,9 @@ class Pool(_core.PoolBase, Executor):
         chosen = map_options(method, fn, options)
         if task_options is None:
             task_options = self._options
-        task_options = task_options.but(chosen.task_timeout, chosen.grace, chosen.retry)
+        task_options = task_options.but(
+            chosen.task_timeout, chosen.grace, chosen.retry, chosen.seed, alone=True
+        )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
 
@@ -564,6 +583,7 @@ class Pool(_core.PoolBase, Executor):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -571,6 +591,8 @@ class Pool(_core.PoolBase, Executor):
             task_timeout: the most seconds that a task may take from its start; None is no limit.
             grace: how many seconds a task that is to end has to clean up.
             retry: how often it runs again after a failure, or a `Retry` that says more.
+            seed: random streams come from this number, and from which call with these options a
+                task is; None is none.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -578,7 +600,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, seed))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -846,9 +868,10 @@ class PoolView(_core.ViewBase):
         task_timeout: float | Unset | None = UNSET,
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
+        seed: int | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry)
+        options = self._options.but(task_timeout, grace, retry, seed)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

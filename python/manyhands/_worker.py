@@ -140,12 +140,16 @@ def _add_site_builtins() -> None:
 def _reseed() -> None:
     """Gives this birth random streams of its own.
 
-    `random` reseeds itself after a fork; NumPy's legacy generator does not (numpy#9650).
+    `random` reseeds itself after a fork; NumPy's legacy generator does not (numpy#9650), nor does
+    that of torch (pytorch#5059).
     """
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         words = [int.from_bytes(os.urandom(4), "little") for _ in range(8)]
         numpy_random.seed(words)
+    reseed_torch = getattr(sys.modules.get("torch"), "seed", None)
+    if reseed_torch is not None:
+        reseed_torch()
 
 
 def idle() -> None:

@@ -159,6 +159,7 @@ def test_signatures_can_be_read() -> None:
         "task_timeout",
         "grace",
         "retry",
+        "seed",
         "exit_grace",
         "stuck_after",
         "on_event",

@@ -852,6 +852,7 @@ impl Engine for Arc<Crew> {
             kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
             limits: options.limits,
             plan: options.plan,
+            origin: options.origin,
         };
         let label = self.events.as_ref().and_then(|_| label_of(function));
         let task = CrewTask::new(self.clone(), index, label, call);

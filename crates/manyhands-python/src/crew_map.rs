@@ -30,12 +30,14 @@ use crate::events::{Sink, Told, here, label_of};
 use crate::input::Input;
 use crate::local::{self, Kind, Ran, Shown, Turn, Watched};
 use crate::results::{Counts, Failed, Source, Taken};
+use crate::seeds::{self, Origin, Stream};
 use manyhands_os::{
     Waited, futex_wait_private, futex_wake_private, monotonic_nanos, thread_cpu_nanos,
 };
 use manyhands_runtime::{Event, EventKind, How, Label, Limits, Tasks, number_of_map};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -109,6 +111,7 @@ pub(crate) struct CrewMap {
     function: Py<PyAny>,
     star: bool,
     plan: Option<Arc<Plan>>,
+    origin: Option<Origin>,
     limits: Limits,
     ordered: bool,
     /// How many tasks wait for it, one for the other.
@@ -278,6 +281,7 @@ impl CrewMap {
             function: function.clone().unbind(),
             star: input.is_star(),
             plan: options.plan,
+            origin: options.origin,
             limits: options.limits,
             ordered,
             counts: counts.clone(),
@@ -536,21 +540,28 @@ impl CrewMap {
             told,
         };
         let plan = self.plan.as_deref();
+        // Each run draws from the start; what a generator yields goes on with its own.
+        let stream = RefCell::new(None);
+        let call_item = || {
+            *stream.borrow_mut() = Stream::of(py, self.origin.as_ref(), index)?;
+            let call = || local::call_item(function, &item, self.star);
+            seeds::within(stream.borrow().as_ref(), call)
+        };
         let (answer, attempts) = if self.limits.time.is_some() {
             let shared = Arc::new(item.clone().unbind());
-            let run = |runs| {
-                let call = || local::call_item(function, &item, self.star);
-                self.run_limited(py, runner, index, &shared, runs, self.limits, call)
-            };
+            let run =
+                |runs| self.run_limited(py, runner, index, &shared, runs, self.limits, call_item);
             local::call_as_planned(py, plan, is_over, watched, run)
         } else {
-            let run = |_runs| Ran::from(local::call_item(function, &item, self.star));
+            let run = |_runs| Ran::from(call_item());
             local::call_as_planned(py, plan, is_over, watched, run)
         };
         let error = match answer {
             Ran::Done(value) => match local::kind_of(&value) {
                 Kind::Value => return End::Value(value.unbind()),
-                Kind::Generator => match self.stream_in_time(runner, index, &item, &value) {
+                Kind::Generator => match seeds::within(stream.borrow().as_ref(), || {
+                    self.stream_in_time(runner, index, &item, &value)
+                }) {
                     Ran::Done(()) => return End::Nothing,
                     Ran::Failed(error) => error,
                     Ran::TimedOut(error) => return Self::timed_out(py, error, item.unbind(), 1),

@@ -19,6 +19,7 @@ use crate::engine::Plan;
 use crate::events::{Told, here};
 use crate::local::{self, Kind, Ran, Shown, Watched};
 use crate::process;
+use crate::seeds::{self, Origin, Stream};
 use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
 use manyhands_runtime::{Event, EventKind, Fate, How, Label, Limits, Tasks};
 use pyo3::prelude::*;
@@ -83,6 +84,7 @@ pub(crate) struct Call {
     pub(crate) kwargs: Option<Py<PyDict>>,
     pub(crate) limits: Limits,
     pub(crate) plan: Option<Arc<Plan>>,
+    pub(crate) origin: Option<Origin>,
 }
 
 /// What a task came to.
@@ -307,7 +309,12 @@ impl CrewTask {
         };
         let run = |runs| {
             runner.begin(What::Task(self.clone(), runs), call.limits);
-            let answer = function.call(args, kwargs);
+            // Each run draws from the start.
+            let stream = Stream::of(py, call.origin.as_ref(), self.index);
+            let answer = stream.and_then(|stream| {
+                let call = || function.call(args, kwargs);
+                seeds::within(stream.as_ref(), call)
+            });
             match runner.finish(py) {
                 None => {}
                 Some(Why::TimedOut) => {

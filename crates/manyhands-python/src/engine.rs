@@ -2,6 +2,7 @@
 
 use crate::input::Input;
 use crate::results::{Counts, Source};
+use crate::seeds::Origin;
 use manyhands_runtime::{Limits, Retry};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -13,6 +14,8 @@ use std::time::Duration;
 pub(crate) struct TaskOptions {
     pub(crate) limits: Limits,
     pub(crate) plan: Option<Arc<Plan>>,
+    /// What its random stream is made from, if it has one.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// How a task runs again.

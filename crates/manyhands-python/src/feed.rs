@@ -110,7 +110,12 @@ impl Feed {
             ordered,
             deadline,
             buffer,
-            task: TaskOptions { limits, plan },
+            task:
+                TaskOptions {
+                    limits,
+                    plan,
+                    origin,
+                },
         } = options;
         // What runs again goes back to the queue by itself.
         let retry = plan.map(|plan| plan.retry.clone());
@@ -124,6 +129,7 @@ impl Feed {
                 ordered,
                 limits,
                 retry,
+                origin,
                 counts.tally.clone(),
             ),
             ordered,

@@ -112,5 +112,9 @@ hook!(/// `(error) -> str`: in one line.
     described, "manyhands._outcome", "described");
 hook!(/// The class of what is raised in a task that is to end.
     task_stopped, "manyhands._errors", "TaskStopped");
+hook!(/// `(seed, path)`: the stream of a task.
+    stream, "manyhands._seeds", "Stream");
+hook!(/// `()`: the generators of this process draw from nobody's stream.
+    forget_stream, "manyhands._seeds", "forget");
 hook!(/// `(threads)`: waits for threads that have nothing left to do.
     join_threads, "manyhands._threads", "join");

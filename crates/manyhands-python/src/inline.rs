@@ -14,6 +14,7 @@ use crate::input::Input;
 use crate::local::{self, Kind, Ran, Shown, Turn, Watched};
 use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
+use crate::seeds::{self, Origin, Stream};
 use crate::{clock, functions, hooks, needs, pickle};
 use manyhands_os::{monotonic_nanos, thread_cpu_nanos};
 use manyhands_runtime::{Event, EventKind, Fate, How, Label, Limits, Tasks, Unseen, number_of_map};
@@ -284,8 +285,14 @@ impl Engine for Inline {
                 Ok(mine) => mine,
                 Err(error) => return Ran::Failed(error),
             };
+            // Each run draws from the start.
+            let stream = match Stream::of(py, options.origin.as_ref(), index) {
+                Ok(stream) => stream,
+                Err(error) => return Ran::Failed(error),
+            };
             let call = || function.call(&args, kwargs.as_ref());
-            let value = match run_limited(function, index, options.limits, runs, call) {
+            let run = || run_limited(function, index, options.limits, runs, call);
+            let value = match seeds::lending(py, stream.as_ref(), run) {
                 Ran::Done(value) => value,
                 other => return other,
             };
@@ -348,6 +355,8 @@ impl Engine for Inline {
             function: function.clone().unbind(),
             star: call.input.is_star(),
             plan: call.options.plan,
+            origin: call.options.origin,
+            stream: None,
             limits: call.options.limits,
             left: 0,
             input: call.input,
@@ -413,6 +422,9 @@ struct Loop {
     function: Py<PyAny>,
     star: bool,
     plan: Option<Arc<Plan>>,
+    origin: Option<Origin>,
+    /// Of the item that ran last.
+    stream: Option<Arc<Stream>>,
     limits: Limits,
     /// Its number and what it runs, if somebody listens.
     told_as: Option<(u64, Option<Label>)>,
@@ -574,8 +586,15 @@ impl Loop {
             Some(Ok(copied)) => copied,
             Some(Err(error)) => return Ran::Failed(error.clone_ref(item.py())),
         };
+        let py = item.py();
+        // Each run draws from the start; what a generator yields goes on with its own.
+        self.stream = match Stream::of(py, self.origin.as_ref(), index) {
+            Ok(stream) => stream,
+            Err(error) => return Ran::Failed(error),
+        };
         let call = || local::call_item(function, item, self.star);
-        let value = match run_limited(function, index, self.limits, runs, call) {
+        let run = || run_limited(function, index, self.limits, runs, call);
+        let value = match seeds::lending(py, self.stream.as_ref(), run) {
             Ran::Done(value) => value,
             Ran::Failed(error) => return Ran::Failed(error),
             Ran::TimedOut(error) => return Ran::TimedOut(error),
@@ -605,7 +624,8 @@ impl Loop {
         };
         let function = self.function.bind(py);
         let next = || generator.bind(py).clone().next().transpose();
-        let value = match run_limited(function, index, limits, 1, next) {
+        let run = || run_limited(function, index, limits, 1, next);
+        let value = match seeds::lending(py, self.stream.as_ref(), run) {
             Ran::Done(value) => value.map(Ok),
             Ran::Failed(error) => Some(Err(error)),
             Ran::TimedOut(_) => {

@@ -32,6 +32,7 @@ mod pool;
 mod process;
 mod processes;
 mod results;
+mod seeds;
 mod store;
 mod worker;
 
@@ -68,6 +69,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};
+    #[pymodule_export]
+    use super::seeds::{PySeed, running_stream};
     #[pymodule_export]
     use super::store::{
         Collector, Stored, StoredBuffer, after_fork_in_parent, before_fork, put_apart,

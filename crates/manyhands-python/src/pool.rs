@@ -11,6 +11,7 @@ use crate::nested::Nested;
 use crate::process;
 use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
+use crate::seeds::{self, PySeed, Seed};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{Limits, Recycling, Retry};
 use pyo3::exceptions::PyValueError;
@@ -38,6 +39,7 @@ pub(crate) struct PoolBase {
     generation: u32,
     /// What is asked for tasks where a call says nothing else.
     options: TaskOptions,
+    seed: Option<Arc<Seed>>,
 }
 
 fn nanos(seconds: f64) -> u64 {
@@ -79,8 +81,14 @@ impl RetryPlan {
     }
 }
 
-/// As the face gives them: seconds from the start, seconds to end, and whether to run again.
-type Options<'py> = (Option<f64>, f64, Option<PyRef<'py, RetryPlan>>);
+/// As the face gives them: seconds from the start, seconds to end, whether to run again, and what random streams
+/// come from.
+type Options<'py> = (
+    Option<f64>,
+    f64,
+    Option<PyRef<'py, RetryPlan>>,
+    Option<PyRef<'py, PySeed>>,
+);
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
 /// pool is broken, or None for as long as usual.
@@ -99,14 +107,16 @@ fn recycling_of((after_tasks, above, older_than, idle_for): Freshness) -> Recycl
     }
 }
 
-fn options_of((time, grace, retry): Options<'_>) -> TaskOptions {
-    TaskOptions {
+fn options_of((time, grace, retry, seed): Options<'_>) -> (TaskOptions, Option<Arc<Seed>>) {
+    let options = TaskOptions {
         limits: Limits {
             time: time.map(nanos),
             grace: nanos(grace),
         },
         plan: retry.map(|plan| plan.0.clone()),
-    }
+        origin: None,
+    };
+    (options, seed.map(|seed| seed.0.clone()))
 }
 
 impl PoolBase {
@@ -119,10 +129,12 @@ impl PoolBase {
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-        options: TaskOptions,
+        mut options: TaskOptions,
+        seed: Option<&Arc<Seed>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
         let _inside = enter(function.py())?;
+        options.origin = seeds::origin(seed, false);
         self.engine.submit(function, args, kwargs, options)
     }
 }
@@ -134,14 +146,19 @@ pub(crate) struct ViewBase {
     /// A pool, or what gives one.
     pool: Py<PyAny>,
     options: TaskOptions,
+    seed: Option<Arc<Seed>>,
 }
 
 #[pymethods]
 impl ViewBase {
     #[new]
     fn new(pool: Py<PyAny>, options: Options<'_>) -> Self {
-        let options = options_of(options);
-        Self { pool, options }
+        let (options, seed) = options_of(options);
+        Self {
+            pool,
+            options,
+            seed,
+        }
     }
 
     /// As `Pool.submit`.
@@ -154,7 +171,8 @@ impl ViewBase {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = function.py();
         let pool = self._pool(py)?.cast_into::<PoolBase>()?;
-        pool.get().run(function, args, kwargs, self.options.clone())
+        let (options, seed) = (self.options.clone(), self.seed.as_ref());
+        pool.get().run(function, args, kwargs, options, seed)
     }
 
     /// The pool.
@@ -219,10 +237,12 @@ impl PoolBase {
             "nested" => Box::new(Nested::new()?),
             _ => return Err(PyValueError::new_err(format!("no engine {engine:?}"))),
         };
+        let (options, seed) = options_of(options);
         Ok(Self {
             engine,
             generation: process::generation(),
-            options: options_of(options),
+            options,
+            seed,
         })
     }
 
@@ -251,7 +271,8 @@ impl PoolBase {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.run(function, args, kwargs, self.options.clone())
+        let (options, seed) = (self.options.clone(), self.seed.as_ref());
+        self.run(function, args, kwargs, options, seed)
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,
@@ -276,12 +297,14 @@ impl PoolBase {
         self.check_process()?;
         let _inside = enter(function.py())?;
         let counts = Arc::new(Counts::default());
+        let (mut options, seed) = options_of(options);
+        options.origin = seeds::origin(seed.as_ref(), true);
         let call = MapCall {
             input: Input::new(iterables, star, batch)?,
             ordered,
             deadline: deadline_after(timeout),
             buffer,
-            options: options_of(options),
+            options,
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))

@@ -129,6 +129,7 @@ impl Shared {
             call.payload,
         );
         (entry.limits, entry.retry) = (options.limits, options.plan.map(|plan| plan.retry.clone()));
+        entry.seed = options.origin;
         self.pool
             .submit(entry)
             .map_err(|refused| Self::refused(py, refused))?;

@@ -8,6 +8,7 @@ use crate::needs;
 use crate::nested;
 use crate::octets;
 use crate::pickle::{self, Dumped};
+use crate::seeds;
 use crate::store::{self, Exported};
 use manyhands_runtime::{
     Birth, Buffer, Claimed, Next, Request, ResultKind, Section, StopWord, TaskKind, Unreadable,
@@ -174,6 +175,10 @@ struct Worker<'py> {
     returned: Vec<usize>,
     sizes: in_place::Sizes,
     retry: Retrying,
+    /// What the random streams of what runs come from, if it has a seed.
+    seed: Option<Vec<u8>>,
+    /// Whether what ran last had one.
+    was_seeded: bool,
     block: OpenBlock<'py>,
     decoder: Decoder,
     encoder: Encoder,
@@ -275,6 +280,8 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         returned: Vec::new(),
         sizes: in_place::Sizes::default(),
         retry: Retrying::default(),
+        seed: None,
+        was_seeded: false,
         block: OpenBlock::default(),
         decoder: Decoder::default(),
         encoder: Encoder::default(),
@@ -356,9 +363,17 @@ impl<'py> Worker<'py> {
     fn take_in(&mut self, claimed: &Claimed) -> PyResult<()> {
         let (known, last) = (&mut self.known, &mut self.last);
         let (mut needs, mut retry) = (Vec::new(), Retrying::default());
-        let mut buffers = Vec::new();
+        let (mut buffers, mut seed) = (Vec::new(), None);
         let visit = |section: Section<'_>| {
-            learn(known, last, &mut needs, &mut retry, &mut buffers, section);
+            learn(
+                known,
+                last,
+                &mut needs,
+                &mut retry,
+                &mut seed,
+                &mut buffers,
+                section,
+            );
         };
         match self.end.payload(claimed, visit) {
             Ok(_nothing) => Ok(()),
@@ -372,15 +387,18 @@ impl<'py> Worker<'py> {
         self.encoder = Encoder::default();
         let (definition, attempt) = (claimed.definition, claimed.attempt);
         self.running = Some(definition);
+        seeds::pause(self.was_seeded);
         let hide_args = claimed.tag & HIDE_ARGS != 0;
         nested::set_hides(hide_args);
         let mut needs = Vec::new();
         self.retry = Retrying::of(&claimed);
+        self.seed = None;
         let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
+        let seed = &mut self.seed;
         // Blocks have none: what comes is released.
         let mut buffers = Vec::new();
         let opened = self.end.open_block(claimed, |section| {
-            learn(known, last, &mut needs, retry, &mut buffers, section);
+            learn(known, last, &mut needs, retry, seed, &mut buffers, section);
         });
         let function = match opened {
             Ok(()) => self.function(needs, definition),
@@ -463,6 +481,7 @@ impl<'py> Worker<'py> {
             );
             return Err((error, None));
         };
+        seeds::pause(self.was_seeded);
         if let Some(definition) = self.running {
             self.sizes.ask(py, &mut self.end, definition);
         }
@@ -474,6 +493,10 @@ impl<'py> Worker<'py> {
             Ok(item) => item,
             Err(error) => return Err((error, None)),
         };
+        let (index, seed) = (self.end.item_index(), self.seed.as_deref());
+        if let Err(error) = seeds::take(py, seed, &mut self.was_seeded, index) {
+            return Err((error, None));
+        }
         let _may_stop = MayStop::new(&self.end);
         let answer = match &item {
             // SAFETY: live objects, and a new reference or an exception. Unlike a call with a tuple
@@ -631,13 +654,16 @@ impl<'py> Worker<'py> {
         shown: &mut Shown<'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let mut needs = Vec::new();
+        seeds::pause(self.was_seeded);
         self.retry = Retrying::of(claimed);
+        self.seed = None;
         let (known, last, retry) = (&mut self.known, &mut self.last, &mut self.retry);
+        let seed = &mut self.seed;
         let mut buffers = Vec::new();
         let bytes = self
             .end
             .payload(claimed, |section| {
-                learn(known, last, &mut needs, retry, &mut buffers, section);
+                learn(known, last, &mut needs, retry, seed, &mut buffers, section);
             })
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
         // Bindings come before the arguments that name them.
@@ -660,6 +686,8 @@ impl<'py> Worker<'py> {
                 self.function(Vec::new(), definition)?
             }
         };
+        let seed = self.seed.as_deref();
+        seeds::take(self.py, seed, &mut self.was_seeded, claimed.index)?;
         let answer = {
             let _may_stop = MayStop::new(&self.end);
             let answer = function.call(&args, kwargs.as_ref());
@@ -825,6 +853,7 @@ fn learn(
     last: &mut Option<(u32, Bound<'_, PyAny>)>,
     needs: &mut Vec<u32>,
     retry: &mut Retrying,
+    seed: &mut Option<Vec<u8>>,
     buffers: &mut Vec<Buffer>,
     section: Section<'_>,
 ) {
@@ -843,6 +872,7 @@ fn learn(
         }
         Section::Needs(ids) => *needs = ids,
         Section::Retry(id) => retry.policy = Some(id),
+        Section::Seed(bytes) => *seed = Some(bytes.to_vec()),
         Section::Buffers(found) => *buffers = found.into_iter().map(Buffer::leased).collect(),
     }
 }

@@ -80,6 +80,8 @@ pub struct Stream {
     pub limits: Limits,
     /// Whether an item that fails runs again; each has a block of its own then.
     pub retry: Option<Arc<Retry>>,
+    /// What the random streams of its items are made from; the face's business.
+    pub seed: Option<Arc<[u8]>>,
     /// What is run.
     pub definition: Option<Arc<Definition>>,
     /// The upper bits of records' tags; the face's business.
@@ -96,6 +98,7 @@ impl Stream {
         ordered: bool,
         limits: Limits,
         retry: Option<Arc<Retry>>,
+        seed: Option<Arc<[u8]>>,
         tally: Arc<Tally>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -108,6 +111,7 @@ impl Stream {
             tally,
             limits,
             retry,
+            seed,
             definition,
             tag,
             number: number_of_map(),

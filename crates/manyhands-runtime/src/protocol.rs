@@ -119,6 +119,8 @@ pub(crate) const SECTION_RETRY: u8 = 4;
 /// The large buffers that the payload speaks of, in its order: each the `u64` number of a block of the
 /// store, where in it the buffer starts, its length, and `MODE_*`. Also in results.
 pub(crate) const SECTION_BUFFERS: u8 = 5;
+/// What the random streams of the task, or of a block's items, are made from; the face's business.
+pub(crate) const SECTION_SEED: u8 = 20;
 
 /// Of a buffer: who gets it may write to it, and nobody else sees that.
 const MODE_WRITABLE: u64 = 0;
@@ -347,6 +349,13 @@ pub(crate) fn put_needs(sections: &mut Vec<u8>, needs: &[Arc<Definition>]) {
     put_ids(sections, SECTION_NEEDS, needs.iter().map(|need| need.id()));
 }
 
+/// Appends what random streams are made from.
+pub(crate) fn put_seed(sections: &mut Vec<u8>, seed: &[u8]) {
+    let start = begin_section(sections, SECTION_SEED);
+    sections.extend_from_slice(seed);
+    end_section(sections, start);
+}
+
 /// One section of a task's body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Section<'body> {
@@ -360,6 +369,8 @@ pub enum Section<'body> {
     Retry(u32),
     /// The buffers that the payload speaks of.
     Buffers(Vec<Reference>),
+    /// What random streams are made from.
+    Seed(&'body [u8]),
 }
 
 /// A part of a block of the store.
@@ -469,6 +480,7 @@ pub(crate) fn split_body<'body>(
                 SECTION_NEEDS => visit(Section::Needs(ids(content)?)),
                 SECTION_RETRY => visit(Section::Retry(word(content, 0).ok_or(Malformed)?)),
                 SECTION_BUFFERS => visit(Section::Buffers(references(content)?)),
+                SECTION_SEED => visit(Section::Seed(content)),
                 // From a later version of the protocol; sections may be passed over.
                 _ => {}
             }
@@ -671,6 +683,7 @@ mod tests {
         put_definition(&mut sections, &second);
         put_ids(&mut sections, SECTION_FORGET, [5, 6].into_iter());
         put_needs(&mut sections, std::slice::from_ref(&second));
+        put_seed(&mut sections, b"seed");
         let mut body = (sections.len() as u32).to_ne_bytes().to_vec();
         body.extend_from_slice(&sections);
         body.extend_from_slice(b"payload");
@@ -684,6 +697,7 @@ mod tests {
                 Section::Define(second.id(), vec![first.id()], vec![named], b"two"),
                 Section::Forget(vec![5, 6]),
                 Section::Needs(vec![second.id()]),
+                Section::Seed(b"seed"),
             ]
         );
         assert_eq!(split_body(&body, FLAG_SECTIONS, 8, |_| {}), Err(Malformed));

@@ -161,6 +161,7 @@ impl Worker {
         let has_buffers = !entry.bytes().buffers().is_empty();
         if policy.is_none()
             && !has_buffers
+            && entry.seed.is_none()
             && entry.needs().is_empty()
             && self.forget.is_empty()
             && main.is_none_or(|definition| definition.id() == self.known_last)
@@ -197,6 +198,9 @@ impl Worker {
             self.holdings.lend(buffers);
             protocol::put_buffers(&mut sections, buffers.iter().map(Buffer::reference));
             entry.leases = true;
+        }
+        if let Some(seed) = &entry.seed {
+            protocol::put_seed(&mut sections, seed);
         }
         entry.carried = carried;
         (!sections.is_empty()).then_some(sections)

@@ -409,6 +409,8 @@ pub struct Entry {
     pub limits: Limits,
     /// Whether it runs again; it is one item then.
     pub retry: Option<Arc<Retry>>,
+    /// What its random streams are made from; the face's business.
+    pub seed: Option<Arc<[u8]>>,
     /// How many tasks wait for it, one for the other.
     pub(crate) depth: u8,
     /// Whether what it yields, if it is a generator, comes as one list.
@@ -455,6 +457,7 @@ impl Entry {
             payload,
             limits: Limits::default(),
             retry: None,
+            seed: None,
             depth: 0,
             gathers: false,
             failures: 0,
@@ -481,6 +484,7 @@ impl Entry {
             left: block.count(),
             limits: block.stream.limits,
             retry: block.stream.retry.clone(),
+            seed: block.stream.seed.clone(),
             block: Some(block),
             ..Self::new(None, kind, definition, Vec::new(), tag, Bytes::default())
         }

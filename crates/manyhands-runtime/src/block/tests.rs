@@ -14,7 +14,15 @@ fn result(tag: u8, text: &str) -> Vec<u8> {
 }
 
 fn stream(ordered: bool) -> Arc<Stream> {
-    Stream::new(None, 0, ordered, Limits::default(), None, Arc::default())
+    Stream::new(
+        None,
+        0,
+        ordered,
+        Limits::default(),
+        None,
+        None,
+        Arc::default(),
+    )
 }
 
 fn ended(stream: &Stream) -> u64 {

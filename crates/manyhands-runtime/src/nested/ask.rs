@@ -17,7 +17,7 @@ const CANCEL: u8 = 2;
 #[derive(Debug)]
 pub(crate) enum Ask {
     /// To run this.
-    Submit(Entry),
+    Submit(Box<Entry>),
     /// Nobody wants the call of that number any more.
     Cancel(u64),
     /// To run something whose definition was lost on its way.
@@ -117,6 +117,7 @@ pub(crate) fn submit(call: u64, entry: &Entry, told: &mut Told) -> io::Result<Pa
             put_id(&mut out, retry.policy.as_ref());
         }
     }
+    out.bytes(entry.seed.as_deref().unwrap_or_default());
     let file = out.payload(&entry.payload)?;
     Packet::new(call, &out.0, file)
 }
@@ -187,6 +188,7 @@ pub(crate) fn read(
             },
         })),
     };
+    let seed = Some(reader.bytes()?).filter(|seed| !seed.is_empty());
     let payload = reader.stored(file, |reference| holdings.leased(reference))?;
     let (true, Some(definition), Some(needs)) = (is_whole, definition, needs) else {
         return Ok(Ask::Unread(call));
@@ -200,7 +202,8 @@ pub(crate) fn read(
     let mut entry = Entry::new(Some(task), TaskKind::Run, definition, needs, tag, payload);
     entry.limits = Limits { time, grace };
     (entry.retry, entry.gathers) = (retry, gathers);
-    Ok(Ask::Submit(entry))
+    entry.seed = seed.map(Arc::from);
+    Ok(Ask::Submit(Box::new(entry)))
 }
 
 /// A definition, or none where none is meant; nothing if it is not known.

@@ -164,7 +164,7 @@ impl Pool {
                 &worker.holdings,
             )?;
             match ask {
-                ask::Ask::Submit(entry) => self.called(state, key, entry)?,
+                ask::Ask::Submit(entry) => self.called(state, key, *entry)?,
                 ask::Ask::Cancel(call) => {
                     let task = calls.open.get(&call).cloned();
                     if let Some(task) = task {

@@ -103,7 +103,7 @@ impl Items {
 
     fn made_of(definition: Option<Arc<Definition>>, ordered: bool, limits: Limits) -> Self {
         Self {
-            stream: Stream::new(definition, 0, ordered, limits, None, Arc::default()),
+            stream: Stream::new(definition, 0, ordered, limits, None, None, Arc::default()),
             ordered,
             items: Vec::new(),
             heads: Vec::new(),

@@ -264,7 +264,7 @@ fn learn(
         Section::Forget(ids) => ids.iter().for_each(|id| drop(known.remove(id))),
         Section::Needs(ids) => *needed = ids,
         // These workers decide by the command.
-        Section::Retry(_) => {}
+        Section::Retry(_) | Section::Seed(_) => {}
         Section::Buffers(found) => *buffers = found.into_iter().map(Buffer::leased).collect(),
     }
 }
