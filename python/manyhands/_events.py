@@ -35,7 +35,8 @@ class Event(Snapshot):
     - "born": a worker runs.
     - "died": a worker died, by a `cause`.
     - "stopped": a worker was killed, to end what it ran; a thread was left behind with it.
-    - "left": a worker left, because its pool ends.
+    - "left": a worker left, because its pool ends, or has no use for it.
+    - "recycled": a worker left, and a fresh one is in its place; `cause` names the option.
     - "stuck": a task runs for much longer than others like it, see `stuck_after` of `Pool`.
     - "stalled": nothing happens any more, by a mistake of manyhands, and the pool breaks.
     - "dropped": so many events were lost here, because they came faster than they were taken.
@@ -73,7 +74,10 @@ class Event(Snapshot):
             "how long the run took so far, of neighbours all together; None where nobody knows, as "
             "of items that are too short to be measured"
         ),
-        "cause": "how a worker died: 'was killed by SIGKILL', 'exited with status 3'; or None",
+        "cause": (
+            "how a worker died: 'was killed by SIGKILL', 'exited with status 3'; why it was "
+            "recycled: 'recycle_after_tasks', 'recycle_rss', 'recycle_age'; or None"
+        ),
         "slot": "place of the worker in its pool, from 0, or None",
         "pid": "its process id, or None",
         "generation": "which worker of its place it is, from 1, or None",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import _signal
 from _pickle import loads
 from typing import Any
 
@@ -100,10 +100,12 @@ def bad_result(problem: BaseException, label: str, index: int) -> BaseException:
 
 
 def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    # Some numbers have a second, older name. The module `signal` may be hidden by one of the program.
+    older = ("SIGCLD", "SIGIOT", "SIGPOLL")
+    for name, value in vars(_signal).items():
+        if value == number and name.startswith("SIG") and "_" not in name and name not in older:
+            return name
+    return f"signal {number}"
 
 
 def manner(cause: str, code: int | None) -> str:

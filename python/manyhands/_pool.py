@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
 
 A = TypeVar("A")
@@ -54,6 +55,9 @@ _MOST_SHOWN = 4
 _stalled_after: float | None = None
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+# `recycle_after_tasks`, `recycle_rss`, `recycle_age` and `idle_timeout` where none is given.
+_NEVER_RECYCLED = (None, None, None, None)
 
 
 class Pool(_core.PoolBase, Executor):
@@ -125,11 +129,20 @@ class Pool(_core.PoolBase, Executor):
             task starts only if what those that run reserve, and what is really left, leave room for
             its `task_memory`, or without that for an equal share, `memory_limit / workers`; until
             then it waits, and one may always run. By default without limit; on processes alone.
+        recycle_after_tasks: after how many tasks, or items of maps, a worker process gives way to
+            a fresh one, which is started before that; None for never.
+        recycle_rss: with how much resident memory of its own, between two tasks, it gives way, as a
+            number of bytes or a text as "2GB". What it shares with others (files, the store) does
+            not count. A worker that is above it before its first task breaks the pool.
+        recycle_age: after how many seconds of its life it gives way.
+        idle_timeout: after how many seconds with nothing to do it leaves; workers come back with
+            work. None for never.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
             not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`;
-            `context` names something that does not exist.
+            `recycle_rss` is below 1 MB; the engine has no processes to recycle; `context` names
+            something that does not exist.
         TypeError: `seed` is no int; `context` names something that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
@@ -165,6 +178,10 @@ class Pool(_core.PoolBase, Executor):
         store: int | str | None = None,
         context: Sequence[str] | None = None,
         memory_limit: int | str | None = None,
+        recycle_after_tasks: int | None = None,
+        recycle_rss: int | str | None = None,
+        recycle_age: float | None = None,
+        idle_timeout: float | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -219,6 +236,12 @@ class Pool(_core.PoolBase, Executor):
         task_options = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
+        wishes = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
+        recycled: _Recycling = _NEVER_RECYCLED
+        if wishes != _NEVER_RECYCLED:
+            from manyhands._recycling import recycling
+
+            recycled = recycling(engine, *wishes)
         pool = super().__new__(
             cls,
             engine,
@@ -231,6 +254,7 @@ class Pool(_core.PoolBase, Executor):
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
             budget,
+            recycled,
         )
         if names and engine == "process":
             from manyhands._context import carrier
@@ -257,7 +281,7 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None, None
+            cls, "nested", workers, None, True, True, "", native, watch, None, None, _NEVER_RECYCLED
         )
         pool._options = options
         pool._exit_grace = None
@@ -304,6 +328,10 @@ class Pool(_core.PoolBase, Executor):
             store: int | str | None = None,
             context: Sequence[str] | None = None,
             memory_limit: int | str | None = None,
+            recycle_after_tasks: int | None = None,
+            recycle_rss: int | str | None = None,
+            recycle_age: float | None = None,
+            idle_timeout: float | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -660,6 +688,42 @@ class Pool(_core.PoolBase, Executor):
         )
         return PoolStats(workers=workers, store=store, **found)
 
+    def resize(self, workers: int) -> None:
+        """Has the pool use so many worker processes from now on. It does not wait for that.
+
+        Those that are too many start nothing new and leave when what they run has ended; what they
+        held goes to others. More are started when there is work for them.
+
+        Args:
+            workers: how many.
+
+        Raises:
+            ValueError: `workers` is below 1, or above 4000; the workers of the engine cannot
+                become more or fewer, which is so for threads and inline.
+            RuntimeError: the pool is shut down or broken; or this is one of its tasks.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(1) as pool:
+        ...     results = pool.map(abs, range(-3, 0))
+        ...     pool.resize(2)
+        ...     pool.workers, list(results)
+        (2, [3, 2, 1])
+        """
+        from manyhands._recycling import resize
+
+        resize(self, workers)
+
+    @property
+    def workers(self) -> int:
+        """How many workers the pool may have; fewer live while there is no work for all.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(2) as pool:
+        ...     pool.workers
+        2
+        """
+        return self._workers
+
     def refresh(self, fn: Callable[..., object], /) -> None:
         """Has a function's captured data sent anew when it is next used.
 
@@ -796,6 +860,10 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
     for name, value in unknown.items():
         if name in _FOREIGN_SPELLINGS:
             raise TypeError(f"Pool() has no {name}=; write workers={value!r}")
+        from manyhands._recycling import FOREIGN
+
+        if name in FOREIGN:
+            raise TypeError(f"Pool() has no {name}=; write {FOREIGN[name]}={value!r}")
         raise TypeError(f"Pool() got an unexpected keyword argument {name!r}")
 
 

@@ -79,6 +79,7 @@ class PoolStats(Snapshot):
         "pending": "tasks that have not ended, wherever they are",
         "done": "tasks that have ended",
         "deaths": "workers that died",
+        "recycled": "workers that gave way to fresh ones; no deaths",
         "left_behind": (
             "threads that the pool went on without, since their tasks did not end when they were "
             "asked to; 0 for processes, which are killed"
@@ -92,6 +93,7 @@ class PoolStats(Snapshot):
     pending: int
     done: int
     deaths: int
+    recycled: int
     left_behind: int
     late_wakes: int
     store: StoreStats

@@ -385,7 +385,12 @@ def send(user: User, pid: int, number: signal.Signals) -> bool:
 
 def renew(user: User, choose: random.Random, pool: mh.Pool) -> None:
     """Another pool in its place; what the old one has ends by one of all ways."""
-    new = mh.Pool(choose.randint(1, 4), grace=choose.choice((0.02, 0.2)))
+    new = mh.Pool(
+        choose.randint(1, 4),
+        grace=choose.choice((0.02, 0.2)),
+        recycle_after_tasks=choose.choice((None, 3, 50)),
+        idle_timeout=choose.choice((None, 0.05)),
+    )
     place = choose.randrange(len(user.pools))
     old, user.pools[place] = user.pools[place], new
     way = choose.randrange(5)
@@ -393,6 +398,11 @@ def renew(user: User, choose: random.Random, pool: mh.Pool) -> None:
         old.terminate()
     else:
         old.shutdown(wait=way < 3, cancel_futures=choose.random() < 0.5)
+
+
+def resize(_user: User, choose: random.Random, pool: mh.Pool) -> None:
+    with contextlib.suppress(RuntimeError):  # another thread has closed it
+        pool.resize(choose.randint(1, 4))
 
 
 def leave_a_block(user: User, choose: random.Random, _pool: mh.Pool) -> None:
@@ -428,6 +438,7 @@ OPERATIONS: dict[str, tuple[int, Callable[[User, random.Random, mh.Pool], None]]
     "quarantine": (2, quarantine),
     "map": (10, map_items),
     "map and raise": (4, map_and_raise),
+    "resize": (3, resize),
     "leave a map": (4, leave_a_map),
     "nest": (3, nest),
     "kill": (6, kill),
@@ -495,7 +506,10 @@ def play(
     """One round; nothing here holds anything of it afterwards."""
     books, shelf = Books(), storm_arrays.Shelf()
     store = BUDGETS[number % len(BUDGETS)]
-    pools = [mh.Pool(workers, grace=0.1, store=store) for workers in (3, 2, 1)[:POOLS]]
+    pools = [
+        mh.Pool(workers, grace=0.1, store=store, recycle_after_tasks=most)
+        for workers, most in ((3, 20), (2, None), (1, 5))[:POOLS]
+    ]
     users = [User(pools, books, shelf, folder, place, seed) for place in range(len(first))]
     for user in users:
         user.until, user.last = until, first[user.number]

@@ -217,6 +217,14 @@ def test_of_workers_that_die_now_and_then_all_others_close_theirs(log: Path) -> 
     assert sorted(pid for _, pid, _ in said(log, "closed")) == sorted(set(opened) - killed)
 
 
+def test_workers_that_are_recycled_close_theirs(log: Path) -> None:
+    handle = handle_of(log)
+    with mh.Pool(2, recycle_after_tasks=5) as pool:
+        found = [pool.submit(use, handle).result() for _ in range(40)]
+    assert len({pid for pid, _ in found}) > 2
+    balanced(log, 3)
+
+
 def test_threads_of_a_task_that_ask_at_once_get_one_object(log: Path) -> None:
     def slowly() -> Connection:
         made = Connection(log)

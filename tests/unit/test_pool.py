@@ -344,6 +344,7 @@ def test_stats(gate: Gate, tmp_path: Path) -> None:
             pending=0,
             done=0,
             deaths=0,
+            recycled=0,
             left_behind=0,
             late_wakes=0,
             store=empty.store,

@@ -167,6 +167,10 @@ def test_signatures_can_be_read() -> None:
         "store",
         "context",
         "memory_limit",
+        "recycle_after_tasks",
+        "recycle_rss",
+        "recycle_age",
+        "idle_timeout",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

@@ -1002,6 +1002,7 @@ impl Engine for Arc<Crew> {
         answer.set_item("pending", Engine::pending(self))?;
         answer.set_item("done", self.done.load(Ordering::Relaxed))?;
         answer.set_item("deaths", 0)?;
+        answer.set_item("recycled", 0)?;
         answer.set_item("late_wakes", 0)?;
         answer.set_item("left_behind", self.queue().left_behind)?;
         Ok(answer)

@@ -93,6 +93,11 @@ pub(crate) trait Engine: Send + Sync {
         0
     }
 
+    /// How many workers it is to have from now on; false if it is closed, or has none to choose.
+    fn resize(&self, _py: Python<'_>, _workers: usize) -> bool {
+        false
+    }
+
     /// How many tasks failed without anybody asking, and one of them in words; see `Unseen::take`.
     fn take_unseen(&self, py: Python<'_>, all: bool) -> (u64, Option<String>);
 

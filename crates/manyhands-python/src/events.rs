@@ -3,7 +3,7 @@
 use crate::outcome::cause_words;
 use crate::{bystanders, hooks, local, process};
 use manyhands_os::monotonic_nanos;
-use manyhands_runtime::{Event, EventKind, Events, How, Label, Tasks, Who};
+use manyhands_runtime::{Event, EventKind, Events, How, Label, Tasks, Who, Why};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{IntoPyObjectExt, intern};
@@ -108,6 +108,7 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         EventKind::Died(cause) => (intern!(py, "died"), None, Some(cause)),
         EventKind::Stopped => (intern!(py, "stopped"), None, None),
         EventKind::Left => (intern!(py, "left"), None, None),
+        EventKind::Recycled(_) => (intern!(py, "recycled"), None, None),
         EventKind::Stuck => (intern!(py, "stuck"), None, None),
         EventKind::Stalled => (intern!(py, "stalled"), None, None),
         EventKind::Dropped(_) => (intern!(py, "dropped"), None, None),
@@ -121,7 +122,10 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         Some(How::Died(cause)) => (Some(intern!(py, "died")), Some(cause)),
         Some(How::NotRun) => (Some(intern!(py, "not run")), None),
     };
-    let cause = cause.map(|cause| hooks::manner(py)?.call1(cause_words(cause)));
+    let cause = match event.kind {
+        EventKind::Recycled(why) => Some(Ok(option_of(py, why))),
+        _ => cause.map(|cause| hooks::manner(py)?.call1(cause_words(cause))),
+    };
     let seconds = |nanos: u64| nanos as f64 / 1e9;
     let tasks = event.tasks.as_ref();
     let label = tasks
@@ -153,6 +157,16 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         who.map(|who| who.generation).into_bound_py_any(py)?,
     ];
     PyTuple::new(py, fields)
+}
+
+/// The option of `manyhands.Pool` by which a worker gave way.
+fn option_of(py: Python<'_>, why: Why) -> Bound<'_, PyAny> {
+    let option = match why {
+        Why::Tasks => intern!(py, "recycle_after_tasks"),
+        Why::Memory => intern!(py, "recycle_rss"),
+        Why::Age => intern!(py, "recycle_age"),
+    };
+    option.as_any().clone()
 }
 
 /// Whoever of this process runs tasks.

@@ -410,6 +410,7 @@ impl Engine for Inline {
         answer.set_item("pending", 0)?;
         answer.set_item("done", self.0.done.load(Ordering::Relaxed))?;
         answer.set_item("deaths", 0)?;
+        answer.set_item("recycled", 0)?;
         answer.set_item("late_wakes", 0)?;
         answer.set_item("left_behind", 0)?;
         Ok(answer)

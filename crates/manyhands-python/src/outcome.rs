@@ -163,6 +163,7 @@ pub(crate) fn breakage(py: Python<'_>, why: &Breakage) -> PyErr {
             hook.call1(("died", py.None(), *pid, code, cause))
         }
         Breakage::Start(why) => hook.call1(("start", py.None(), 0, py.None(), why)),
+        Breakage::Limit(why) => hook.call1(("limit", py.None(), 0, py.None(), why)),
         Breakage::Stalled(seconds, dump) => {
             hooks::stalled(py)?.call1((*seconds, dump_dict(py, dump)?))
         }

@@ -14,7 +14,7 @@ use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
 use crate::seeds::{self, PySeed, Seed};
 use manyhands_os::monotonic_nanos;
-use manyhands_runtime::{Limits, Retry};
+use manyhands_runtime::{Limits, Recycling, Retry};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -98,6 +98,19 @@ type Options<'py> = (
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
 /// pool is broken, or None for as long as usual.
 type Patience = (Option<f64>, Option<f64>);
+
+/// When workers give way to fresh ones: after how many tasks, above how many bytes, after how many seconds;
+/// and after how many seconds with nothing to do they leave.
+type Freshness = (Option<usize>, Option<u64>, Option<f64>, Option<f64>);
+
+fn recycling_of((after_tasks, above, older_than, idle_for): Freshness) -> Recycling {
+    Recycling {
+        after_tasks,
+        above,
+        older_than: older_than.map(nanos),
+        idle_for: idle_for.map(nanos),
+    }
+}
 
 fn options_of((time, grace, retry, seed, memory): Options<'_>) -> (TaskOptions, Option<Arc<Seed>>) {
     let options = TaskOptions {
@@ -196,7 +209,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -212,6 +225,7 @@ impl PoolBase {
         patience: Patience,
         events: Option<PyRef<'_, EventStream>>,
         memory: Option<u64>,
+        recycling: Freshness,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
         let engine: Box<dyn Engine> = match engine {
@@ -222,6 +236,7 @@ impl PoolBase {
                 patience,
                 events.map(|stream| stream.events()),
                 memory,
+                recycling_of(recycling),
             )?),
             "thread" => Box::new(Crew::new(
                 workers,
@@ -334,6 +349,13 @@ impl PoolBase {
             let _inside = enter_always();
             self.engine.close(py, cancel, kill);
         }
+    }
+
+    /// How many workers it is to have from now on; false if it is closed.
+    fn _resize(&self, py: Python<'_>, workers: usize) -> PyResult<bool> {
+        self.check_process()?;
+        let _inside = enter(py)?;
+        Ok(self.engine.resize(py, workers))
     }
 
     /// Asks what runs to end.

@@ -11,7 +11,7 @@ use crate::results::Source;
 use crate::{hooks, local, outcome, pool, process};
 use manyhands_os::coarse_nanos;
 use manyhands_runtime::{
-    Awaited, Block, Entry, Events, Initializer, Pool, PoolOptions, PoolStats, Refused,
+    Awaited, Block, Entry, Events, Initializer, Pool, PoolOptions, PoolStats, Recycling, Refused,
     STALLED_AFTER, Task, TaskKind,
 };
 use pyo3::exceptions::PyRuntimeError;
@@ -156,6 +156,7 @@ impl Processes {
         (stuck_after, stalled_after): (Option<u64>, Option<u64>),
         events: Option<Arc<Events>>,
         memory: Option<u64>,
+        recycling: Recycling,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
@@ -187,6 +188,7 @@ impl Processes {
                 stalled_after: stalled_after.unwrap_or(STALLED_AFTER),
                 events,
                 memory,
+                recycling,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
@@ -288,6 +290,10 @@ impl Engine for Processes {
         self.0.pool.number()
     }
 
+    fn resize(&self, py: Python<'_>, workers: usize) -> bool {
+        detach(py, || self.0.pool.resize(workers))
+    }
+
     fn take_unseen(&self, py: Python<'_>, all: bool) -> (u64, Option<String>) {
         let (count, task) = self.0.pool.take_unseen(all);
         let example = task.and_then(|task| {
@@ -338,6 +344,7 @@ fn stats_dict<'py>(py: Python<'py>, stats: &PoolStats) -> PyResult<Bound<'py, Py
     answer.set_item("pending", stats.pending)?;
     answer.set_item("done", stats.done)?;
     answer.set_item("deaths", stats.deaths)?;
+    answer.set_item("recycled", stats.recycled)?;
     answer.set_item("late_wakes", stats.late_wakes)?;
     answer.set_item("left_behind", 0)?;
     Ok(answer)

@@ -43,14 +43,27 @@ pub enum EventKind {
     Died(Cause),
     /// A worker was killed to end what it ran, or, being a thread, left behind with that.
     Stopped,
-    /// A worker left, because its pool ends.
+    /// A worker left, because its pool ends, or has no use for it.
     Left,
+    /// A worker left, because it has given way to a fresh one.
+    Recycled(Why),
     /// A task runs for much longer than others like it, and goes on.
     Stuck,
     /// Nothing happens any more in a pool, though nothing keeps it: it breaks.
     Stalled,
     /// So many events were dropped here, because nobody read them in time.
     Dropped(u64),
+}
+
+/// Why a worker gives way to a fresh one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// It has finished its share of tasks.
+    Tasks,
+    /// It holds too much memory.
+    Memory,
+    /// It is too old.
+    Age,
 }
 
 /// What a run of a task has come to.

@@ -36,6 +36,8 @@ pub const FAIL_POINTS: &[&str] = &[
     "parent.result_taken",
     "parent.revoked",
     "parent.block_cut",
+    "parent.relieved",
+    "parent.told_to_leave",
     "zygote.request_read",
     "zygote.forked",
     "zygote.reported",

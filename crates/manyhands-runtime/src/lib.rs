@@ -61,7 +61,7 @@ pub use definition::Definition;
 #[cfg(not(manyhands_loom))]
 pub use dump::{Answer, PoolDump};
 #[cfg(not(manyhands_loom))]
-pub use events::{Event, EventKind, Events, How, Label, Tasks, Who, number_of_map};
+pub use events::{Event, EventKind, Events, How, Label, Tasks, Who, Why, number_of_map};
 #[cfg(not(manyhands_loom))]
 pub use fail_point::{FAIL_POINTS, fail_point};
 #[cfg(not(manyhands_loom))]
@@ -72,7 +72,8 @@ pub use life_line::close_life_lines_after_fork;
 pub use nested::caller::Caller;
 #[cfg(not(manyhands_loom))]
 pub use pool::{
-    Awaited, Initializer, Pool, PoolOptions, PoolStats, Refused, STALLED_AFTER, WorkerStats,
+    Awaited, Initializer, Pool, PoolOptions, PoolStats, Recycling, Refused, STALLED_AFTER,
+    WorkerStats,
 };
 #[cfg(not(manyhands_loom))]
 pub use protocol::{ITEM_MORE, Reference, ResultKind, Section, TaskKind, WorkerKey};

@@ -13,6 +13,7 @@ mod lending;
 mod memory;
 mod patrol;
 mod publishing;
+mod recycling;
 mod results;
 mod stopping;
 mod telling;
@@ -20,8 +21,10 @@ mod waiting;
 
 pub(crate) use lending::Calls;
 pub(crate) use patrol::Patrol;
+pub(crate) use recycling::{Part, Term};
 pub(crate) use stopping::Stop;
 
+pub use recycling::Recycling;
 pub use waiting::Awaited;
 
 use crate::definition::Definition;
@@ -66,6 +69,8 @@ pub struct PoolOptions {
     pub events: Option<Arc<Events>>,
     /// How many bytes of memory its tasks may add together; none for any number.
     pub memory: Option<u64>,
+    /// When workers give way to fresh ones, or leave.
+    pub recycling: Recycling,
 }
 
 /// What `PoolOptions::stalled_after` should be.
@@ -142,6 +147,8 @@ pub struct PoolStats {
     pub done: u64,
     /// Workers that died.
     pub deaths: u64,
+    /// Workers that gave way to fresh ones.
+    pub recycled: u64,
     /// Workers whose tasks wait for tasks that they have submitted: their slots are lent.
     pub lent: usize,
     /// Sleeps that ended by time although work was there: always 0 but for killed wakers.
@@ -151,8 +158,10 @@ pub struct PoolStats {
 #[derive(Debug)]
 enum Seat {
     Vacant,
-    /// The supervisor was asked for a worker.
-    Asked,
+    /// The supervisor was asked for a worker; see `recycling` for what a spare is.
+    Asked {
+        spare: bool,
+    },
     Taken(Box<Worker>),
 }
 
@@ -177,6 +186,7 @@ pub(crate) struct State {
     pending: usize,
     done: u64,
     deaths: u64,
+    recycled: u64,
     submits: u64,
     /// Grows with every drain that found something.
     drains: u64,
@@ -210,23 +220,32 @@ pub(crate) struct State {
     seed: u64,
     /// Slots of workers that wait for what their tasks have submitted.
     lent: usize,
-    /// Whether slots have to be opened or closed since `lent` has changed.
+    /// Whether slots have to be opened or closed, since `lent` or what workers are for has changed.
     is_unsettled: bool,
     capacity: Capacity,
     /// Whether a task waits that a worker could take if there were more memory.
     is_held_back: bool,
+    /// How many workers it has, but for spares.
+    width: usize,
+    /// How many tasks a worker has left of its share when a spare is asked for.
+    near: usize,
+    /// When a spare may be asked for, after one that could not be started.
+    spares_after: u64,
+    /// Whether the supervisor comes soon to look at memory and ages.
+    is_kept: bool,
+    /// What `done` was when it came last.
+    kept_done: u64,
 }
 
 /// A pool of workers.
 #[derive(Debug)]
 pub struct Pool {
     pub(crate) id: u32,
-    /// How many workers it has, but for spares.
-    width: usize,
     cores: usize,
     stuck_after: Option<u64>,
     stalled_after: u64,
     initializer: Option<Initializer>,
+    recycling: Recycling,
     /// By which workers send their lines, and their end of it.
     requests: Socket,
     workers_requests: Socket,
@@ -256,24 +275,31 @@ impl Pool {
             stalled_after,
             events,
             memory,
+            recycling,
         } = options;
+        let mut scheduler = Scheduler::new(workers);
+        if let Some(most) = recycling.after_tasks {
+            scheduler.limit(most);
+        }
+        // Without a share all have more than that left.
+        let near = recycling.after_tasks.map_or(0, |most| (most / 2).max(1));
         let (requests, workers_requests) = Socket::pair()?;
         let pool = Arc::new(Self {
             requests,
             workers_requests,
-            width: workers,
             // Relaxed: only distinct numbers are wanted.
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             cores,
             stuck_after,
             stalled_after,
             initializer,
+            recycling,
             events,
             budget: memory.map(|limit| Budget::new(limit, workers)),
             page: PoolPage::create(workers as u32)?,
             event: Event::new()?,
             state: Mutex::new(State {
-                scheduler: Scheduler::new(workers),
+                scheduler,
                 seats: (0..workers).map(|_| Seat::Vacant).collect(),
                 generations: vec![0; workers],
                 phase: Phase::Open,
@@ -283,6 +309,7 @@ impl Pool {
                 pending: 0,
                 done: 0,
                 deaths: 0,
+                recycled: 0,
                 submits: 0,
                 drains: 0,
                 failed_births: 0,
@@ -304,6 +331,11 @@ impl Pool {
                 is_unsettled: false,
                 capacity: Capacity::default(),
                 is_held_back: false,
+                width: workers,
+                near,
+                spares_after: 0,
+                is_kept: false,
+                kept_done: 0,
             }),
             quiet: Condvar::new(),
             unseen: Unseen::default(),
@@ -353,6 +385,7 @@ impl Pool {
         if !state.is_patrolled {
             self.start_patrol(&mut state);
         }
+        self.look_after(&mut state);
         // A block is worth many tasks.
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
@@ -367,7 +400,9 @@ impl Pool {
             if behind_another || state.scheduler.queued() > 0 {
                 self.ask_for_workers(&mut state);
             }
-            if is_block {
+            if state.scheduler.queued() > 0 && is_block {
+                self.balance(&mut state); // it was cut: more than its worker may still have
+            } else if is_block {
                 self.balance_later(&mut state);
             }
         } else {
@@ -412,19 +447,18 @@ impl Pool {
         let coming = state
             .seats
             .iter()
-            .filter(|seat| matches!(seat, Seat::Asked))
+            .filter(|seat| matches!(seat, Seat::Asked { spare: false }))
             .count();
         let mut wanted = queued.saturating_sub(coming);
         let mut asked = false;
-        let mut places = self.width;
+        let mut places = state.width.saturating_sub(state.occupied());
         for seat in &mut state.seats {
             if wanted == 0 || places == 0 {
                 break;
             }
-            places -= usize::from(!seat.lends());
             if matches!(seat, Seat::Vacant) {
-                *seat = Seat::Asked;
-                wanted -= 1;
+                *seat = Seat::Asked { spare: false };
+                (wanted, places) = (wanted - 1, places - 1);
                 asked = true;
             }
         }
@@ -453,10 +487,10 @@ impl Pool {
         if !matches!(state.phase, Phase::Open) {
             return;
         }
-        for seat in state.seats.iter_mut().take(self.width) {
-            if matches!(seat, Seat::Vacant) {
-                *seat = Seat::Asked;
-            }
+        let missing = state.width.saturating_sub(state.occupied());
+        let vacant = |seat: &&mut Seat| matches!(seat, Seat::Vacant);
+        for seat in state.seats.iter_mut().filter(vacant).take(missing) {
+            *seat = Seat::Asked { spare: false };
         }
         self.supervisor.command(Command::Births(self.id));
     }
@@ -518,6 +552,14 @@ impl State {
     /// Whether the worker was told to leave: what it holds is the word to do so.
     fn is_leaving(&self, slot: Slot) -> bool {
         matches!(&self.seats[slot.0 as usize], Seat::Taken(worker) if worker.leaving)
+    }
+
+    /// Makes one more seat, closed; gives its number.
+    fn add_seat(&mut self) -> usize {
+        self.seats.push(Seat::Vacant);
+        self.generations.push(0);
+        self.scheduler.add_place();
+        self.seats.len() - 1
     }
 
     fn has_workers(&self) -> bool {

@@ -20,6 +20,8 @@
 //!   worker may have to rest.
 //! - A worker with nothing to do, while the queue is empty, gets half of what waits at the worker
 //!   that holds the most.
+//! - A worker that is to be replaced after so many items is given no more than these. What it has been given
+//!   and not started goes to others as from any worker.
 //! - When a worker dies, the item that it had started is lost, and all others return to the front of
 //!   the queue in their order.
 
@@ -75,10 +77,19 @@ struct Place<T> {
     depth: u8,
     /// How many items are never taken back while it lives: the running one, its start-up message.
     keeps: usize,
+    /// How many items it may still be given in its life.
+    left: usize,
     /// Whether the worker is there, and not only on its way.
     born: bool,
     /// When something was last heard of it; larger is later, 0 is never.
     last_heard: u64,
+}
+
+impl<T> Place<T> {
+    /// Whether its worker takes tasks.
+    fn takes(&self) -> bool {
+        self.open && self.left > 0
+    }
 }
 
 /// What a death leaves behind.
@@ -103,6 +114,8 @@ pub struct Scheduler<T> {
     heard: u64,
     /// How many workers hold anything.
     busy: u32,
+    /// How many items a worker is given in its life.
+    most: usize,
 }
 
 impl<T> Default for Scheduler<T> {
@@ -114,6 +127,7 @@ impl<T> Default for Scheduler<T> {
             estimate: None,
             heard: 0,
             busy: 0,
+            most: usize::MAX,
         }
     }
 }
@@ -134,9 +148,28 @@ impl<T: Work> Scheduler<T> {
             items: 0,
             depth: 0,
             keeps: 0,
+            left: 0,
             born: false,
             last_heard: 0,
         });
+    }
+
+    /// From now on a worker is given so many items in its life; its first record, if it starts with one, is
+    /// not among them.
+    pub fn limit(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// How many items the worker may still be given in its life.
+    #[inline]
+    pub fn left(&self, slot: Slot) -> usize {
+        self.places[slot.0 as usize].left
+    }
+
+    /// The next record of the worker is no task: it does not count.
+    pub fn give_free(&mut self, slot: Slot) {
+        let place = self.place(slot);
+        place.left = place.left.saturating_add(1);
     }
 
     fn place(&mut self, slot: Slot) -> &mut Place<T> {
@@ -146,7 +179,9 @@ impl<T: Work> Scheduler<T> {
     /// A worker is on its way: it may be given tasks. With `starts_with` its first record is no task
     /// and is never taken back.
     pub fn open(&mut self, slot: Slot, starts_with: bool) {
+        let most = self.most.saturating_add(usize::from(starts_with));
         let place = self.place(slot);
+        place.left = most;
         debug_assert!(place.held.is_empty());
         place.open = true;
         place.born = false;
@@ -223,7 +258,7 @@ impl<T: Work> Scheduler<T> {
         let mut best: Option<(usize, (bool, u64), u32)> = None;
         for (index, place) in self.places.iter().enumerate() {
             let held = place.items;
-            if !place.open || held >= credit || (held > 0 && depth != place.depth) {
+            if !place.takes() || held >= credit || (held > 0 && depth != place.depth) {
                 continue;
             }
             let better = match best {
@@ -244,7 +279,7 @@ impl<T: Work> Scheduler<T> {
     pub fn room(&self, slot: Slot) -> usize {
         let place = &self.places[slot.0 as usize];
         if place.open {
-            self.credit().saturating_sub(place.items)
+            self.credit().saturating_sub(place.items).min(place.left)
         } else {
             0
         }
@@ -254,7 +289,7 @@ impl<T: Work> Scheduler<T> {
     #[inline]
     pub fn is_low(&self, slot: Slot) -> bool {
         let place = &self.places[slot.0 as usize];
-        place.open && place.items <= self.credit() / 2
+        place.takes() && place.items <= self.credit() / 2
     }
 
     /// Takes the first task of the queue.
@@ -286,6 +321,7 @@ impl<T: Work> Scheduler<T> {
     pub fn published(&mut self, slot: Slot, task: T) {
         let place = self.place(slot);
         place.items += task.left();
+        place.left = place.left.saturating_sub(task.left());
         place.depth = task.depth();
         place.held.push_back(task);
         self.busy += u32::from(self.places[slot.0 as usize].held.len() == 1);
@@ -368,7 +404,7 @@ impl<T: Work> Scheduler<T> {
 
     /// Whether a worker that is there has nothing to do.
     pub fn has_idle(&self) -> bool {
-        let idles = |place: &Place<T>| place.open && place.born && place.held.is_empty();
+        let idles = |place: &Place<T>| place.takes() && place.born && place.held.is_empty();
         self.places.iter().any(idles)
     }
 
@@ -378,7 +414,7 @@ impl<T: Work> Scheduler<T> {
         let mut idle = self
             .places
             .iter()
-            .filter(|p| p.open && p.held.is_empty())
+            .filter(|p| p.takes() && p.held.is_empty())
             .peekable();
         if !self.queue.is_empty() || idle.peek().is_none() {
             return None;
@@ -420,6 +456,7 @@ impl<T: Work> Scheduler<T> {
             let taken = last.left().min(count);
             count -= taken;
             place.items -= taken;
+            place.left = place.left.saturating_add(taken);
             let returned = if taken < last.left() || last.is_begun() {
                 let rest = last.cut(last.left() - taken);
                 visit(Revoked::Cut(last));
@@ -893,5 +930,44 @@ mod tests {
         let work: u64 = durations.iter().sum();
         let bound = work / workers as u64 + 50_000_000;
         assert!(now <= bound, "{now} ns, greedy bound {bound} ns");
+    }
+
+    #[test]
+    fn a_worker_is_given_its_share_and_no_more() {
+        let mut scheduler: Scheduler<u32> = Scheduler::new(2);
+        scheduler.limit(2);
+        for slot in [Slot(0), Slot(1)] {
+            scheduler.open(slot, false);
+            scheduler.born(slot);
+        }
+        scheduler.observe(1, 1_000);
+        (0..10).for_each(|task| scheduler.add(task));
+        assert_eq!(assign(&mut scheduler).len(), 4);
+        assert_eq!((scheduler.left(Slot(0)), scheduler.room(Slot(0))), (0, 0));
+        // What is taken back was not run: another may be given in its place.
+        scheduler.revoked(Slot(0), 1, |_| ());
+        assert_eq!(scheduler.left(Slot(0)), 1);
+        assert_eq!(assign(&mut scheduler).len(), 1);
+        while scheduler.ended(Slot(0), 1).is_some() && scheduler.held_count(Slot(0)) > 0 {}
+        // It is done, and no thief.
+        assert!(!scheduler.is_low(Slot(0)) && !scheduler.has_idle());
+        let _rest = scheduler.take_queue();
+        assert_eq!(scheduler.steal(), None);
+        assert_eq!(scheduler.choose(0), None);
+    }
+
+    #[test]
+    fn a_first_record_is_not_of_the_share() {
+        let mut scheduler: Scheduler<u32> = Scheduler::new(1);
+        scheduler.limit(1);
+        scheduler.open(Slot(0), true);
+        scheduler.published(Slot(0), 100);
+        assert_eq!(scheduler.left(Slot(0)), 1);
+        scheduler.give_free(Slot(0));
+        scheduler.published(Slot(0), 101);
+        assert_eq!(scheduler.left(Slot(0)), 1);
+        scheduler.died(Slot(0), 0, |_| ());
+        scheduler.open(Slot(0), false);
+        assert_eq!(scheduler.left(Slot(0)), 1, "a share is one worker's");
     }
 }

@@ -4,7 +4,7 @@ use crate::block::Stream;
 use crate::definition::{self, Definition};
 use crate::lease::{Buffer, Holdings};
 use crate::life_line::LifeLine;
-use crate::pool::{Calls, Stop};
+use crate::pool::{Calls, Stop, Term};
 use crate::protocol::{
     self, FLAG_FILE, FLAG_SECTIONS, FLAG_UNREAD, MOST_FILES_AHEAD, Malformed, SECTION_FORGET,
     SECTION_RETRY, Section, split_body,
@@ -104,6 +104,8 @@ pub(crate) struct Worker {
     /// It was killed because nobody wants what it runs: no fault of the item's.
     pub(crate) dismissed: bool,
     pub(crate) violation: bool,
+    /// What it is for, and how long it stays.
+    pub(crate) term: Term,
 }
 
 /// What the supervisor sends to a new worker.
@@ -117,7 +119,12 @@ pub(crate) struct WorkerEnds {
 impl Worker {
     /// Whether it may be given tasks, as far as it goes itself.
     pub(crate) fn may_take(&self) -> bool {
-        self.stop.is_none() && !self.leaving && !self.dismissed && !self.violation && !self.lends()
+        self.stop.is_none()
+            && !self.leaving
+            && !self.dismissed
+            && !self.violation
+            && !self.lends()
+            && self.term.takes()
     }
 
     /// Whether its slot is lent: what it runs has submitted tasks that have not ended.

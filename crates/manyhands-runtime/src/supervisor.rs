@@ -87,6 +87,8 @@ pub(crate) enum Command {
     LookAgain(u32),
     /// Tasks of the pool may have to be ended.
     Watch(u32),
+    /// Workers of the pool may have to give way, or to leave.
+    Visit(u32),
     /// Tasks of the pool are pending: look now and then whether all goes on.
     Patrol(u32),
     /// End the zygote and the thread.
@@ -330,6 +332,8 @@ struct Thread {
     hot: HashMap<u32, u64>,
     /// When to look whether tasks of a pool have to be ended.
     watches: HashMap<u32, u64>,
+    /// When to look whether workers of a pool give way.
+    visits: HashMap<u32, u64>,
     /// Lines by which workers ask, by packed key.
     lines: HashMap<u64, (WorkerKey, Arc<Socket>)>,
     patrols: HashMap<u32, Patrol>,
@@ -356,6 +360,7 @@ impl Thread {
             waiting_births: HashSet::new(),
             hot: HashMap::new(),
             watches: HashMap::new(),
+            visits: HashMap::new(),
             lines: HashMap::new(),
             patrols: HashMap::new(),
             oom: OomWatch::new(),
@@ -377,6 +382,7 @@ impl Thread {
             }
             self.poll_hot();
             self.end_overdue();
+            self.visit();
             self.patrol();
             self.end_waits();
             self.trim();
@@ -430,6 +436,7 @@ impl Thread {
             .map(|dying| dying.until)
             .chain(self.leaving.values().copied())
             .chain(self.watches.values().copied())
+            .chain(self.visits.values().copied())
             .chain(self.patrols.values().map(|patrol| patrol.next))
             .chain(self.trim_at);
         let wait = until
@@ -495,6 +502,9 @@ impl Thread {
             Command::Watch(id) => {
                 self.watches.insert(id, 0);
             }
+            Command::Visit(id) => {
+                self.visits.insert(id, 0);
+            }
             Command::Patrol(id) => {
                 if let Some(pool) = self.pool(id) {
                     self.patrols.insert(id, Patrol::of(&pool));
@@ -517,6 +527,28 @@ impl Thread {
             }
             let pool = supervisor.shared().pools.get(&id).cloned();
             match pool.and_then(|pool| pool.look()) {
+                Some(next) => {
+                    *at = next;
+                    true
+                }
+                None => false,
+            }
+        });
+    }
+
+    /// Has workers give way to fresh ones, or leave.
+    fn visit(&mut self) {
+        if self.visits.is_empty() {
+            return;
+        }
+        let now = monotonic_nanos();
+        let supervisor = self.supervisor.clone();
+        self.visits.retain(|&id, at| {
+            if *at > now {
+                return true;
+            }
+            let pool = supervisor.shared().pools.get(&id).cloned();
+            match pool.and_then(|pool| pool.keep()) {
                 Some(next) => {
                     *at = next;
                     true

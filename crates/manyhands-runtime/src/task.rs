@@ -312,6 +312,8 @@ pub enum Breakage {
     InitializerDied(i32, Cause),
     /// No worker could be started; why.
     Start(String),
+    /// A limit of the pool cannot be kept; why.
+    Limit(String),
     /// Nothing happened for so many seconds, though nothing kept it: what the workers did.
     Stalled(u64, Box<PoolDump>),
 }

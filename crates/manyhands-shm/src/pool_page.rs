@@ -12,7 +12,7 @@ const MAGIC: u32 = 0x6d68_7032;
 #[repr(C)]
 struct Layout {
     magic: AtomicU32,
-    /// How many workers the pool has. Written once, by its parent.
+    /// How many workers the pool has. Written by its parent.
     width: AtomicU32,
     _reserved: [u32; 14],
     parent: ParkLine,
@@ -79,6 +79,12 @@ impl PoolPage {
     /// How many workers the pool has.
     pub fn width(&self) -> u32 {
         self.layout().width.load(Ordering::Relaxed)
+    }
+
+    /// Parent: the pool has so many workers from now on.
+    pub fn set_width(&self, width: u32) {
+        // Relaxed: a figure, by which workers choose how much they ask for at once.
+        self.layout().width.store(width, Ordering::Relaxed);
     }
 
     /// The word on which the parent sleeps while no worker has anything for it.

@@ -102,7 +102,7 @@ pub(crate) fn answer(call: u64, outcome: &Outcome) -> io::Result<Packet> {
                 out.u32(pid.cast_unsigned());
                 put_cause(&mut out, *cause);
             }
-            Breakage::Start(why) => {
+            Breakage::Start(why) | Breakage::Limit(why) => {
                 out.u8(BROKEN);
                 out.bytes(why.as_bytes());
             }

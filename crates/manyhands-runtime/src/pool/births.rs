@@ -1,7 +1,7 @@
 //! Births and deaths of workers, as the supervisor tells of them.
 
 use super::again::Reason;
-use super::{Phase, Pool, Seat, State, Stop};
+use super::{Phase, Pool, Seat, State, Stop, Term};
 use crate::block::{LONGEST_ITEM, Over};
 use crate::events::{EventKind, How};
 use crate::fail_point::fail_point;
@@ -63,7 +63,7 @@ impl Pool {
             .seats
             .iter()
             .enumerate()
-            .filter(|(_, seat)| matches!(seat, Seat::Asked));
+            .filter(|(_, seat)| matches!(seat, Seat::Asked { .. }));
         asked
             .map(|(index, _)| WorkerKey {
                 pool: self.id,
@@ -89,9 +89,9 @@ impl Pool {
         let reader = unsafe { control.result_reader() };
         let mut state = self.lock();
         let index = key.slot as usize;
-        if !matches!(state.seats[index], Seat::Asked) {
+        let Seat::Asked { spare } = state.seats[index] else {
             return Ok(None); // not wanted any more
-        }
+        };
         state.generations[index] = key.generation;
         state.seats[index] = Seat::Taken(Box::new(Worker {
             control: Arc::new(control),
@@ -128,6 +128,7 @@ impl Pool {
             born_at: monotonic_nanos(),
             leaving: false,
             violation: false,
+            term: Term::new(spare),
         }));
         let slot = Slot(key.slot);
         state.scheduler.open(slot, self.initializer.is_some());
@@ -149,6 +150,10 @@ impl Pool {
             }
             self.publish(&mut state, slot);
         }
+        if spare {
+            state.scheduler.close(slot);
+        }
+        self.look_after(&mut state);
         // A spare may have come too late.
         self.settle(&mut state);
         self.balance(&mut state);
@@ -183,12 +188,14 @@ impl Pool {
         worker.process = Some(Arc::new(process));
         self.say_born(worker, key.slot);
         state.scheduler.born(Slot(key.slot));
+        self.came_on(&mut state, Slot(key.slot));
+        self.look_after(&mut state);
         if state.pending == 0 {
             self.leave_if_closing(&mut state);
         } else {
             self.balance(&mut state);
-            self.tell_all(&mut state);
         }
+        self.tell_all(&mut state);
         Ok(watch)
     }
 
@@ -315,15 +322,20 @@ impl Pool {
             self.end_calls(&mut state, *calls);
         }
         let wanted = match state.phase {
-            _ if self.rests(&state, index) => false,
+            _ if state.occupied() >= state.width => false,
             // One that could not even be started is asked for again by the next task.
             Phase::Open => !leaving && again,
             Phase::Closing(false) => state.pending > 0,
             _ => false,
         };
-        if wanted {
-            state.seats[index] = Seat::Asked;
+        state.is_unsettled = true;
+        if wanted && !state.promote_spare() {
+            state.seats[index] = Seat::Asked { spare: false };
             self.supervisor.command(Command::Births(self.id));
+        }
+        if leaving && state.scheduler.queued() > 0 && !matches!(state.phase, Phase::Broken(_)) {
+            // It went for want of work, which has come since.
+            self.ask_for_workers(&mut state);
         }
         self.balance(&mut state);
         self.tell_all(&mut state);
@@ -373,7 +385,7 @@ impl Pool {
     pub(crate) fn not_born(&self, key: WorkerKey, why: &str) {
         let mut state = self.lock();
         let index = key.slot as usize;
-        if matches!(state.seats[index], Seat::Asked) {
+        if matches!(state.seats[index], Seat::Asked { .. }) {
             state.seats[index] = Seat::Vacant;
         }
         // Who waits for what it has submitted, or rests, does nobody's work.
@@ -382,7 +394,9 @@ impl Pool {
                 && matches!(seat, Seat::Taken(worker) if worker.process.is_some())
                 && !seat.lends()
                 && !self.rests(&state, other)
+                && !self.is_spent(&state, other)
         });
+        self.spare_failed(&mut state, !others);
         drop(state);
         if !others {
             self.birth_failed(Cause::Start, why);
@@ -392,6 +406,7 @@ impl Pool {
             let mut state = self.lock();
             if matches!(state.phase, Phase::Open | Phase::Closing(false)) {
                 self.ask_for_workers(&mut state);
+                self.tell_all(&mut state);
             }
         }
     }

@@ -99,7 +99,7 @@ impl Pool {
     /// which stays away for so many nanoseconds; and the estimated duration of an item.
     pub fn appetite(&self, away: u64) -> (usize, Option<u64>) {
         let state = self.lock();
-        let (workers, estimate) = (self.width, state.scheduler.estimate());
+        let (workers, estimate) = (state.width, state.scheduler.estimate());
         let ahead = workers * state.scheduler.credit().max(2) * 2;
         let meanwhile = 2 * workers as u64 * away / estimate.unwrap_or(u64::MAX);
         let wanted = ahead.max(meanwhile as usize);
@@ -108,13 +108,13 @@ impl Pool {
 
     /// How many workers it has at most.
     pub fn width(&self) -> usize {
-        self.width
+        self.lock().width
     }
 
     /// For how long what is queued keeps the workers busy, about, halved; in nanoseconds.
     pub fn supply(&self) -> u64 {
         let state = self.lock();
-        let workers = self.width.max(1) as u64;
+        let workers = state.width.max(1) as u64;
         let estimate = state.scheduler.estimate().unwrap_or(0);
         (state.scheduler.queued() as u64).saturating_mul(estimate) / workers / 2
     }
@@ -226,7 +226,7 @@ impl Pool {
                         self.publish(state, slot);
                     }
                 }
-                seat @ Seat::Asked => *seat = Seat::Vacant,
+                seat @ Seat::Asked { .. } => *seat = Seat::Vacant,
                 _ => {}
             }
         }
@@ -307,6 +307,7 @@ impl Pool {
             pending: state.pending,
             done: state.done,
             deaths: state.deaths,
+            recycled: state.recycled,
             lent: state.lent,
             late_wakes: state.late_wakes,
         }

@@ -9,8 +9,8 @@
 //! | calls are open               | takes none; what waited there goes elsewhere | one more may run                 |
 //! | the last one was answered    | takes tasks again                           | the last takes none any more      |
 //!
-//! *Spares* are seats behind the pool's own. Of the slots that are not lent, the first take tasks, as many as the
-//! pool has workers; who is behind them *rests*: it ends what it runs and is given nothing. So at most as many
+//! *Spares* are workers beyond the pool's own. Of those whose slots are not lent, the first take tasks, as many as the
+//! pool has workers (but for those that come and go, see `recycling`); who is behind them *rests*: it ends what it runs and is given nothing. So at most as many
 //! tasks begin that do not wait as the pool has workers; and since what is deepest goes first, and what a worker
 //! holds is of one depth, about (depth x workers) wait at most.
 //!
@@ -346,17 +346,21 @@ impl Pool {
     /// Opens and closes slots as those that are lent say; see the table above.
     pub(super) fn settle(&self, state: &mut State) {
         state.is_unsettled = false;
-        while state.seats.len() < self.width + state.lent {
-            state.seats.push(Seat::Vacant);
-            state.generations.push(0);
-            state.scheduler.add_place();
+        let uncounted = |seat: &&Seat| match seat {
+            Seat::Taken(_) => !seat.counts(),
+            Seat::Asked { spare } => *spare,
+            Seat::Vacant => false,
+        };
+        let uncounted = state.seats.iter().filter(uncounted).count();
+        while state.seats.len() < state.width + uncounted {
+            state.add_seat();
         }
-        let mut places = self.width;
+        let mut places = state.width;
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
             let seat = &state.seats[index];
-            if seat.lends() {
-                continue; // closed since its first call
+            if !seat.counts() {
+                continue; // closed since its first call, or since it is none of them
             }
             let rests = places == 0;
             places -= usize::from(!rests);
@@ -371,12 +375,15 @@ impl Pool {
                 state.scheduler.reopen(slot);
             }
         }
+        self.keep_fresh(state);
     }
 
     /// Whether the seat is one of which there is no need now.
     pub(super) fn rests(&self, state: &State, index: usize) -> bool {
         let before = state.seats.iter().take(index);
-        !state.seats[index].lends() && before.filter(|seat| !seat.lends()).count() >= self.width
+        let seat = &state.seats[index];
+        !seat.lends()
+            && (!seat.counts() || before.filter(|seat| seat.counts()).count() >= state.width)
     }
 }
 

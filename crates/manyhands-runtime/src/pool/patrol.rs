@@ -383,7 +383,7 @@ impl State {
         let waits = self.waiting > 0 || self.observed > 0;
         let is_still = |seat: &Seat| match seat {
             Seat::Vacant => true,
-            Seat::Asked => false,
+            Seat::Asked { .. } => false,
             Seat::Taken(worker) => {
                 let is_unread = worker.reader.has_unread();
                 worker.process.is_some()

@@ -7,7 +7,7 @@ use crate::protocol::{
     BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED,
     HEAD, LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
-use crate::scheduler::{Revoked, Slot};
+use crate::scheduler::{Revoked, Slot, Work};
 use crate::supervisor::Command;
 use crate::task::{Bytes, Entry};
 use manyhands_os::monotonic_nanos;
@@ -24,6 +24,12 @@ impl Pool {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             crate::bug("a task was given to an empty seat");
         };
+        let left = state.scheduler.left(slot).max(1);
+        if entry.left as usize > left {
+            // The worker gives way to a fresh one before it would come to the rest.
+            let rest = entry.cut(left);
+            state.scheduler.put_first(rest);
+        }
         if u32::try_from(entry.bytes().len()).is_err() {
             self.lose(state, slot, entry, "its arguments are larger than 4 GiB");
             return None;
@@ -182,6 +188,7 @@ impl Pool {
             Bytes::default(),
         );
         entry.file = worker.files_sent;
+        state.scheduler.give_free(slot);
         // It is idle, so there is room, and nothing is written that was not published.
         if self.write(state, slot, entry).is_none() {
             self.publish(state, slot);

@@ -315,6 +315,7 @@ impl Pool {
             // The worker has seen the record: it releases what came with it.
             entry.leases = false;
         }
+        self.came_on(state, slot);
         Ok(ended)
     }
 

@@ -5,7 +5,7 @@
 
 use super::again::Reason;
 use super::births::SIGKILL;
-use super::{Pool, Seat, State};
+use super::{Part, Pool, Seat, State};
 use crate::block::{Block, Over};
 use crate::events::{Event, EventKind, How, Label, Tasks, Who};
 use crate::protocol::{ResultHead, ResultKind};
@@ -268,7 +268,10 @@ impl Pool {
         }
         let kind = match cause {
             Cause::Signal(SIGKILL) if unwanted || leaving => EventKind::Stopped,
-            Cause::Exit(_) | Cause::Unknown if leaving => EventKind::Left,
+            Cause::Exit(_) | Cause::Unknown if leaving => match worker.term.part {
+                Part::Relieved(Some(why)) => EventKind::Recycled(why),
+                _ => EventKind::Left,
+            },
             _ => EventKind::Died(cause),
         };
         self.say_worker(worker, slot, kind);

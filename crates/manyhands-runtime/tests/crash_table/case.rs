@@ -3,8 +3,8 @@
 use crate::crash_table::site::Site;
 use crate::crash_table::{
     again, blocks, blocks_ended, descriptors, ending, failed_births, memory, nested, nonsense,
-    paused, rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls, taken_back,
-    tasks, taught, waiting, zygotes,
+    paused, recycling, rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls,
+    taken_back, tasks, taught, waiting, zygotes,
 };
 
 /// One line of the table.
@@ -51,6 +51,7 @@ pub(crate) fn all() -> Vec<Case> {
         nonsense::cases,
         stored::cases,
         taught::cases,
+        recycling::cases,
         storms::cases,
         storms_of_blocks::cases,
         storms_of_calls::cases,

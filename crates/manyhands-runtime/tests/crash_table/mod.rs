@@ -22,6 +22,7 @@ mod nested;
 mod nonsense;
 mod paused;
 mod processes;
+mod recycling;
 mod rows;
 mod runner;
 mod scribble;

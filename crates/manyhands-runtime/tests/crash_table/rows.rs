@@ -3,15 +3,17 @@
 use crate::crash_table::blocks;
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{cancel_waiting, until_stats, wait};
+use crate::crash_table::recycling;
 use crate::crash_table::site::{Job, LARGE, Site};
 use crate::crash_table::stored;
 use crate::crash_table::stream::Items;
 use crate::crash_table::taught;
 use crate::crash_table::worker::THREAD_MODULE;
-use manyhands_runtime::{Cause, Definition, FAIL_POINTS, Pool};
+use manyhands_runtime::{Cause, Definition, FAIL_POINTS, Pool, Recycling};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::time::Duration;
 
 /// What the pool is doing when the process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,18 @@ enum Load {
     Taught,
     /// Tasks that submit tasks whose results are in blocks.
     StoredNested,
+    /// The mixture by workers that give way after seven tasks.
+    Recycled,
+    /// The same, after an initializer.
+    RecycledInitializer,
+    /// The same, and the pool is closed while it runs.
+    RecycledClosing,
+    /// Streams of short items by such workers.
+    RecycledBlocks,
+    /// Tasks that submit tasks, by such workers.
+    RecycledNested,
+    /// The mixture in a pool that becomes larger and smaller while it runs.
+    Resized,
 }
 
 /// What happens to the task that a worker had started.
@@ -106,8 +120,8 @@ pub(crate) fn rows() -> Vec<Row> {
     use Load::{
         Blocks, BlocksAlone, BlocksByFile, BlocksCancelled, BlocksOfAllKinds, BlocksStolen,
         Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture, Nested,
-        NestedClosing, OneAndExit, Spawned, Stored, StoredAlone, StoredClosing, StoredNested,
-        Taught,
+        NestedClosing, OneAndExit, Recycled, RecycledBlocks, RecycledClosing, RecycledInitializer,
+        RecycledNested, Resized, Spawned, Stored, StoredAlone, StoredClosing, StoredNested, Taught,
     };
     use Loss::{AtMostOne, Finished, None, Unstarted};
     vec![
@@ -325,6 +339,35 @@ pub(crate) fn rows() -> Vec<Row> {
         row("zygote.request_read", 3, Nested, None, 0..=0),
         row("zygote.forked", 3, Nested, AtMostOne, 0..=1),
         row("zygote.reported", 3, Nested, None, 0..=0),
+        // Workers that give way: who was told to leave has nothing to lose, and is no death.
+        row("worker.started", 1, Recycled, None, 0..=1),
+        row("worker.started", 1, RecycledInitializer, None, 0..=1),
+        row("worker.started", 1, RecycledBlocks, None, 0..=1),
+        row("worker.started", 1, RecycledNested, None, 0..=1),
+        row("worker.claimed", 7, Recycled, AtMostOne, 0..=1),
+        row("worker.claimed", 8, Recycled, AtMostOne, 0..=1),
+        row("worker.claimed", 8, RecycledInitializer, AtMostOne, 0..=1),
+        row("worker.claimed", 7, RecycledClosing, AtMostOne, 0..=1),
+        row("worker.claimed", 8, RecycledBlocks, AtMostOne, 0..=1),
+        row("worker.claimed", 8, RecycledNested, AtMostOne, 0..=1),
+        row("worker.claimed", 5, Resized, AtMostOne, 0..=1),
+        row("worker.finished", 7, Recycled, AtMostOne, 0..=1),
+        row("worker.finished", 7, RecycledBlocks, AtMostOne, 0..=1),
+        row("worker.record_written", 7, Recycled, AtMostOne, 0..=1),
+        row("worker.published", 7, Recycled, None, 0..=1),
+        row("worker.published", 7, RecycledClosing, None, 0..=1),
+        row("worker.published", 7, RecycledNested, AtMostOne, 0..=1),
+        row("worker.published", 3, Resized, None, 0..=1),
+        row("worker.before_park", 2, Resized, None, 0..=1),
+        row("zygote.forked", 4, Recycled, None, 0..=1),
+        row("zygote.reported", 4, Recycled, None, 0..=1),
+        row("zygote.request_read", 4, RecycledBlocks, None, 0..=1),
+        row("parent.relieved", 1, Recycled, AtMostOne, 0..=1),
+        row("parent.relieved", 3, RecycledBlocks, AtMostOne, 0..=1),
+        row("parent.relieved", 2, RecycledNested, AtMostOne, 0..=1),
+        row("parent.told_to_leave", 1, Recycled, AtMostOne, 0..=1),
+        row("parent.told_to_leave", 3, RecycledClosing, AtMostOne, 0..=1),
+        row("parent.told_to_leave", 1, Resized, AtMostOne, 0..=1),
     ]
 }
 
@@ -394,13 +437,37 @@ impl Row {
                 | Load::StoredAlone
         );
         let workers = if alone { 1 } else { 2 };
-        let initializer = (self.load == Load::Initializer).then_some("echo:ready");
-        let pool = site.pool_with(workers, initializer);
+        let initializes = matches!(self.load, Load::Initializer | Load::RecycledInitializer);
+        let initializer = initializes.then_some("echo:ready");
+        let recycles = matches!(
+            self.load,
+            Load::Recycled
+                | Load::RecycledInitializer
+                | Load::RecycledClosing
+                | Load::RecycledBlocks
+                | Load::RecycledNested
+        );
+        let recycling = if recycles {
+            recycling::after(7)
+        } else {
+            Recycling::default()
+        };
+        let pool = site.pool_of_recycled(workers, initializer, recycling);
         let jobs = self.submit(site, &pool);
         let mut streams = self.submit_streams(site, &pool);
+        if self.load == Load::Resized {
+            for width in [4, 1, 3, 2] {
+                assert!(pool.resize(width));
+                std::thread::sleep(Duration::from_millis(3)); // for the workers to come and go
+            }
+        }
         let closed = matches!(
             self.load,
-            Load::Closing | Load::OneAndExit | Load::NestedClosing | Load::StoredClosing
+            Load::RecycledClosing
+                | Load::Closing
+                | Load::OneAndExit
+                | Load::NestedClosing
+                | Load::StoredClosing
         );
         if closed {
             pool.close(false, false);
@@ -448,15 +515,20 @@ impl Row {
 
     fn submit(&self, site: &Site, pool: &Pool) -> Vec<Job> {
         match self.load {
-            Load::Mixture | Load::Initializer | Load::Spawned | Load::Closing => {
-                site.submit_mixture(pool)
-            }
+            Load::Mixture
+            | Load::Initializer
+            | Load::Spawned
+            | Load::Closing
+            | Load::Recycled
+            | Load::RecycledInitializer
+            | Load::RecycledClosing
+            | Load::Resized => site.submit_mixture(pool),
             Load::LargeArguments => (0..8).map(|i| site.submit_bytes(pool, LARGE + i)).collect(),
             Load::LargeBoth => (0..8).map(|_| site.submit_mirror(pool, LARGE)).collect(),
             Load::LargeResults => (0..8)
                 .map(|i| site.submit(pool, &format!("big:{}", LARGE + i)))
                 .collect(),
-            Load::Nested | Load::NestedClosing => {
+            Load::Nested | Load::NestedClosing | Load::RecycledNested => {
                 let mut jobs = vec![site.submit(pool, "ask:12 ask:2 echo:x")];
                 jobs.extend((0..3).map(|_| site.submit(pool, "ask:2 ask:2 echo:x")));
                 jobs.push(site.submit(pool, "ask_mirror:200000"));
@@ -496,7 +568,7 @@ impl Row {
         let mut streams = vec![Items::new(true), Items::new(false)];
         let echoes = ["echo:x"; 20];
         match self.load {
-            Load::Blocks | Load::BlocksAlone => {
+            Load::Blocks | Load::BlocksAlone | Load::RecycledBlocks => {
                 for items in &mut streams {
                     for _ in 0..10 {
                         items.send(site, pool, &echoes);

@@ -7,7 +7,7 @@ use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker;
 use manyhands_runtime::{
     Buffer, Bytes, Definition, Entry, Initializer, Launcher, Limits, Outcome, Pool, PoolOptions,
-    PoolStats, Refused, Retry, STALLED_AFTER, Supervisor, Task, TaskKind,
+    PoolStats, Recycling, Refused, Retry, STALLED_AFTER, Supervisor, Task, TaskKind,
 };
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -151,6 +151,16 @@ impl Site {
 
     /// A pool whose workers run the command first.
     pub(crate) fn pool_with(&self, workers: usize, initializer: Option<&str>) -> Arc<Pool> {
+        self.pool_of_recycled(workers, initializer, Recycling::default())
+    }
+
+    /// The same, of workers that give way to fresh ones.
+    pub(crate) fn pool_of_recycled(
+        &self,
+        workers: usize,
+        initializer: Option<&str>,
+        recycling: Recycling,
+    ) -> Arc<Pool> {
         let initializer = initializer.map(|command| Initializer {
             definition: None,
             needs: Vec::new(),
@@ -165,6 +175,7 @@ impl Site {
             stalled_after: STALLED_AFTER,
             events: None,
             memory: None,
+            recycling,
         })
     }
 
@@ -178,6 +189,7 @@ impl Site {
             stalled_after: STALLED_AFTER,
             events: None,
             memory: Some(bytes),
+            recycling: Recycling::default(),
         })
     }
 
@@ -192,6 +204,7 @@ impl Site {
             stalled_after: after,
             events: None,
             memory: None,
+            recycling: Recycling::default(),
         })
     }
 

@@ -1,0 +1,290 @@
+"""Workers that give way to fresh ones, after tasks, above a size, at an age; and that idle."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import manyhands as mh
+from programs import output_of
+
+_LEAKED: list[bytearray] = []
+
+
+def pid_of(item: int) -> tuple[int, int]:
+    return os.getpid(), item
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def leak(size: int) -> int:
+    block = bytearray(size)
+    block[::4096] = b"x" * len(block[::4096])
+    _LEAKED.append(block)
+    return os.getpid()
+
+
+def borrow(size: int) -> int:
+    block = bytearray(size)
+    block[::4096] = b"x" * len(block[::4096])
+    time.sleep(0.15)  # for the supervisor to come by
+    return os.getpid()
+
+
+def until_recycled(pool: mh.Pool, count: int) -> None:
+    for _ in range(3000):
+        if pool.stats().recycled >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"not {count} workers were recycled: {pool.stats()}")
+
+
+# --------------------------------------------------------------------------------- after tasks
+
+
+@pytest.mark.parametrize("way", ["submit", "map", "unordered"])
+@pytest.mark.parametrize("most", [1, 7])
+def test_no_worker_runs_more_than_its_share(way: str, most: int) -> None:
+    """loky#373: nothing is lost or repeated, and each worker keeps to its share."""
+    with mh.Pool(2, recycle_after_tasks=most) as pool:
+        if way == "submit":
+            got = [future.result(60) for future in [pool.submit(pid_of, n) for n in range(100)]]
+        else:
+            got = pool.map(pid_of, range(100), ordered=way == "map", timeout=60).list()
+        items = [item for _, item in got]
+        assert sorted(items) == list(range(100))
+        assert way == "unordered" or items == list(range(100))
+        counts = Counter(pid for pid, _ in got)
+        assert max(counts.values()) <= most
+        assert len(counts) >= 100 / most
+        until_recycled(pool, 100 // most - 2)
+        assert pool.stats().deaths == 0
+
+
+def test_one_worker_with_short_shares() -> None:
+    """cpython#115634: one worker and `max_tasks_per_child=2`: "prints 0 and 1, then hangs"."""
+    with mh.Pool(1, recycle_after_tasks=2) as pool:
+        futures = [pool.submit(pid_of, number) for number in range(10)]
+        got = [future.result(60) for future in futures]
+        assert [item for _, item in got] == list(range(10))
+        assert len({pid for pid, _ in got}) == 5
+
+
+def test_a_block_is_cut_where_a_share_ends() -> None:
+    with mh.Pool(1, recycle_after_tasks=100) as pool:
+        got = pool.map(pid_of, range(2050), timeout=60).list()
+    counts = Counter(pid for pid, _ in got)
+    assert [item for _, item in got] == list(range(2050))
+    assert max(counts.values()) == 100
+    assert len(counts) == 21
+
+
+def test_the_initializer_is_no_task(tmp_path: Path) -> None:
+    def start() -> None:
+        Path(tmp_path, str(os.getpid())).touch()
+
+    with mh.Pool(2, initializer=start, recycle_after_tasks=5) as pool:
+        got = pool.map(pid_of, range(60), timeout=60).list()
+    counts = Counter(pid for pid, _ in got)
+    assert max(counts.values()) == 5
+    assert set(map(str, counts)) <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_was_registered_with_atexit_runs(tmp_path: Path) -> None:
+    def task(number: int) -> int:
+        import atexit
+
+        atexit.register(Path(tmp_path, str(os.getpid())).touch)
+        return os.getpid()
+
+    with mh.Pool(2, recycle_after_tasks=3) as pool:
+        pids = set(pool.map(task, range(30), timeout=60))
+    assert {path.name for path in tmp_path.iterdir()} == set(map(str, pids))
+    assert len(pids) >= 10
+
+
+def test_tasks_that_wait_for_tasks() -> None:
+    def task(number: int) -> int:
+        return sum(mh.map(abs, range(-number, 0)))
+
+    with mh.Pool(2, recycle_after_tasks=2) as pool:
+        got = pool.map(task, range(12), timeout=100).list()
+        assert got == [number * (number + 1) // 2 for number in range(12)]
+        assert pool.stats().deaths == 0
+
+
+def test_a_worker_that_dies_is_no_worker_that_was_recycled() -> None:
+    def die(number: int) -> int:
+        if number == 5:
+            os._exit(3)
+        return number
+
+    with mh.Pool(2, recycle_after_tasks=4) as pool:
+        got = pool.map(die, range(20), on_error="return", timeout=60).list()
+        assert [type(item).__name__ for item in got] == ["int"] * 5 + ["Failure"] + ["int"] * 14
+        assert pool.stats().deaths == 1
+
+
+def test_limits_retries_and_cancelling_go_on(tmp_path: Path) -> None:
+    def once(number: int) -> int:
+        path = Path(tmp_path, str(number))
+        if number % 3 == 0 and not path.exists():
+            path.touch()
+            raise OSError(number)
+        if number % 10 == 9 and not path.exists():
+            path.touch()
+            time.sleep(600)
+        return number
+
+    with mh.Pool(2, recycle_after_tasks=3, task_timeout=0.3, retry=mh.Retry(2)) as pool:
+        again = pool.map(once, range(40), on_error="return", timeout=100).list()
+        values = [item for item in again if isinstance(item, int)]
+        assert len(values) >= 36  # those that hang are ended, and not run again
+        assert set(values) >= {n for n in range(40) if n % 10 != 9}
+        waiting = [pool.submit(pid_after, 0.01) for _ in range(50)]
+        cancelled = [future.cancel() for future in waiting[::2]]
+        assert all(
+            future.cancelled() for future, was in zip(waiting[::2], cancelled, strict=True) if was
+        )
+        assert all(future.result(60) for future in waiting[1::2])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("recycle_after_tasks", 2), ("recycle_rss", "60MB"), ("recycle_age", 0.05)],
+)
+def test_listeners_hear_of_it(option: str, value: Any) -> None:
+    seen: list[mh.Event] = []
+    wanted: dict[str, Any] = {option: value}
+    with mh.Pool(1, on_event=seen.append, **wanted) as pool:
+        for _ in range(1000):
+            pool.submit(leak, 4_000_000 if option == "recycle_rss" else 10).result(60)
+            if pool.stats().recycled:
+                break
+        until_recycled(pool, 1)
+    recycled = [event for event in seen if event.kind == "recycled"]
+    assert {event.cause for event in recycled} == {option}
+    assert {event.kind for event in seen if event.task is None} <= {"born", "left", "recycled"}
+
+
+# ------------------------------------------------------------------------------------ memory, age
+
+
+def test_a_worker_that_keeps_memory_gives_way() -> None:
+    """celery#4843, ray#44438: memory that tasks leak goes with their worker."""
+    with mh.Pool(2, recycle_rss="80MB") as pool:
+        pids = set(pool.map(leak, [5_000_000] * 100, timeout=100))
+        until_recycled(pool, 1)
+        pids |= {pool.submit(leak, 5_000_000).result(60) for _ in range(40)}
+        assert len(pids) >= 3
+        assert pool.stats().deaths == 0
+
+
+def test_memory_that_a_task_gives_back_is_no_reason() -> None:
+    with mh.Pool(1, recycle_rss="60MB") as pool:
+        pids = {pool.submit(borrow, 80_000_000).result(60) for _ in range(4)}
+        assert len(pids) == 1
+        assert pool.stats().recycled == 0
+
+
+def test_a_fresh_worker_that_is_too_large_breaks_the_pool() -> None:
+    """celery#4125, celery#4809: workers are started for ever, each above the limit at once."""
+
+    def fill() -> None:
+        leak(40_000_000)
+
+    with mh.Pool(1, initializer=fill, recycle_rss="30MB") as pool:
+        with pytest.raises(mh.WorkerDied, match=r"recycle_rss=30000000.*raise recycle_rss") as info:
+            for _ in range(1000):
+                pool.submit(time.sleep, 0.01).result(60)
+        assert "bytes of memory of its own before its first task" in str(info.value)
+        assert pool.stats().deaths == 0
+        assert pool.stats().recycled <= 2
+
+
+def test_a_worker_that_is_old_gives_way() -> None:
+    with mh.Pool(2, recycle_age=0.2) as pool:
+        first = set(pool.map(pid_after, [0.01] * 4, timeout=60))
+        for _ in range(1000):
+            got = set(pool.map(pid_after, [0.01] * 4, timeout=60))
+            if not got & first:
+                break
+        assert not got & first
+        assert pool.stats().recycled >= 2
+        assert pool.stats().deaths == 0
+
+
+# ------------------------------------------------------------------------------------------- idle
+
+
+def test_idle_workers_leave_and_come_back() -> None:
+    with mh.Pool(2, idle_timeout=0.1) as pool:
+        for _ in range(2):
+            assert pool.map(abs, range(-20, 0), timeout=60).list() == list(range(20, 0, -1))
+            for _ in range(3000):
+                if not pool.stats().workers:
+                    break
+                time.sleep(0.01)
+            assert pool.stats().workers == ()
+        assert pool.stats().deaths == 0
+        assert pool.stats().recycled == 0
+
+
+def test_a_long_task_is_not_idle() -> None:
+    with mh.Pool(1, idle_timeout=0.05) as pool:
+        assert pool.submit(pid_after, 0.5).result(60) > 0
+        assert pool.stats().done == 1
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("engine", ["thread", "inline"])
+@pytest.mark.parametrize(
+    "option", ["recycle_after_tasks", "recycle_rss", "recycle_age", "idle_timeout"]
+)
+def test_engines_without_processes_refuse_it_by_name(engine: str, option: str) -> None:
+    wanted: dict[str, Any] = {option: "2GB" if option == "recycle_rss" else 10}
+    with pytest.raises(ValueError, match=f'{option}= is for engine="process".*{engine}'):
+        mh.Pool(2, engine=engine, **wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"recycle_after_tasks": 0}, ValueError, "recycle_after_tasks must be at least 1"),
+        ({"recycle_after_tasks": 2.5}, TypeError, "recycle_after_tasks must be a whole number"),
+        ({"recycle_rss": "much"}, ValueError, "recycle_rss= must be a size as '8GB'"),
+        ({"recycle_rss": 10}, ValueError, "recycle_rss= must be at least 1 MB"),
+        ({"recycle_age": 0}, ValueError, "recycle_age must be above 0"),
+        ({"recycle_age": "1h"}, TypeError, "recycle_age must be a number of seconds"),
+        ({"idle_timeout": -1}, ValueError, "idle_timeout must be from 0"),
+        ({"maxtasksperchild": 5}, TypeError, "write recycle_after_tasks=5"),
+        ({"max_tasks_per_child": 5}, TypeError, "write recycle_after_tasks=5"),
+        ({"worker_lifespan": 5}, TypeError, "write recycle_after_tasks=5"),
+    ],
+)
+def test_wrong_values_are_refused(
+    options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        mh.Pool(2, **options)
+
+
+def test_a_program_ends_while_its_pool_recycles(tmp_path: Path) -> None:
+    program = """
+import manyhands as mh
+pool = mh.Pool(2, recycle_after_tasks=2)
+futures = [pool.submit(abs, -n) for n in range(40)]
+print(sum(future.result() for future in futures), flush=True)
+[pool.submit(abs, -n) for n in range(40)]
+"""
+    assert output_of(tmp_path, program) == "780\n"
