@@ -14,9 +14,11 @@ _T = TypeVar("_T")
 __all__ = [
     "Birth",
     "Collector",
+    "ContextCarrier",
     "CrewMember",
     "Definition",
     "EventStream",
+    "InContext",
     "PoolBase",
     "ResultsBase",
     "RetryPlan",
@@ -24,6 +26,7 @@ __all__ = [
     "SourceHandle",
     "Stored",
     "StoredBuffer",
+    "TaskContext",
     "TaskFuture",
     "ViewBase",
     "Zygote",
@@ -63,6 +66,24 @@ __all__ = [
     "warm",
     "zygote_pid",
 ]
+
+@final
+class ContextCarrier:
+    def __new__(
+        cls,
+        getters: Sequence[Callable[..., Any]],
+        define: Callable[[list[Any]], tuple[Definition, bool]],
+    ) -> Self: ...
+
+@final
+class InContext:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    @property
+    def func(self) -> Any: ...
+
+@final
+class TaskContext:
+    def __new__(cls, context: Any, carrier: ContextCarrier) -> Self: ...
 
 @final
 class Definition:
@@ -186,6 +207,7 @@ class PoolBase:
         buffer: int | None,
         options: _Options,
     ) -> SourceHandle: ...
+    def _carry(self, carrier: ContextCarrier) -> None: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
     def _close(self, cancel: bool, kill: bool) -> None: ...
     def _resize(self, workers: int) -> bool: ...

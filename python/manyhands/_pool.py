@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from manyhands import _core, _events, _future, _nested
+from manyhands import _core, _events, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
     check_workers,
@@ -121,6 +121,9 @@ class Pool(_core.PoolBase, Executor):
             a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
+        context: names of context variables as "module:name": on processes a task finds the values
+            that these have where it is submitted; by default `mh.configure`'s, else none. On
+            threads, and inline, tasks find all variables of the caller.
         memory_limit: how much memory the tasks of this pool may take together, as a number of
             bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
             task starts only if what those that run reserve, and what is really left, leave room for
@@ -138,8 +141,9 @@ class Pool(_core.PoolBase, Executor):
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
             not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`;
-            `recycle_rss` is below 1 MB; the engine has no processes to recycle.
-        TypeError: `seed` is no int.
+            `recycle_rss` is below 1 MB; the engine has no processes to recycle; `context` names
+            something that does not exist.
+        TypeError: `seed` is no int; `context` names something that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -172,6 +176,7 @@ class Pool(_core.PoolBase, Executor):
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
+        context: Sequence[str] | None = None,
         memory_limit: int | str | None = None,
         recycle_after_tasks: int | None = None,
         recycle_rss: int | str | None = None,
@@ -218,6 +223,11 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
+        names = configured.context or ()
+        if context is not None:
+            from manyhands._context import check_names
+
+            names = check_names(context)
         budget = None
         if memory_limit is not None:
             from manyhands._memory import check_limit
@@ -246,6 +256,10 @@ class Pool(_core.PoolBase, Executor):
             budget,
             recycled,
         )
+        if names and engine == "process":
+            from manyhands._context import carrier
+
+            pool._carry(carrier(names))
         pool._options = task_options
         pool._exit_grace = exit_grace
         pool.name = name if name is not None else f"pool of {workers}"
@@ -312,6 +326,7 @@ class Pool(_core.PoolBase, Executor):
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
             store: int | str | None = None,
+            context: Sequence[str] | None = None,
             memory_limit: int | str | None = None,
             recycle_after_tasks: int | None = None,
             recycle_rss: int | str | None = None,
@@ -1159,6 +1174,7 @@ def _at_exit() -> None:
         # A program that an exception ends did not come to looking.
         _tell_unseen(pool, not _ended_by_exception())
     _core.stop_supervisor()
+    _resolve.close_per_worker()
     # Last: they may be taking results of what has just ended.
     if not _core.park_bystanders():
         logging.getLogger("manyhands").info(

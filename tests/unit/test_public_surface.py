@@ -165,6 +165,7 @@ def test_signatures_can_be_read() -> None:
         "stuck_after",
         "on_event",
         "store",
+        "context",
         "memory_limit",
         "recycle_after_tasks",
         "recycle_rss",

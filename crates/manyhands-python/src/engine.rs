@@ -1,5 +1,6 @@
 //! What a pool asks of its engine.
 
+use crate::context::Carrier;
 use crate::input::Input;
 use crate::results::{Counts, Source};
 use crate::seeds::Origin;
@@ -63,6 +64,10 @@ pub(crate) trait Engine: Send + Sync {
 
     /// Starts all workers now instead of with their first tasks.
     fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()>;
+
+    /// Has these context variables travel with tasks; said once, before the first. Nothing to be done where a
+    /// whole context does.
+    fn carry(&self, _carrier: Arc<Carrier>) {}
 
     /// Takes no more tasks. With `cancel` what has not started is cancelled, with `kill` what runs is
     /// ended where that can be done.

@@ -36,6 +36,10 @@ hook!(/// `(names) -> needs`.
     bindings, "manyhands._encoding", "bindings");
 hook!(/// The sentinel of a missing value.
     missing, "manyhands._definitions", "MISSING");
+hook!(/// `() -> Context`.
+    copy_context, "_contextvars", "copy_context");
+hook!(/// `(context, generator) -> generator`: its body runs in that context.
+    stream_in_context, "manyhands._context", "stream");
 hook!(/// `(payload, …) -> BaseException`, from what a worker sent.
     rebuild_error, "manyhands._outcome", "rebuild_error");
 hook!(/// `(…) -> BaseException`, for a worker that died.

@@ -1,6 +1,7 @@
 //! The native part of a pool, whatever engine runs its tasks.
 
 use crate::bystanders::{enter, enter_always};
+use crate::context::PyCarrier;
 use crate::crew::Crew;
 use crate::engine::{Engine, MapCall, Plan, TaskOptions};
 use crate::events::EventStream;
@@ -328,6 +329,11 @@ impl PoolBase {
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))
+    }
+
+    /// Has these context variables travel with tasks; called once, before the first.
+    fn _carry(&self, carrier: &Bound<'_, PyCarrier>) {
+        self.engine.carry(carrier.get().0.clone());
     }
 
     /// Starts all workers now instead of with their first tasks.

@@ -2,6 +2,7 @@
 
 use crate::bystanders::detach;
 use crate::calls::{self, Call, HIDE_ARGS, Large};
+use crate::context::Carrier;
 use crate::dump::dump_dict;
 use crate::engine::{Engine, MapCall, TaskOptions};
 use crate::feed::{Feed, FeedOptions};
@@ -17,8 +18,8 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     /// When workers were told last what they find at their birth, 0 before the first task.
     told_at: AtomicU64,
     index: AtomicU64,
+    /// Which context variables travel with tasks, if any do.
+    carrier: OnceLock<Arc<Carrier>>,
 }
 
 impl Shared {
@@ -195,6 +198,7 @@ impl Processes {
             hide_args: !show_args,
             told_at: AtomicU64::new(0),
             index: AtomicU64::new(0),
+            carrier: OnceLock::new(),
         })))
     }
 }
@@ -209,7 +213,10 @@ impl Engine for Processes {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         this.ready(function)?;
-        let call = calls::encode_call(function, args, kwargs, Large::Apart { waits: true })?;
+        let mut call = calls::encode_call(function, args, kwargs, Large::Apart { waits: true })?;
+        if let Some(carrier) = this.carrier.get() {
+            call.needs.push(carrier.need(py)?);
+        }
         let future = hooks::future(py)?.call0()?;
         let task = this.send(py, call, options)?;
         let work = Work::Process(this.pool.clone(), task);
@@ -223,6 +230,8 @@ impl Engine for Processes {
         // In the call, where `submit` says it too, and not when results are taken.
         let is_open = this.pool.check_open();
         is_open.map_err(|refused| Shared::refused(function.py(), refused))?;
+        let context = this.carrier.get();
+        let context = context.map(|carrier| carrier.need(function.py()));
         let options = FeedOptions {
             definition: calls::define_for_map(function)?,
             tag: if this.hide_args { HIDE_ARGS } else { 0 },
@@ -230,6 +239,7 @@ impl Engine for Processes {
             deadline: call.deadline,
             buffer: call.buffer,
             task: call.options,
+            context: context.transpose()?,
         };
         let feed = Feed::new(
             function.py(),
@@ -239,6 +249,11 @@ impl Engine for Processes {
             call.counts,
         )?;
         Ok(Box::new(feed))
+    }
+
+    fn carry(&self, carrier: Arc<Carrier>) {
+        // It is said once.
+        let _first = self.0.carrier.set(carrier);
     }
 
     fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
