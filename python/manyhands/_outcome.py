@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 from _pickle import loads
 from typing import Any
 
@@ -100,9 +100,10 @@ def bad_result(problem: BaseException, label: str, index: int) -> BaseException:
 
 
 def _signal_name(number: int) -> str:
-    # Some numbers have a second, older name. The module `signal` may be hidden by one of the program.
+    # Some numbers have an older name, too. The program may hide the module `signal`.
     older = ("SIGCLD", "SIGIOT", "SIGPOLL")
-    for name, value in vars(_signal).items():
+    names: dict[str, object] = vars(_signal)
+    for name, value in names.items():
         if value == number and name.startswith("SIG") and "_" not in name and name not in older:
             return name
     return f"signal {number}"
