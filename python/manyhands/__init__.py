@@ -28,6 +28,7 @@ from manyhands._errors import (
 )
 from manyhands._events import Event
 from manyhands._future import Future
+from manyhands._per_worker import PerWorker, per_worker
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Failure, Results, Summary
 from manyhands._retry import Retry
@@ -45,6 +46,7 @@ __all__ = [
     "Future",
     "NotPicklable",
     "OwnerDied",
+    "PerWorker",
     "Pool",
     "PoolDump",
     "PoolStalled",
@@ -68,6 +70,7 @@ __all__ = [
     "cpu_count",
     "map",
     "options",
+    "per_worker",
     "put",
     "rng",
     "share",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from manyhands._cpu import cpu_count
@@ -33,13 +34,14 @@ _UNCHANGED: Any = object()
 class Settings:
     """What the program has configured; None where it has not."""
 
-    __slots__ = ("engine", "progress", "show_args", "workers")
+    __slots__ = ("context", "engine", "progress", "show_args", "workers")
 
     def __init__(self) -> None:
         self.workers: int | None = None
         self.engine: str | None = None
         self.progress: Any = None
         self.show_args: bool | None = None
+        self.context: tuple[str, ...] | None = None
 
 
 configured = Settings()
@@ -51,6 +53,7 @@ def configure(
     engine: str | None = _UNCHANGED,
     progress: Any = _UNCHANGED,
     show_args: bool | None = _UNCHANGED,
+    context: Sequence[str] | None = _UNCHANGED,
 ) -> None:
     """Sets what holds where a call and its pool say nothing else.
 
@@ -62,6 +65,7 @@ def configure(
         engine: "process", "thread" or "inline"; else `MANYHANDS_ENGINE`.
         progress: as the option of `map`; else `MANYHANDS_PROGRESS`.
         show_args: whether errors show shortened arguments; else `MANYHANDS_SHOW_ARGS`.
+        context: names of the context variables that travel with tasks, as in `Pool`.
 
     >>> import manyhands as mh
     >>> mh.configure(engine="inline")
@@ -80,6 +84,12 @@ def configure(
         if show_args is not None and not isinstance(show_args, bool):
             raise TypeError(f"show_args must be True or False, not {show_args!r}")
         changed["show_args"] = show_args
+    if context is not _UNCHANGED:
+        if context is not None:
+            from manyhands._context import check_names
+
+            context = check_names(context)
+        changed["context"] = context
     # All or nothing: a value that is refused above leaves everything as it was.
     for name, value in changed.items():
         setattr(configured, name, value)

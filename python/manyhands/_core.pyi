@@ -1,7 +1,7 @@
 import builtins
 from collections.abc import Callable, Iterable, Sequence
 from pickle import PickleBuffer
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar, final
+from typing import Any, NoReturn, ParamSpec, Self, TypeAlias, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -14,9 +14,11 @@ _T = TypeVar("_T")
 __all__ = [
     "Birth",
     "Collector",
+    "ContextCarrier",
     "CrewMember",
     "Definition",
     "EventStream",
+    "InContext",
     "PoolBase",
     "ResultsBase",
     "RetryPlan",
@@ -24,6 +26,7 @@ __all__ = [
     "SourceHandle",
     "Stored",
     "StoredBuffer",
+    "TaskContext",
     "TaskFuture",
     "ViewBase",
     "Zygote",
@@ -65,6 +68,24 @@ __all__ = [
 ]
 
 @final
+class ContextCarrier:
+    def __new__(
+        cls,
+        getters: Sequence[Callable[..., Any]],
+        define: Callable[[list[Any]], tuple[Definition, bool]],
+    ) -> Self: ...
+
+@final
+class InContext:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    @property
+    def func(self) -> Any: ...
+
+@final
+class TaskContext:
+    def __new__(cls, context: Any, carrier: ContextCarrier) -> Self: ...
+
+@final
 class Definition:
     def __new__(
         cls,
@@ -94,13 +115,16 @@ class TaskFuture:
     def _observe(self, token: int) -> bool: ...
     def _has_value(self) -> bool: ...
 
+# Seconds from the start, seconds to end, how it runs again, random streams, and bytes of memory.
+_Options: TypeAlias = tuple[float | None, float, RetryPlan | None, Seed | None, int | None]
+
 @final
 class RetryPlan:
     def __new__(
         cls,
         failures: int,
         deaths: int,
-        timeouts: bool,
+        limits: tuple[bool, bool],
         backoff: float,
         longest: float,
         jitter: float,
@@ -132,9 +156,7 @@ class Collector:
 
 @disjoint_base
 class ViewBase:
-    def __new__(
-        cls, pool: Any, options: tuple[float | None, float, RetryPlan | None, Seed | None]
-    ) -> Self: ...
+    def __new__(cls, pool: Any, options: _Options) -> Self: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Future[_R]: ...
@@ -151,9 +173,10 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None, Seed | None],
+        options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        memory: int | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
     ) -> Self: ...
     def __init__(
@@ -164,9 +187,10 @@ class PoolBase:
         show_args: bool,
         copy: bool,
         name: str,
-        options: tuple[float | None, float, RetryPlan | None, Seed | None],
+        options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        memory: int | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
     ) -> None: ...
     def submit(
@@ -181,8 +205,9 @@ class PoolBase:
         batch: int | None,
         timeout: float | None,
         buffer: int | None,
-        options: tuple[float | None, float, RetryPlan | None, Seed | None],
+        options: _Options,
     ) -> SourceHandle: ...
+    def _carry(self, carrier: ContextCarrier) -> None: ...
     def _start(self, function: Callable[..., Any]) -> None: ...
     def _close(self, cancel: bool, kill: bool) -> None: ...
     def _resize(self, workers: int) -> bool: ...

@@ -22,7 +22,7 @@ C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_Key = tuple[str, int | None, bool, bool]
+_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None]
 
 # How many pools are kept that nobody asks for any more.
 _MOST_POOLS = 8
@@ -45,7 +45,7 @@ def _shared(engine: str | None = None, workers: int | None = None, copy: bool = 
                 return running
     if engine == "inline":
         workers = None
-    key = (engine, workers, copy, default_show_args())
+    key = (engine, workers, copy, default_show_args(), configured.context)
     generation = _core.process_generation()
     pool = _pools.get(key)
     if pool is not None and _generation == generation:
@@ -108,6 +108,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -130,6 +131,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -153,6 +155,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -177,6 +180,7 @@ def map(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -223,6 +227,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -244,6 +249,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -265,6 +271,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -286,6 +293,7 @@ def starmap(
     grace: float = 0.5,
     retry: int | Retry | None = None,
     seed: int | None = None,
+    task_memory: int | str | None = None,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -312,6 +320,7 @@ def options(
     grace: float | Unset = UNSET,
     retry: int | Retry | Unset | None = UNSET,
     seed: int | Unset | None = UNSET,
+    task_memory: int | str | Unset | None = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -319,5 +328,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(task_timeout, grace, retry, seed)
+    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
     return PoolView(_shared, chosen)

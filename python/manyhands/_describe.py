@@ -71,7 +71,7 @@ def task_note(
 
 
 # What is given by `options()`, and not to the function.
-_TASK_OPTIONS = ("task_timeout", "grace", "retry", "seed")
+_TASK_OPTIONS = ("task_timeout", "grace", "retry", "seed", "task_memory")
 
 
 def option_hint(error: BaseException, kwargs: Mapping[str, Any] | None) -> str | None:

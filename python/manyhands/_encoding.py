@@ -105,10 +105,31 @@ def define_broadcast(token: str, obj: Any) -> _core.Definition:
     """The definition by which workers get to know what a `Broadcast` holds, as that is now."""
     global _label
     with _lock:
-        _label = "a definition"
-        data, within, stored, needs = _definer.dumps_apart(obj, root="the object")
+        # A `PerWorker` is broadcast while something else is defined, which goes on after this.
+        outer, _label = _label, "a definition"
+        try:
+            data, within, stored, needs = _definer.dumps_apart(obj, root="the object")
+        finally:
+            _label = outer
         payload = _plain_dumps(("broadcast", data, within, token), PROTOCOL)
         return _core.Definition(payload, needs, "a broadcast", stored=stored)
+
+
+def define_context(
+    items: Any, last: tuple[bytes, _core.Definition] | None
+) -> tuple[bytes, _core.Definition]:
+    """The definition of the values of context variables, with their pickle if that says it all; the
+    last one, if it is of the same."""
+    global _label
+    with _lock:
+        _label = "a definition"
+        data, within, stored, needs = _definer.dumps_apart(items, root="context")
+        is_all = not within and not needs and stored is None
+        if is_all and last is not None and last[0] == data:
+            return last
+        payload = _plain_dumps(("context", data, within), PROTOCOL)
+        made = _core.Definition(payload, needs, "context variables", stored=stored)
+        return data if is_all else b"", made
 
 
 def dumps(call: Any, tag: int) -> tuple[bytes, tuple[_core.Definition, ...]]:

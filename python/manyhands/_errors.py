@@ -38,10 +38,12 @@ class WorkerDied(TaskError, BrokenExecutor):
 
     Attributes:
         pid: the process id of the worker, or 0 where it is not known.
-        cause: `"signal"`: a signal killed it; `"exit"`: it exited by itself; `"start"`: it could
-            not be started; `"protocol"`: it broke the rules of the pool and was killed for it;
-            `"unknown"`: the process that would know was killed too.
-        code: the signal's number for `"signal"`, the exit status for `"exit"`, else None.
+        cause: `"signal"`: a signal killed it; `"oom"`: the kernel killed it for want of memory;
+            `"exit"`: it exited by itself; `"start"`: it could not be started; `"protocol"`: it
+            broke the rules of the pool and was killed for it; `"unknown"`: the process that would
+            know was killed too.
+        code: the signal's number for `"signal"` and `"oom"`, the exit status for `"exit"`, else
+            None.
     """
 
     def __init__(
@@ -62,7 +64,20 @@ class TaskTimeout(TaskError, TimeoutError):
 
 
 class TaskMemoryExceeded(TaskError, MemoryError):
-    """The task used more memory than its limit and was stopped."""
+    """The task took more memory than its `task_memory=`, and was ended with its worker.
+
+    Attributes:
+        limit: how many bytes it might add to its worker.
+        peak: the most that it was seen to have added, in bytes.
+    """
+
+    def __init__(self, message: str, *, limit: int = 0, peak: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.peak = peak
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (TaskMemoryExceeded, (str(self),), {"limit": self.limit, "peak": self.peak})
 
 
 class NotPicklable(TaskError, PicklingError):

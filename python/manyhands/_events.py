@@ -67,8 +67,8 @@ class Event(Snapshot):
         "map": "which map of this process the tasks are of, from 1; None if they were submitted",
         "attempt": "which run of the task it is about, from 1, or None",
         "outcome": (
-            "of what has 'ended' or is 'retried': 'ok', 'error', 'timeout', 'died', or 'not run' "
-            "if it could not be sent or the pool was broken"
+            "of what has 'ended' or is 'retried': 'ok', 'error', 'timeout', 'memory', 'died', or "
+            "'not run' if it could not be sent or the pool was broken"
         ),
         "seconds": (
             "how long the run took so far, of neighbours all together; None where nobody knows, as "

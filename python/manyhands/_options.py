@@ -42,9 +42,9 @@ UNSET = Unset()
 
 
 class TaskOptions:
-    """What is asked for tasks, such as `task_timeout=` and `seed=`. It does not change."""
+    """What is asked for tasks: `task_timeout=`, `seed=` and the like. It does not change."""
 
-    __slots__ = ("_native", "grace", "retry", "seed", "task_timeout")
+    __slots__ = ("_native", "grace", "retry", "seed", "task_memory", "task_timeout")
 
     def __init__(
         self,
@@ -52,14 +52,17 @@ class TaskOptions:
         grace: float = 0.5,
         retry: Retry | None = None,
         seed: _core.Seed | None = None,
+        task_memory: int | None = None,
     ) -> None:
         self.task_timeout = task_timeout
         self.grace = grace
         self.retry = retry
         # The same object in what is derived from it: it counts the calls of all of them.
         self.seed = seed
+        self.task_memory = task_memory
         # Once: every `submit` of a view gives it.
-        self._native = task_timeout, grace, None if retry is None else retry._plan, seed
+        plan = None if retry is None else retry._plan
+        self._native = task_timeout, grace, plan, seed, task_memory
 
     def but(
         self,
@@ -67,11 +70,12 @@ class TaskOptions:
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
         *,
         alone: bool = False,
     ) -> TaskOptions:
         """The same, but for what is given; `alone` if that is for one call."""
-        if task_timeout is UNSET and grace is UNSET and retry is UNSET and seed is UNSET:
+        if task_timeout is grace is retry is seed is task_memory is UNSET:
             return self
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
@@ -97,18 +101,35 @@ class TaskOptions:
             from manyhands._seeds import seed_of
 
             own_seed = seed_of(seed, alone)
-        return TaskOptions(task_timeout, grace, retry, own_seed)
+        if isinstance(task_memory, Unset):
+            task_memory = self.task_memory
+        elif task_memory is not None:
+            from manyhands._store import parse_size
 
-    def native(self) -> tuple[float | None, float, _core.RetryPlan | None, _core.Seed | None]:
+            task_memory = parse_size(task_memory, "task_memory=")
+        return TaskOptions(task_timeout, grace, retry, own_seed, task_memory)
+
+    def native(
+        self,
+    ) -> tuple[float | None, float, _core.RetryPlan | None, _core.Seed | None, int | None]:
         """As the native part takes them."""
         return self._native
 
     def __reduce__(self) -> Any:
-        return TaskOptions, (self.task_timeout, self.grace, self.retry, self.seed)
+        return TaskOptions, (
+            self.task_timeout,
+            self.grace,
+            self.retry,
+            self.seed,
+            self.task_memory,
+        )
 
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed.number}"
-        return f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}{seed}"
+        return (
+            f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}{seed}, "
+            f"task_memory={self.task_memory}"
+        )
 
 
 def check_seconds(name: str, value: Any) -> None:
@@ -130,6 +151,7 @@ class MapOptions:
         "progress",
         "retry",
         "seed",
+        "task_memory",
         "task_timeout",
         "total",
     )
@@ -148,6 +170,7 @@ class MapOptions:
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -167,6 +190,7 @@ class MapOptions:
         self.grace = grace
         self.retry = retry
         self.seed = seed
+        self.task_memory = task_memory
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -188,6 +212,7 @@ _NAMES = (
     "grace",
     "retry",
     "seed",
+    "task_memory",
 )
 _DEFAULT = MapOptions()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]
 from _pickle import loads
 from typing import Any
 
@@ -13,6 +13,7 @@ from manyhands._errors import (
     RemoteError,
     RemoteTraceback,
     TaskError,
+    TaskMemoryExceeded,
     TaskTimeout,
     WorkerDied,
 )
@@ -99,15 +100,20 @@ def bad_result(problem: BaseException, label: str, index: int) -> BaseException:
 
 
 def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    # Some numbers have an older name, too. The program may hide the module `signal`.
+    older = ("SIGCLD", "SIGIOT", "SIGPOLL")
+    names: dict[str, object] = vars(_signal)
+    for name, value in names.items():
+        if value == number and name.startswith("SIG") and "_" not in name and name not in older:
+            return name
+    return f"signal {number}"
 
 
 def manner(cause: str, code: int | None) -> str:
     if cause == "signal" and code is not None:
         return f"was killed by {_signal_name(code)}"
+    if cause == "oom":
+        return "was killed by the kernel's OOM killer"
     if cause == "exit":
         return f"exited with status {code}"
     if cause == "protocol":
@@ -138,7 +144,11 @@ def death(
     tried = f", attempt {attempts}" if attempts > 1 else ""
     if deaths > 1:
         tried += f": it has killed {deaths} workers, and is not tried again"
-    hint = "look for it in the kernel's log if memory was short" if code == 9 else ""
+    hint = ""
+    if cause == "oom":
+        hint = _memory_hint()
+    elif code == 9:
+        hint = "look for it in the kernel's log if memory was short"
     return WorkerDied(
         f"worker {pid} {manner(cause, code)} while it ran {_task(label, index)}{tried}; "
         f"other tasks go on{'; ' + hint if hint else ''}",
@@ -148,12 +158,38 @@ def death(
     )
 
 
+def _memory_hint() -> str:
+    """What to say where the kernel has killed for want of memory."""
+    from manyhands import _core
+
+    facts = _core.machine_facts()
+    limit, total = facts["memory_limit"], facts["memory_total"]
+    if limit is not None:
+        has = f"its control group may have {limit:,} bytes ({facts['memory_limit_source']})"
+    else:
+        has = "the machine" + (" is out of memory" if total is None else f" has {total:,} bytes")
+    return f"{has}; task_memory= would end one task before that, and fewer workers need less"
+
+
 def timed_out(label: str, index: int, pid: int, seconds: float, attempts: int) -> BaseException:
     """For a task whose time was up."""
     tried = f", attempt {attempts}" if attempts > 1 else ""
     return TaskTimeout(
         f"{_task(label, index)} took longer than its task_timeout of {seconds:g} s, and was ended "
         f"in worker {pid}{tried}; other tasks go on"
+    )
+
+
+def over_memory(
+    label: str, index: int, pid: int, limit: int, peak: int, attempts: int
+) -> BaseException:
+    """For a task that took too much memory."""
+    tried = f", attempt {attempts}" if attempts > 1 else ""
+    return TaskMemoryExceeded(
+        f"{_task(label, index)} took {peak:,} bytes of memory, more than its task_memory of "
+        f"{limit:,}, and was ended with worker {pid}{tried}; other tasks go on",
+        limit=limit,
+        peak=peak,
     )
 
 

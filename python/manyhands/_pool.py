@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from manyhands import _core, _events, _future, _nested
+from manyhands import _core, _events, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
     check_workers,
@@ -103,6 +103,10 @@ class Pool(_core.PoolBase, Executor):
         seed: from 0 to 2**128 - 1: each task draws its random numbers from a stream of its own,
             made from the seed and from which call on the pool it is, and which item. So results do
             not depend on workers, order and retries. By default each worker has its own entropy.
+        task_memory: the most private memory that a task may add to its worker, as a number of bytes
+            or a text as "500MB", at least 1 MB; past it the task is ended with its worker, and
+            raises `TaskMemoryExceeded`. What is in the object store does not count. By default
+            without limit; on processes alone.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -117,6 +121,14 @@ class Pool(_core.PoolBase, Executor):
             a number of bytes or a text as "8GB"; by default `MANYHANDS_STORE`, else half of what
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
+        context: names of context variables as "module:name": on processes a task finds the values
+            that these have where it is submitted; by default `mh.configure`'s, else none. On
+            threads, and inline, tasks find all variables of the caller.
+        memory_limit: how much memory the tasks of this pool may take together, as a number of
+            bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
+            task starts only if what those that run reserve, and what is really left, leave room for
+            its `task_memory`, or without that for an equal share, `memory_limit / workers`; until
+            then it waits, and one may always run. By default without limit; on processes alone.
         recycle_after_tasks: after how many tasks, or items of maps, a worker process gives way to
             a fresh one, which is started before that; None for never.
         recycle_rss: with how much resident memory of its own, between two tasks, it gives way, as a
@@ -128,9 +140,10 @@ class Pool(_core.PoolBase, Executor):
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
-            not above 0; `seed` is out of its bounds; `recycle_rss` is below 1 MB; the engine has no
-            processes to recycle.
-        TypeError: `seed` is no int.
+            not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`;
+            `recycle_rss` is below 1 MB; the engine has no processes to recycle; `context` names
+            something that does not exist.
+        TypeError: `seed` is no int; `context` names something that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -158,10 +171,13 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
         store: int | str | None = None,
+        context: Sequence[str] | None = None,
+        memory_limit: int | str | None = None,
         recycle_after_tasks: int | None = None,
         recycle_rss: int | str | None = None,
         recycle_age: float | None = None,
@@ -207,7 +223,17 @@ class Pool(_core.PoolBase, Executor):
             prefix = prefix_of(name)
         else:
             workers = 1
-        task_options = TaskOptions().but(task_timeout, grace, retry, seed)
+        names = configured.context or ()
+        if context is not None:
+            from manyhands._context import check_names
+
+            names = check_names(context)
+        budget = None
+        if memory_limit is not None:
+            from manyhands._memory import check_limit
+
+            budget = check_limit(memory_limit, engine)
+        task_options = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         wishes = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
@@ -227,8 +253,13 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            budget,
             recycled,
         )
+        if names and engine == "process":
+            from manyhands._context import carrier
+
+            pool._carry(carrier(names))
         pool._options = task_options
         pool._exit_grace = exit_grace
         pool.name = name if name is not None else f"pool of {workers}"
@@ -250,7 +281,7 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None, _NEVER_RECYCLED
+            cls, "nested", workers, None, True, True, "", native, watch, None, None, _NEVER_RECYCLED
         )
         pool._options = options
         pool._exit_grace = None
@@ -290,10 +321,13 @@ class Pool(_core.PoolBase, Executor):
             grace: float = 0.5,
             retry: int | Retry | None = None,
             seed: int | None = None,
+            task_memory: int | str | None = None,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
             store: int | str | None = None,
+            context: Sequence[str] | None = None,
+            memory_limit: int | str | None = None,
             recycle_after_tasks: int | None = None,
             recycle_rss: int | str | None = None,
             recycle_age: float | None = None,
@@ -320,6 +354,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -341,6 +376,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -363,6 +399,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -386,6 +423,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def map(
         self,
@@ -421,6 +459,7 @@ class Pool(_core.PoolBase, Executor):
             retry: how often an item runs again that fails, as in `Pool`.
             seed: each item's random stream comes from this number and the item's index alone (with
                 `batch`, the index of its list).
+            task_memory: the most memory that an item may add to its worker, as in `Pool`.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -449,6 +488,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -468,6 +508,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -487,6 +528,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -506,6 +548,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float = 0.5,
         retry: int | Retry | None = None,
         seed: int | None = None,
+        task_memory: int | str | None = None,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -533,7 +576,12 @@ class Pool(_core.PoolBase, Executor):
         if task_options is None:
             task_options = self._options
         task_options = task_options.but(
-            chosen.task_timeout, chosen.grace, chosen.retry, chosen.seed, alone=True
+            chosen.task_timeout,
+            chosen.grace,
+            chosen.retry,
+            chosen.seed,
+            chosen.task_memory,
+            alone=True,
         )
         if is_coroutine_function(fn):
             from manyhands._local import refusal
@@ -584,6 +632,7 @@ class Pool(_core.PoolBase, Executor):
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -593,6 +642,7 @@ class Pool(_core.PoolBase, Executor):
             retry: how often it runs again after a failure, or a `Retry` that says more.
             seed: random streams come from this number, and from which call with these options a
                 task is; None is none.
+            task_memory: the most memory that it may add to its worker; None is no limit.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -600,7 +650,7 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry, seed))
+        return PoolView(self, self._options.but(task_timeout, grace, retry, seed, task_memory))
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -869,9 +919,10 @@ class PoolView(_core.ViewBase):
         grace: float | Unset = UNSET,
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
+        task_memory: int | str | Unset | None = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry, seed)
+        options = self._options.but(task_timeout, grace, retry, seed, task_memory)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:
@@ -1123,6 +1174,7 @@ def _at_exit() -> None:
         # A program that an exception ends did not come to looking.
         _tell_unseen(pool, not _ended_by_exception())
     _core.stop_supervisor()
+    _resolve.close_per_worker()
     # Last: they may be taking results of what has just ended.
     if not _core.park_bystanders():
         logging.getLogger("manyhands").info(

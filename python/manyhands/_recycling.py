@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from manyhands._config import check_workers
 from manyhands._options import check_seconds
-from manyhands._store import size_of
+from manyhands._store import parse_size
 
 if TYPE_CHECKING:
     from manyhands._pool import Pool
@@ -59,7 +59,7 @@ def recycling(
             raise ValueError(f"recycle_after_tasks must be at least 1, not {after_tasks}")
     _check_positive("recycle_age", age)
     _check_positive("idle_timeout", idle_timeout)
-    return after_tasks, None if rss is None else size_of(rss, "recycle_rss="), age, idle_timeout
+    return after_tasks, None if rss is None else parse_size(rss, "recycle_rss="), age, idle_timeout
 
 
 def _check_positive(name: str, value: Any) -> None:

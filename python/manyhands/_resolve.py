@@ -145,6 +145,12 @@ def _load_broadcast(pickled: bytes, buffers: Sequence[Any], token: str) -> Any:
     return _broadcast.load(token, pickled, buffers)
 
 
+def _load_context(pickled: bytes, buffers: Sequence[Any]) -> Any:
+    from manyhands import _context
+
+    return _context.load(_loads(pickled, buffers=buffers))
+
+
 def _hold() -> None:
     """There is nothing to know: it is needed for what the parent keeps with it."""
 
@@ -183,6 +189,13 @@ def is_worker() -> bool:
     return "manyhands._zygote" in sys.modules
 
 
+def close_per_worker() -> None:
+    """This worker leaves: what `per_worker` has made in it is closed."""
+    per_worker = sys.modules.get("manyhands._per_worker")
+    if per_worker is not None:
+        per_worker.close_here()
+
+
 def share() -> float:
     """A number from 0.25 to 0.75 that is this process's own."""
     global _share
@@ -203,6 +216,7 @@ _PICKLED: dict[str, Callable[..., Any]] = {
     "value": _load_value,
     "bindings": _load_bindings,
     "broadcast": _load_broadcast,
+    "context": _load_context,
 }
 
 
@@ -548,4 +562,7 @@ def note_for(exc: BaseException) -> str | None:
     if reason is None:
         return None
     cannot = ", which cannot be sent to a worker" if reason.startswith("is ") else ""
-    return f"the global {exc.name!r} {reason}{cannot}; create it in an initializer"
+    hint = "create it in an initializer"
+    if reason.endswith("ContextVar"):
+        hint = f'name it in context=["__main__:{exc.name}"] of the pool'
+    return f"the global {exc.name!r} {reason}{cannot}; {hint}"

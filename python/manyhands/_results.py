@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from manyhands import _core
-from manyhands._errors import NotPicklable, RemoteTraceback, TaskTimeout, WorkerDied
+from manyhands._errors import (
+    NotPicklable,
+    RemoteTraceback,
+    TaskMemoryExceeded,
+    TaskTimeout,
+    WorkerDied,
+)
 from manyhands._snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -54,7 +60,8 @@ class Failure(Snapshot):
         "pid": "the worker's process id, 0 where there was none",
         "cause": (
             "'exception': the function raised; 'not_picklable': the item or its result cannot be "
-            "sent; 'timeout': its `task_timeout` was up; 'cancelled': it never ran, or was ended; "
+            "sent; 'timeout': its `task_timeout` was up; 'memory': it took more than its "
+            "`task_memory`; 'cancelled': it never ran, or was ended; "
             "else why its worker died, as `WorkerDied.cause`"
         ),
     }
@@ -461,6 +468,8 @@ def _cause(error: BaseException, ran_here: bool) -> str:
         return error.cause
     if isinstance(error, TaskTimeout):
         return "timeout"
+    if isinstance(error, TaskMemoryExceeded):
+        return "memory"
     if isinstance(error, CancelledError):
         return "cancelled"
     return "exception"

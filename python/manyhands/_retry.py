@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manyhands import _core
-from manyhands._errors import TaskTimeout
+from manyhands._errors import TaskMemoryExceeded, TaskTimeout
 
 _Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -22,11 +22,12 @@ class Retry:
     in its `grace` after its `task_timeout` is the last.
 
     Args:
-        n: the most times that it runs again after an exception, or after its `task_timeout`.
+        n: the most times that it runs again after an exception, or after it was ended for its
+            `task_timeout` or its `task_memory`.
         on: the exception, or a tuple of them, after which it does. `TaskTimeout` is a
-            `TimeoutError`, and that an `OSError`.
+            `TimeoutError`, and that an `OSError`; `TaskMemoryExceeded` is a `MemoryError`.
         when: a function that is given the exception, in the worker, and says whether it does.
-            (For a time-out nobody is asked.)
+            (Of a task that was ended for a limit nobody is asked.)
         deaths: the most times that it runs again after its worker died; by default once.
         backoff: seconds before the second run; before each later one twice as long.
         longest: the most of these seconds.
@@ -79,8 +80,8 @@ class Retry:
 
             asked = Policy(kinds, when)
             policy = (_encoding.capture(asked), asked)
-        timeouts = issubclass(TaskTimeout, kinds)
-        self._plan = _core.RetryPlan(n, deaths, timeouts, backoff, longest, jitter, policy)
+        limits = issubclass(TaskTimeout, kinds), issubclass(TaskMemoryExceeded, kinds)
+        self._plan = _core.RetryPlan(n, deaths, limits, backoff, longest, jitter, policy)
         self._given = (n, on, when, deaths, backoff, longest, jitter)
         names = ", ".join(kind.__name__ for kind in kinds)
         self._text = (

@@ -69,18 +69,18 @@ def tell_spilled(what: str, size: int, why: str) -> None:
 
 def set_budget(value: int | str) -> None:
     """Sets how many bytes the store may take: a number, or a text as `"8GB"` or `"512 MiB"`."""
-    _core.set_store_budget(size_of(value, "store="))
+    _core.set_store_budget(parse_size(value, "store="))
 
 
 def set_budget_from_environment() -> None:
     """Takes the budget from `MANYHANDS_STORE`, if that is set."""
     value = os.environ.get("MANYHANDS_STORE")
     if value:
-        _core.set_store_budget(size_of(value, "MANYHANDS_STORE, the budget of the store,"))
+        _core.set_store_budget(parse_size(value, "MANYHANDS_STORE, the budget of the store,"))
 
 
-def size_of(value: int | str, what: str) -> int:
-    """A size in bytes, given as such or as a text; `what` is for messages."""
+def parse_size(value: int | str, what: str) -> int:
+    """How many bytes that is: a number, or a text as `"8GB"`; `what` is for messages."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"{what} must be a number of bytes or a text, not {type(value).__name__}")
     if isinstance(value, str):

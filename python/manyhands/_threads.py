@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from manyhands import _core, _local
+from manyhands._resolve import close_per_worker
 
 __all__ = [
     "end_all",
     "forget_parent",
+    "is_member",
     "join",
     "left_behind",
     "prefix",
@@ -56,6 +58,8 @@ def _run(member: _core.CrewMember) -> None:
         if _initialize(member):
             member.work()
     finally:
+        # Before its pool hears that it has left: who waited for that finds all closed.
+        close_per_worker()
         member.leave()
         _running.pop(threading.current_thread(), None)
 
@@ -121,6 +125,11 @@ def end_all(cancel: bool) -> None:
         if thread is not threading.current_thread():
             while thread.is_alive() and not member.is_left:
                 thread.join(_LOOK_AGAIN)  # it may be left behind meanwhile
+
+
+def is_member() -> bool:
+    """Whether this thread is a worker of a pool."""
+    return threading.current_thread() in _running
 
 
 def some_run() -> bool:

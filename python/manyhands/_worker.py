@@ -172,6 +172,7 @@ def end_forked_child(error: BaseException | None) -> NoReturn:
 
         traceback.print_exception(error)
         status = 1
+    _resolve.close_per_worker()
     idle()
     os._exit(status & 0xFF)
 
@@ -179,6 +180,8 @@ def end_forked_child(error: BaseException | None) -> NoReturn:
 def _leave() -> None:
     import atexit
 
+    # Before what modules do at their end: closing may need them.
+    _resolve.close_per_worker()
     # What tasks registered; the zygote's own handlers are the parent's business.
     atexit._run_exitfuncs()
     idle()

@@ -15,6 +15,8 @@ mod futex;
 mod machine;
 mod memory;
 mod memory_left;
+mod oom;
+mod private_memory;
 mod process;
 mod signal;
 mod socket;
@@ -33,6 +35,8 @@ pub use futex::{Waited, futex_wait, futex_wait_private, futex_wake, futex_wake_p
 pub use machine::{MachineFacts, machine_facts};
 pub use memory::{MemoryFile, Segment, View};
 pub use memory_left::memory_left;
+pub use oom::oom_kills;
+pub use private_memory::MemoryGauge;
 pub use process::{
     ExitStatus, KernelState, Process, arm_life_line, become_group_leader, close_after_fork,
     fault_count, is_main_thread, kernel_state, life_line, pipe_has_reader, private_bytes,

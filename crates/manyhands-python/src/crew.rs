@@ -36,7 +36,7 @@ use crate::future::{Known, TaskFuture, Work};
 use crate::local::{self, Turn};
 use crate::pool::Initializer;
 use crate::results::Source;
-use crate::{clock, hooks, process};
+use crate::{clock, context, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
 use manyhands_runtime::{Event, EventKind, Unseen};
 use pyo3::exceptions::PyRuntimeError;
@@ -847,7 +847,7 @@ impl Engine for Arc<Crew> {
             return Ok(future);
         }
         let call = Call {
-            function: function.clone().unbind(),
+            function: context::around(function)?.unbind(),
             args: args.clone().unbind(),
             kwargs: kwargs.map(|kwargs| kwargs.clone().unbind()),
             limits: options.limits,

@@ -23,6 +23,7 @@
 
 use crate::asking::{Runner, What, Why};
 use crate::bystanders::detach;
+use crate::context;
 use crate::crew::{Crew, Entry, Member, Refused};
 use crate::crew_nesting::{self, Lent};
 use crate::engine::{MapCall, Plan};
@@ -278,7 +279,7 @@ impl CrewMap {
             crew,
             depth,
             told_as,
-            function: function.clone().unbind(),
+            function: context::around(function)?.unbind(),
             star: input.is_star(),
             plan: options.plan,
             origin: options.origin,

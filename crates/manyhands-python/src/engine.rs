@@ -1,11 +1,13 @@
 //! What a pool asks of its engine.
 
+use crate::context::Carrier;
 use crate::input::Input;
 use crate::results::{Counts, Source};
 use crate::seeds::Origin;
 use manyhands_runtime::{Limits, Retry};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +65,10 @@ pub(crate) trait Engine: Send + Sync {
     /// Starts all workers now instead of with their first tasks.
     fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()>;
 
+    /// Has these context variables travel with tasks; said once, before the first. Nothing to be done where a
+    /// whole context does.
+    fn carry(&self, _carrier: Arc<Carrier>) {}
+
     /// Takes no more tasks. With `cancel` what has not started is cancelled, with `kill` what runs is
     /// ended where that can be done.
     fn close(&self, py: Python<'_>, cancel: bool, kill: bool);
@@ -73,6 +79,14 @@ pub(crate) trait Engine: Send + Sync {
     /// Waits for at most so long until all tasks have ended and, with `workers`, the workers are gone;
     /// whether that is so.
     fn wait_quiet(&self, py: Python<'_>, workers: bool, time: Duration) -> PyResult<bool>;
+
+    /// Why it cannot keep tasks to these options, as a sentence; none if it can.
+    fn refuses(&self, options: &TaskOptions) -> Option<Cow<'static, str>> {
+        options.limits.memory.is_some().then_some(Cow::Borrowed(
+            "task_memory= is for worker processes alone: what one thread takes cannot be told from what \
+             the others do; use engine=\"process\"",
+        ))
+    }
 
     /// A number that no other pool of this process has; 0 for one that no other process can use.
     fn number(&self) -> u32 {

@@ -118,6 +118,7 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         Some(How::Value) => (Some(intern!(py, "ok")), None),
         Some(How::Error) => (Some(intern!(py, "error")), None),
         Some(How::TimedOut) => (Some(intern!(py, "timeout")), None),
+        Some(How::OverMemory) => (Some(intern!(py, "memory")), None),
         Some(How::Died(cause)) => (Some(intern!(py, "died")), Some(cause)),
         Some(How::NotRun) => (Some(intern!(py, "not run")), None),
     };

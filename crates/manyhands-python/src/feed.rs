@@ -52,6 +52,8 @@ pub(crate) struct Feed {
     deadline: Option<u64>,
     input: Input,
     encoder: ItemEncoder,
+    /// What all items need.
+    context: Option<Arc<Definition>>,
     decoder: Decoder,
     /// Items that are encoded and not sent yet.
     open: Vec<u8>,
@@ -93,6 +95,8 @@ pub(crate) struct FeedOptions {
     pub(crate) deadline: Option<u64>,
     pub(crate) buffer: Option<u64>,
     pub(crate) task: TaskOptions,
+    /// The values of context variables that its items find.
+    pub(crate) context: Option<Arc<Definition>>,
 }
 
 impl Feed {
@@ -116,6 +120,7 @@ impl Feed {
                     plan,
                     origin,
                 },
+            context,
         } = options;
         // What runs again goes back to the queue by itself.
         let retry = plan.map(|plan| plan.retry.clone());
@@ -138,6 +143,7 @@ impl Feed {
             deadline,
             input,
             encoder: ItemEncoder::new(Large::Apart { waits: false }),
+            context,
             decoder: Decoder::default(),
             open: Vec::new(),
             open_count: 0,
@@ -303,7 +309,8 @@ impl Feed {
     }
 
     fn send(&mut self, py: Python<'_>, first: u64, count: u32, form: Form, bytes: Bytes) {
-        let needs = self.encoder.take_needs();
+        let mut needs = self.encoder.take_needs();
+        needs.extend(self.context.clone());
         let block = Block::new(self.stream.clone(), first, count, form, needs, bytes);
         if let Err(error) = self.pool.send_block(py, block.clone()) {
             return self.stop(error, count);

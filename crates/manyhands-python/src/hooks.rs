@@ -36,12 +36,18 @@ hook!(/// `(names) -> needs`.
     bindings, "manyhands._encoding", "bindings");
 hook!(/// The sentinel of a missing value.
     missing, "manyhands._definitions", "MISSING");
+hook!(/// `() -> Context`.
+    copy_context, "_contextvars", "copy_context");
+hook!(/// `(context, generator) -> generator`: its body runs in that context.
+    stream_in_context, "manyhands._context", "stream");
 hook!(/// `(payload, …) -> BaseException`, from what a worker sent.
     rebuild_error, "manyhands._outcome", "rebuild_error");
 hook!(/// `(…) -> BaseException`, for a worker that died.
     death, "manyhands._outcome", "death");
 hook!(/// `(label, index, pid, seconds) -> BaseException`, for a task whose time was up.
     timed_out, "manyhands._outcome", "timed_out");
+hook!(/// `(label, index, pid, limit, peak, attempts) -> BaseException`, for a task that took too much memory.
+    over_memory, "manyhands._outcome", "over_memory");
 hook!(/// `(…) -> BaseException`, for a pool that broke.
     breakage, "manyhands._outcome", "breakage");
 hook!(/// `(seconds, dump) -> BaseException`, for a pool in which nothing happened any more.

@@ -15,7 +15,7 @@ use crate::local::{self, Kind, Ran, Shown, Turn, Watched};
 use crate::pool::Initializer;
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c};
 use crate::seeds::{self, Origin, Stream};
-use crate::{clock, functions, hooks, needs, pickle};
+use crate::{clock, context, functions, hooks, needs, pickle};
 use manyhands_os::{monotonic_nanos, thread_cpu_nanos};
 use manyhands_runtime::{Event, EventKind, Fate, How, Label, Limits, Tasks, Unseen, number_of_map};
 use pyo3::exceptions::PyTimeoutError;
@@ -258,6 +258,7 @@ impl Engine for Inline {
             return Err(functions::not_callable(function));
         }
         this.ready(py)?;
+        let function = &context::around(function)?;
         if options.limits.time.is_some() {
             clock::start(py)?;
         }
@@ -352,7 +353,7 @@ impl Engine for Inline {
                 .as_ref()
                 .map(|_| (number_of_map(), label_of(function))),
             told: None,
-            function: function.clone().unbind(),
+            function: context::around(function)?.unbind(),
             star: call.input.is_star(),
             plan: call.options.plan,
             origin: call.options.origin,

@@ -7,6 +7,7 @@ mod classes;
 mod clock;
 mod codec;
 mod command_line;
+mod context;
 mod crew;
 mod crew_map;
 mod crew_nesting;
@@ -44,6 +45,8 @@ mod _core {
     use super::clock::run_clock;
     #[pymodule_export]
     use super::command_line::parse_command_line;
+    #[pymodule_export]
+    use super::context::{InContext, PyCarrier, TaskContext};
     #[pymodule_export]
     use super::crew::CrewMember;
     #[pymodule_export]

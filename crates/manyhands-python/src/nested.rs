@@ -10,12 +10,13 @@ use crate::future::{TaskFuture, Work};
 use crate::input::Input;
 use crate::local::Turn;
 use crate::results::{Counts, Failed, Source, Taken};
-use crate::{hooks, outcome, process};
+use crate::{context, hooks, outcome, process};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{Bytes, Caller, Definition, Entry, Outcome, Task, TaskKind};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -168,7 +169,8 @@ impl Engine for Nested {
         options: TaskOptions,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
-        let call = calls::encode_call(function, args, kwargs, Large::HandedOn)?;
+        let mut call = calls::encode_call(function, args, kwargs, Large::HandedOn)?;
+        call.needs.extend(context::need_of_nested(py)?);
         let future = hooks::future(py)?.call0()?;
         // Relaxed: a number for messages.
         let index = this.index.fetch_add(1, Ordering::Relaxed);
@@ -182,6 +184,7 @@ impl Engine for Nested {
         Ok(Box::new(Window {
             shared: self.0.clone(),
             definition: calls::define_for_map(function)?,
+            context: context::need_of_nested(function.py())?,
             options: call.options,
             input: call.input,
             ordered: call.ordered,
@@ -225,6 +228,10 @@ impl Engine for Nested {
     }
 
     /// Who looks at what has failed below is for the task to say.
+    fn refuses(&self, _options: &TaskOptions) -> Option<Cow<'static, str>> {
+        None // the engine that runs it says so
+    }
+
     fn take_unseen(&self, _py: Python<'_>, _all: bool) -> (u64, Option<String>) {
         (0, None)
     }
@@ -250,6 +257,8 @@ impl Engine for Nested {
 struct Window {
     shared: Arc<Shared>,
     definition: Arc<Definition>,
+    /// The values of context variables that its items find.
+    context: Option<Arc<Definition>>,
     options: TaskOptions,
     input: Input,
     ordered: bool,
@@ -340,9 +349,11 @@ impl Window {
                 (pickled.tag, pickled.kept.with(calls::to_bytes(bytes)))
             }
         };
+        let mut needs = encoder.take_needs();
+        needs.extend(self.context.clone());
         Ok(Call {
             definition: Some(self.definition.clone()),
-            needs: encoder.take_needs(),
+            needs,
             tag,
             payload,
         })

@@ -25,6 +25,7 @@ fn label(task: &Task) -> &str {
 pub(crate) fn cause_words(cause: Cause) -> (&'static str, Option<i32>) {
     match cause {
         Cause::Signal(signal) => ("signal", Some(signal)),
+        Cause::Oom => ("oom", Some(9)),
         Cause::Exit(code) => ("exit", Some(code)),
         Cause::Unknown => ("unknown", None),
         Cause::Protocol => ("protocol", None),
@@ -114,6 +115,18 @@ pub(crate) fn of_item<'py>(
             let hook = hooks::timed_out(py);
             let error =
                 raise(hook.and_then(|hook| hook.call1((label, index, *pid, seconds, *attempts))));
+            Err(failed(error, *pid, *attempts))
+        }
+        Outcome::OverMemory {
+            limit,
+            peak,
+            pid,
+            attempts,
+        } => {
+            let hook = hooks::over_memory(py);
+            let error = raise(
+                hook.and_then(|hook| hook.call1((label, index, *pid, *limit, *peak, *attempts))),
+            );
             Err(failed(error, *pid, *attempts))
         }
         Outcome::Cancelled => Err(failed(cancelled(py), 0, 0)),

@@ -1,6 +1,7 @@
 //! The native part of a pool, whatever engine runs its tasks.
 
 use crate::bystanders::{enter, enter_always};
+use crate::context::PyCarrier;
 use crate::crew::Crew;
 use crate::engine::{Engine, MapCall, Plan, TaskOptions};
 use crate::events::EventStream;
@@ -53,22 +54,25 @@ pub(crate) struct RetryPlan(Arc<Plan>);
 #[pymethods]
 impl RetryPlan {
     #[new]
-    /// `policy` as workers get it, and as this process calls it.
-    #[pyo3(signature = (failures, deaths, timeouts, backoff, longest, jitter, policy))]
+    /// `limits`: whether a time-out counts as a failure, and too much memory; `policy` as workers get it, and as
+    /// this process calls it.
+    #[pyo3(signature = (failures, deaths, limits, backoff, longest, jitter, policy))]
     fn new(
         failures: u32,
         deaths: u32,
-        timeouts: bool,
+        limits: (bool, bool),
         backoff: f64,
         longest: f64,
         jitter: f64,
         policy: Option<(PyRef<'_, PyDefinition>, Py<PyAny>)>,
     ) -> Self {
         let (definition, policy) = policy.unzip();
+        let (timeouts, memory) = limits;
         let retry = Retry {
             failures,
             deaths,
             timeouts,
+            memory,
             backoff: nanos(backoff),
             longest: nanos(longest),
             jitter,
@@ -81,13 +85,14 @@ impl RetryPlan {
     }
 }
 
-/// As the face gives them: seconds from the start, seconds to end, whether to run again, and what random streams
-/// come from.
+/// As the face gives them: seconds from the start, seconds to end, whether to run again, what random streams come
+/// from, and bytes of memory.
 type Options<'py> = (
     Option<f64>,
     f64,
     Option<PyRef<'py, RetryPlan>>,
     Option<PyRef<'py, PySeed>>,
+    Option<u64>,
 );
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
@@ -107,10 +112,11 @@ fn recycling_of((after_tasks, above, older_than, idle_for): Freshness) -> Recycl
     }
 }
 
-fn options_of((time, grace, retry, seed): Options<'_>) -> (TaskOptions, Option<Arc<Seed>>) {
+fn options_of((time, grace, retry, seed, memory): Options<'_>) -> (TaskOptions, Option<Arc<Seed>>) {
     let options = TaskOptions {
         limits: Limits {
             time: time.map(nanos),
+            memory,
             grace: nanos(grace),
         },
         plan: retry.map(|plan| plan.0.clone()),
@@ -124,6 +130,15 @@ impl PoolBase {
         process::check(self.generation, "this pool")
     }
 
+    /// Refuses what its engine cannot keep tasks to.
+    #[inline]
+    fn check_options(&self, options: &TaskOptions) -> PyResult<()> {
+        match self.engine.refuses(options) {
+            Some(why) => Err(PyValueError::new_err(why.into_owned())),
+            None => Ok(()),
+        }
+    }
+
     fn run<'py>(
         &self,
         function: &Bound<'py, PyAny>,
@@ -133,6 +148,7 @@ impl PoolBase {
         seed: Option<&Arc<Seed>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
+        self.check_options(&options)?;
         let _inside = enter(function.py())?;
         options.origin = seeds::origin(seed, false);
         self.engine.submit(function, args, kwargs, options)
@@ -193,7 +209,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, recycling))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -208,6 +224,7 @@ impl PoolBase {
         options: Options<'_>,
         patience: Patience,
         events: Option<PyRef<'_, EventStream>>,
+        memory: Option<u64>,
         recycling: Freshness,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
@@ -218,6 +235,7 @@ impl PoolBase {
                 show_args,
                 patience,
                 events.map(|stream| stream.events()),
+                memory,
                 recycling_of(recycling),
             )?),
             "thread" => Box::new(Crew::new(
@@ -238,12 +256,14 @@ impl PoolBase {
             _ => return Err(PyValueError::new_err(format!("no engine {engine:?}"))),
         };
         let (options, seed) = options_of(options);
-        Ok(Self {
+        let pool = Self {
             engine,
             generation: process::generation(),
             options,
             seed,
-        })
+        };
+        pool.check_options(&pool.options)?;
+        Ok(pool)
     }
 
     /// Nothing: `Executor` has no state of its own.
@@ -295,9 +315,10 @@ impl PoolBase {
         options: Options<'_>,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
+        let (mut options, seed) = options_of(options);
+        self.check_options(&options)?;
         let _inside = enter(function.py())?;
         let counts = Arc::new(Counts::default());
-        let (mut options, seed) = options_of(options);
         options.origin = seeds::origin(seed.as_ref(), true);
         let call = MapCall {
             input: Input::new(iterables, star, batch)?,
@@ -308,6 +329,11 @@ impl PoolBase {
             counts: counts.clone(),
         };
         Ok(SourceHandle::new(self.engine.map(function, call)?, counts))
+    }
+
+    /// Has these context variables travel with tasks; called once, before the first.
+    fn _carry(&self, carrier: &Bound<'_, PyCarrier>) {
+        self.engine.carry(carrier.get().0.clone());
     }
 
     /// Starts all workers now instead of with their first tasks.

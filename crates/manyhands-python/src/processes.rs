@@ -2,6 +2,7 @@
 
 use crate::bystanders::detach;
 use crate::calls::{self, Call, HIDE_ARGS, Large};
+use crate::context::Carrier;
 use crate::dump::dump_dict;
 use crate::engine::{Engine, MapCall, TaskOptions};
 use crate::feed::{Feed, FeedOptions};
@@ -16,8 +17,9 @@ use manyhands_runtime::{
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use std::sync::Arc;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How old what workers find at their birth may be when tasks are submitted, in nanoseconds.
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     /// When workers were told last what they find at their birth, 0 before the first task.
     told_at: AtomicU64,
     index: AtomicU64,
+    /// Which context variables travel with tasks, if any do.
+    carrier: OnceLock<Arc<Carrier>>,
 }
 
 impl Shared {
@@ -151,6 +155,7 @@ impl Processes {
         show_args: bool,
         (stuck_after, stalled_after): (Option<u64>, Option<u64>),
         events: Option<Arc<Events>>,
+        memory: Option<u64>,
         recycling: Recycling,
     ) -> PyResult<Self> {
         let initializer = initializer
@@ -182,6 +187,7 @@ impl Processes {
                 stuck_after,
                 stalled_after: stalled_after.unwrap_or(STALLED_AFTER),
                 events,
+                memory,
                 recycling,
             },
         )
@@ -192,6 +198,7 @@ impl Processes {
             hide_args: !show_args,
             told_at: AtomicU64::new(0),
             index: AtomicU64::new(0),
+            carrier: OnceLock::new(),
         })))
     }
 }
@@ -206,7 +213,10 @@ impl Engine for Processes {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         this.ready(function)?;
-        let call = calls::encode_call(function, args, kwargs, Large::Apart { waits: true })?;
+        let mut call = calls::encode_call(function, args, kwargs, Large::Apart { waits: true })?;
+        if let Some(carrier) = this.carrier.get() {
+            call.needs.push(carrier.need(py)?);
+        }
         let future = hooks::future(py)?.call0()?;
         let task = this.send(py, call, options)?;
         let work = Work::Process(this.pool.clone(), task);
@@ -220,6 +230,8 @@ impl Engine for Processes {
         // In the call, where `submit` says it too, and not when results are taken.
         let is_open = this.pool.check_open();
         is_open.map_err(|refused| Shared::refused(function.py(), refused))?;
+        let context = this.carrier.get();
+        let context = context.map(|carrier| carrier.need(function.py()));
         let options = FeedOptions {
             definition: calls::define_for_map(function)?,
             tag: if this.hide_args { HIDE_ARGS } else { 0 },
@@ -227,6 +239,7 @@ impl Engine for Processes {
             deadline: call.deadline,
             buffer: call.buffer,
             task: call.options,
+            context: context.transpose()?,
         };
         let feed = Feed::new(
             function.py(),
@@ -236,6 +249,11 @@ impl Engine for Processes {
             call.counts,
         )?;
         Ok(Box::new(feed))
+    }
+
+    fn carry(&self, carrier: Arc<Carrier>) {
+        // It is said once.
+        let _first = self.0.carrier.set(carrier);
     }
 
     fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -256,6 +274,16 @@ impl Engine for Processes {
         let is_quiet = detach(py, || self.0.pool.wait_quiet(workers, time));
         forward_logs(&self.0.pool)?;
         Ok(is_quiet)
+    }
+
+    fn refuses(&self, options: &TaskOptions) -> Option<Cow<'static, str>> {
+        let (memory, limit) = (options.limits.memory?, self.0.pool.memory_limit()?);
+        (memory > limit).then(|| {
+            Cow::Owned(format!(
+                "task_memory={memory} is more than memory_limit={limit} of the pool: such a task could \
+                 never start"
+            ))
+        })
     }
 
     fn number(&self) -> u32 {

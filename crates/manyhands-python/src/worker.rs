@@ -2,6 +2,7 @@
 
 use crate::calls::{self, HIDE_ARGS, Item};
 use crate::codec::{Decoder, Encoder};
+use crate::context::TaskContext;
 use crate::in_place::{self, Found};
 use crate::local::{self, Kind};
 use crate::needs;
@@ -419,17 +420,16 @@ impl<'py> Worker<'py> {
     /// What a task runs, after what it needs was made ready.
     fn function(&mut self, needs: Vec<u32>, definition: u32) -> PyResult<Bound<'py, PyAny>> {
         // Bindings come before the arguments that name them.
-        for id in needs {
-            resolve(self.py, &mut self.known, &self.load, id)?;
-        }
-        match &self.last {
-            Some((id, function)) if *id == definition => Ok(function.clone()),
+        let context = resolve_needs(self.py, &mut self.known, &self.load, needs)?;
+        let function = match &self.last {
+            Some((id, function)) if *id == definition => function.clone(),
             _ => {
                 let function = resolve(self.py, &mut self.known, &self.load, definition)?;
                 self.last = Some((definition, function.clone()));
-                Ok(function)
+                function
             }
-        }
+        };
+        in_its_context(context, function)
     }
 
     /// Runs one item of the open block and publishes what it came to.
@@ -667,9 +667,7 @@ impl<'py> Worker<'py> {
             })
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
         // Bindings come before the arguments that name them.
-        for id in needs {
-            resolve(self.py, known, &self.load, id)?;
-        }
+        let context = resolve_needs(self.py, known, &self.load, needs)?;
         let views = store::views(self.py, &buffers)?;
         self.came_locked = store::read_only(&views);
         drop(buffers);
@@ -686,6 +684,7 @@ impl<'py> Worker<'py> {
                 self.function(Vec::new(), definition)?
             }
         };
+        let function = in_its_context(context, function)?;
         let seed = self.seed.as_deref();
         seeds::take(self.py, seed, &mut self.was_seeded, claimed.index)?;
         let answer = {
@@ -874,6 +873,32 @@ fn learn(
         Section::Retry(id) => retry.policy = Some(id),
         Section::Seed(bytes) => *seed = Some(bytes.to_vec()),
         Section::Buffers(found) => *buffers = found.into_iter().map(Buffer::leased).collect(),
+    }
+}
+
+/// Makes ready what a task needs; the context to run it in, if that is among it.
+fn resolve_needs<'py>(
+    py: Python<'py>,
+    known: &mut HashMap<u32, Known>,
+    load: &Bound<'py, PyAny>,
+    needs: Vec<u32>,
+) -> PyResult<Option<Bound<'py, TaskContext>>> {
+    let mut context = None;
+    for id in needs {
+        if let Ok(found) = resolve(py, known, load, id)?.cast_into::<TaskContext>() {
+            context = Some(found);
+        }
+    }
+    Ok(context)
+}
+
+fn in_its_context<'py>(
+    context: Option<Bound<'py, TaskContext>>,
+    function: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match context {
+        Some(context) => context.get().around(&function),
+        None => Ok(function),
     }
 }
 

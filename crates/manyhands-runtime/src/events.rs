@@ -75,6 +75,8 @@ pub enum How {
     Error,
     /// Its time was up.
     TimedOut,
+    /// It took too much memory.
+    OverMemory,
     /// Its worker died.
     Died(Cause),
     /// It never ran: it could not be sent, or the pool is broken.
@@ -89,6 +91,7 @@ impl EventKind {
             Outcome::Error(..) | Outcome::Failed(_) => Self::Ended(How::Error),
             Outcome::Died { cause, .. } => Self::Ended(How::Died(*cause)),
             Outcome::TimedOut { .. } => Self::Ended(How::TimedOut),
+            Outcome::OverMemory { .. } => Self::Ended(How::OverMemory),
             Outcome::Cancelled => Self::Cancelled,
             Outcome::Broken(_) => Self::Ended(How::NotRun),
         }

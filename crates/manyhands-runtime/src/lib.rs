@@ -29,6 +29,7 @@ mod lease;
 mod life_line;
 #[cfg(not(manyhands_loom))]
 mod nested;
+mod oom_watch;
 #[cfg(not(manyhands_loom))]
 mod pool;
 #[cfg(not(manyhands_loom))]

@@ -4,11 +4,13 @@
 //! process, not for a reader, not for the language on top. Three kinds of threads come here: those
 //! that submit, those that wait (`drain_role`), and the supervisor.
 
+mod admission;
 mod again;
 mod births;
 mod dumping;
 mod ending;
 mod lending;
+mod memory;
 mod patrol;
 mod publishing;
 mod recycling;
@@ -34,6 +36,7 @@ use crate::seat::Worker;
 use crate::supervisor::{Command, Supervisor};
 use crate::task::{Breakage, Entry, Limits, Task};
 use crate::unseen::Unseen;
+use admission::{Budget, Capacity};
 use manyhands_os::{Event, Socket, monotonic_nanos};
 use manyhands_shm::{Parked, PoolPage};
 use std::io;
@@ -64,6 +67,8 @@ pub struct PoolOptions {
     pub stalled_after: u64,
     /// Where it tells what happens, if somebody listens.
     pub events: Option<Arc<Events>>,
+    /// How many bytes of memory its tasks may add together; none for any number.
+    pub memory: Option<u64>,
     /// When workers give way to fresh ones, or leave.
     pub recycling: Recycling,
 }
@@ -204,7 +209,8 @@ pub(crate) struct State {
     is_watched: bool,
     /// Whether it comes now and then to look whether all goes on.
     is_patrolled: bool,
-    /// The shortest time that a task had of those that came since there were none.
+    /// The longest time between two looks that is short enough for all limits of tasks that came since there
+    /// were none.
     shortest_limit: Option<u64>,
     /// Whether what has failed is not to run again, whatever was asked: all that waited was ended.
     ends_early: bool,
@@ -216,6 +222,9 @@ pub(crate) struct State {
     lent: usize,
     /// Whether slots have to be opened or closed, since `lent` or what workers are for has changed.
     is_unsettled: bool,
+    capacity: Capacity,
+    /// Whether a task waits that a worker could take if there were more memory.
+    is_held_back: bool,
     /// How many workers it has, but for spares.
     width: usize,
     /// How many tasks a worker has left of its share when a spare is asked for.
@@ -241,6 +250,7 @@ pub struct Pool {
     requests: Socket,
     workers_requests: Socket,
     events: Option<Arc<Events>>,
+    budget: Option<Budget>,
     page: PoolPage,
     pub(crate) event: Event,
     state: Mutex<State>,
@@ -264,6 +274,7 @@ impl Pool {
             stuck_after,
             stalled_after,
             events,
+            memory,
             recycling,
         } = options;
         let mut scheduler = Scheduler::new(workers);
@@ -284,6 +295,7 @@ impl Pool {
             initializer,
             recycling,
             events,
+            budget: memory.map(|limit| Budget::new(limit, workers)),
             page: PoolPage::create(workers as u32)?,
             event: Event::new()?,
             state: Mutex::new(State {
@@ -317,6 +329,8 @@ impl Pool {
                 seed: monotonic_nanos() | 1,
                 lent: 0,
                 is_unsettled: false,
+                capacity: Capacity::default(),
+                is_held_back: false,
                 width: workers,
                 near,
                 spares_after: 0,
@@ -376,6 +390,7 @@ impl Pool {
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
             && let Some(slot) = state.scheduler.choose(entry.depth)
+            && self.admits(&mut state, slot, &entry)
         {
             let behind_another = is_block || state.scheduler.held_count(slot) > 0;
             match self.write(&mut state, slot, entry) {
@@ -406,6 +421,11 @@ impl Pool {
         if let Some(time) = limits.time {
             let shortest = state.shortest_limit.into_iter().chain([time]).min();
             state.shortest_limit = shortest;
+            self.watch(state);
+        }
+        if let Some(memory) = limits.memory {
+            let look = memory::look_after(memory);
+            state.shortest_limit = state.shortest_limit.into_iter().chain([look]).min();
             self.watch(state);
         }
     }

@@ -86,8 +86,8 @@ pub(crate) const FLAG_UNREAD: u8 = 4;
 /// In a task: what it yields is wanted one by one.
 pub(crate) const FLAG_STREAM: u8 = 8;
 
-/// In a task: its time is limited, so that its start has to be known.
-pub(crate) const FLAG_TIMED: u8 = 32;
+/// In a task: its time or its memory is limited, so that its start has to be known, and what its worker had then.
+pub(crate) const FLAG_WATCHED: u8 = 32;
 
 /// In a task: what it yields comes as one list.
 pub(crate) const FLAG_GATHER: u8 = 128;

@@ -10,7 +10,7 @@ use crate::protocol::{
     SECTION_RETRY, Section, split_body,
 };
 use crate::task::{Bytes, Entry};
-use manyhands_os::{MessageFile, Process, Received, Socket};
+use manyhands_os::{MemoryGauge, MessageFile, Process, Received, Socket};
 use manyhands_shm::{ControlBlock, RESULT_AREA, RingReader, Unwanted};
 use std::collections::HashMap;
 use std::io;
@@ -83,6 +83,8 @@ pub(crate) struct Worker {
     pub(crate) last_stream: Weak<Stream>,
     /// What it runs is being ended.
     pub(crate) stop: Option<Stop>,
+    /// Tells how much private memory it has, once anybody wanted to know.
+    pub(crate) gauge: Option<MemoryGauge>,
     /// What its tasks have submitted, once they have.
     pub(crate) calls: Option<Box<Calls>>,
     /// Number of the record with which it stood still when that was looked for.

@@ -16,6 +16,7 @@ use crate::completions::Completions;
 use crate::fail_point::fail_point;
 use crate::life_line::LifeLine;
 use crate::nested::caller;
+use crate::oom_watch::OomWatch;
 use crate::pool::{Patrol, Pool};
 use crate::protocol::{LONGEST_MESSAGE, WorkerKey, ZygoteMessage};
 use crate::seat::WorkerEnds;
@@ -336,6 +337,7 @@ struct Thread {
     /// Lines by which workers ask, by packed key.
     lines: HashMap<u64, (WorkerKey, Arc<Socket>)>,
     patrols: HashMap<u32, Patrol>,
+    oom: OomWatch,
     /// When to look whether memory of the store rests.
     trim_at: Option<u64>,
     stopping: bool,
@@ -361,6 +363,7 @@ impl Thread {
             visits: HashMap::new(),
             lines: HashMap::new(),
             patrols: HashMap::new(),
+            oom: OomWatch::new(),
             trim_at: None,
             stopping: false,
         }
@@ -1043,7 +1046,7 @@ impl Thread {
         }
         self.forget_line(key.pack());
         if let Some(pool) = self.pool(key.pool) {
-            pool.died(key, cause);
+            pool.died(key, self.oom.cause(cause));
             // It may have died between taking the sleeper's mark and waking the sleeper.
             self.hot.insert(key.pool, 0);
             self.closing(key.pool);

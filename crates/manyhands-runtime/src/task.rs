@@ -157,6 +157,8 @@ impl Bytes {
 pub enum Cause {
     /// A signal killed it.
     Signal(i32),
+    /// The kernel killed it for want of memory.
+    Oom,
     /// It exited by itself.
     Exit(i32),
     /// Nobody could tell: the process that would know was killed too.
@@ -171,6 +173,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Oom => f.write_str("was killed by the kernel's OOM killer"),
             Self::Exit(code) => write!(f, "exited with status {code}"),
             Self::Unknown => f.write_str("died, and nobody is left who could tell how"),
             Self::Protocol => f.write_str("broke the protocol and was killed"),
@@ -194,6 +197,8 @@ impl From<ExitStatus> for Cause {
 pub struct Limits {
     /// The most nanoseconds from its start.
     pub time: Option<u64>,
+    /// The most bytes of private memory that it may add to its worker.
+    pub memory: Option<u64>,
     /// How many nanoseconds a task has to end by itself when it was asked to, before its worker is
     /// killed.
     pub grace: u64,
@@ -203,20 +208,30 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             time: None,
+            memory: None,
             grace: 500_000_000,
         }
+    }
+}
+
+impl Limits {
+    /// Whether anything has to be watched.
+    pub(crate) fn are_any(&self) -> bool {
+        self.time.is_some() || self.memory.is_some()
     }
 }
 
 /// How often, and after how long, a task runs again that has failed.
 #[derive(Debug)]
 pub struct Retry {
-    /// The most times after it has failed, or taken too long.
+    /// The most times after it has failed, or taken too long, or too much memory.
     pub failures: u32,
     /// The most times after its worker has died.
     pub deaths: u32,
     /// Whether that its time was up counts as a failure.
     pub timeouts: bool,
+    /// Whether that it took too much memory counts as a failure.
+    pub memory: bool,
     /// The nanoseconds before the second run; before each later one it is twice as long.
     pub backoff: u64,
     /// The most of these.
@@ -264,6 +279,17 @@ pub enum Outcome {
     TimedOut {
         /// The nanoseconds that it had.
         limit: u64,
+        /// The worker's process id.
+        pid: i32,
+        /// How often it was tried.
+        attempts: u8,
+    },
+    /// It took more memory than it may.
+    OverMemory {
+        /// The bytes that it could add.
+        limit: u64,
+        /// The most that it was seen to have added.
+        peak: u64,
         /// The worker's process id.
         pid: i32,
         /// How often it was tried.

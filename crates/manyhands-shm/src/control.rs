@@ -40,7 +40,7 @@ pub const DUMP_AREA: usize = 256 * 1024;
 const HEADER: usize = 4096;
 const MAPPED: usize = HEADER + TASK_AREA + RESULT_AREA;
 const MAGIC: u32 = 0x6d68_6332;
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 #[repr(C)]
 struct Layout {
@@ -68,6 +68,8 @@ struct RunningLine {
     start: AtomicU64,
     number: AtomicU64,
     waits: AtomicU32,
+    memory: AtomicU64,
+    memory_number: AtomicU64,
 }
 
 #[repr(C, align(64))]
@@ -193,6 +195,24 @@ impl ControlBlock {
         let running = &self.layout().running;
         let word = running.number.load(Ordering::Acquire);
         (word == IS_THERE | u64::from(number)).then(|| running.start.load(Ordering::Relaxed))
+    }
+
+    /// Worker: notes how much private memory it had when the item of this number began.
+    pub fn set_memory_before(&self, number: u32, bytes: u64) {
+        let running = &self.layout().running;
+        running.memory.store(bytes, Ordering::Relaxed);
+        // Release: with `memory_before`, as `set_running`.
+        let word = IS_THERE | u64::from(number);
+        running.memory_number.store(word, Ordering::Release);
+    }
+
+    /// Parent: how much private memory the worker had when the item of this number began, if it has noted
+    /// that. If a later one has begun meanwhile, it may be that one's: who acts on it looks afterwards whether
+    /// the item still runs.
+    pub fn memory_before(&self, number: u32) -> Option<u64> {
+        let running = &self.layout().running;
+        let word = running.memory_number.load(Ordering::Acquire);
+        (word == IS_THERE | u64::from(number)).then(|| running.memory.load(Ordering::Relaxed))
     }
 
     /// Worker: says whether it waits for a task, asleep or about to be.
@@ -366,6 +386,20 @@ mod tests {
         writer.reserve(3).unwrap().copy_from_slice(b"yes");
         writer.publish(3);
         assert_eq!(reader.unread(), Some(&b"yes"[..]));
+    }
+
+    #[test]
+    fn memory_is_noted_for_one_item() {
+        let parent = ControlBlock::create().unwrap();
+        let descriptor = parent.as_fd().try_clone_to_owned().unwrap();
+        let worker = ControlBlock::open(descriptor).unwrap();
+        assert_eq!(parent.memory_before(0), None);
+        worker.set_memory_before(0, 17);
+        assert_eq!(parent.memory_before(0), Some(17));
+        assert_eq!(parent.memory_before(1), None);
+        worker.set_memory_before(1, 0);
+        assert_eq!(parent.memory_before(0), None);
+        assert_eq!(parent.memory_before(1), Some(0));
     }
 
     #[test]

@@ -18,6 +18,7 @@ const BROKEN_INITIALIZER: u8 = 7;
 const BROKEN_BY_DEATH: u8 = 8;
 const BROKEN: u8 = 9;
 const UNREAD: u8 = 10;
+const OVER_MEMORY: u8 = 11;
 
 /// How a call ended, as its asker hears it.
 #[derive(Debug)]
@@ -70,6 +71,18 @@ pub(crate) fn answer(call: u64, outcome: &Outcome) -> io::Result<Packet> {
         } => {
             out.u8(TIMED_OUT);
             out.u64(*limit);
+            out.u32(pid.cast_unsigned());
+            out.u8(*attempts);
+        }
+        Outcome::OverMemory {
+            limit,
+            peak,
+            pid,
+            attempts,
+        } => {
+            out.u8(OVER_MEMORY);
+            out.u64(*limit);
+            out.u64(*peak);
             out.u32(pid.cast_unsigned());
             out.u8(*attempts);
         }
@@ -131,6 +144,12 @@ pub(crate) fn read(
             pid: reader.u32()?.cast_signed(),
             attempts: reader.u8()?,
         },
+        OVER_MEMORY => Outcome::OverMemory {
+            limit: reader.u64()?,
+            peak: reader.u64()?,
+            pid: reader.u32()?.cast_signed(),
+            attempts: reader.u8()?,
+        },
         CANCELLED => Outcome::Cancelled,
         FAILED => Outcome::Failed(reader.text()?),
         kind => Outcome::Broken(Arc::new(match kind {
@@ -152,6 +171,7 @@ fn put_cause(out: &mut Writer, cause: Cause) {
         Cause::Unknown => (3, 0),
         Cause::Protocol => (4, 0),
         Cause::Start => (5, 0),
+        Cause::Oom => (6, 0),
     };
     out.u8(kind);
     out.u32(number.cast_unsigned());
@@ -166,6 +186,7 @@ fn cause(reader: &mut Reader<'_>) -> Result<Cause, Malformed> {
         3 => Cause::Unknown,
         4 => Cause::Protocol,
         5 => Cause::Start,
+        6 => Cause::Oom,
         _ => return Err(Malformed),
     })
 }

@@ -103,6 +103,7 @@ pub(crate) fn submit(call: u64, entry: &Entry, told: &mut Told) -> io::Result<Pa
     out.u8(entry.tag);
     out.u8(u8::from(entry.gathers));
     out.u64(entry.limits.time.unwrap_or(0));
+    out.u64(entry.limits.memory.unwrap_or(0));
     out.u64(entry.limits.grace);
     match &entry.retry {
         None => out.u8(0),
@@ -111,6 +112,7 @@ pub(crate) fn submit(call: u64, entry: &Entry, told: &mut Told) -> io::Result<Pa
             out.u32(retry.failures);
             out.u32(retry.deaths);
             out.u8(u8::from(retry.timeouts));
+            out.u8(u8::from(retry.memory));
             out.u64(retry.backoff);
             out.u64(retry.longest);
             out.u64(retry.jitter.to_bits());
@@ -169,6 +171,7 @@ pub(crate) fn read(
     let tag = reader.u8()?;
     let gathers = reader.u8()? != 0;
     let time = Some(reader.u64()?).filter(|&time| time > 0);
+    let memory = Some(reader.u64()?).filter(|&memory| memory > 0);
     let grace = reader.u64()?;
     let retry = match reader.u8()? {
         0 => None,
@@ -176,6 +179,7 @@ pub(crate) fn read(
             failures: reader.u32()?,
             deaths: reader.u32()?,
             timeouts: reader.u8()? != 0,
+            memory: reader.u8()? != 0,
             backoff: reader.u64()?,
             longest: reader.u64()?,
             jitter: f64::from_bits(reader.u64()?),
@@ -200,7 +204,11 @@ pub(crate) fn read(
     };
     let task = Task::asked(index, definition.clone(), Some(asker));
     let mut entry = Entry::new(Some(task), TaskKind::Run, definition, needs, tag, payload);
-    entry.limits = Limits { time, grace };
+    entry.limits = Limits {
+        time,
+        memory,
+        grace,
+    };
     (entry.retry, entry.gathers) = (retry, gathers);
     entry.seed = seed.map(Arc::from);
     Ok(Ask::Submit(Box::new(entry)))

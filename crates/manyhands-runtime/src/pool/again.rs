@@ -10,6 +10,7 @@
 //! | fails, its worker says "again"      | queued, or delayed; as often as `failures` says                   |
 //! | fails otherwise                     | it has failed                                                     |
 //! | takes too long                      | as a failure, with `timeouts`; else it has failed                 |
+//! | takes too much memory               | as a failure, with `memory`; else it has failed                   |
 //! | its worker dies                     | queued, or delayed; as often as `deaths` says                     |
 //! | is cancelled while it is delayed    | it has ended; what is delayed is forgotten when its time comes    |
 //! | the pool ends what waits, or breaks | it has ended                                                      |
@@ -25,6 +26,8 @@ pub(super) enum Reason {
     Failure,
     /// Its time was up.
     Timeout,
+    /// It took too much memory.
+    Memory,
     /// Its worker died.
     Death,
 }
@@ -50,6 +53,7 @@ impl Pool {
         let may = match reason {
             Reason::Failure => entry.failures < retry.failures,
             Reason::Timeout => retry.timeouts && entry.failures < retry.failures,
+            Reason::Memory => retry.memory && entry.failures < retry.failures,
             Reason::Death => entry.deaths < retry.deaths,
         };
         if !may {

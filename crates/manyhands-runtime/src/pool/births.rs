@@ -115,6 +115,7 @@ impl Pool {
             last_block: None,
             last_stream: Weak::new(),
             stop: None,
+            gauge: None,
             calls: None,
             stands_at: None,
             unwanted: None,
@@ -252,7 +253,7 @@ impl Pool {
                 TaskKind::Run | TaskKind::Block => {
                     blamed = true;
                     let reason = match &worker.stop {
-                        Some(stop) => stop.is_timeout().then_some(Reason::Timeout),
+                        Some(stop) => stop.reason(),
                         None => (!killing).then_some(Reason::Death),
                     };
                     let attempts = entry.attempt();
@@ -294,7 +295,8 @@ impl Pool {
             self.log_death(pid, key.slot, cause);
             if worker.finished == 0 && !blamed {
                 // Unknown: nobody is left who could tell what killed it, but something did.
-                let was_killed = matches!(cause, Cause::Signal(SIGKILL) | Cause::Unknown);
+                let was_killed =
+                    matches!(cause, Cause::Signal(SIGKILL) | Cause::Oom | Cause::Unknown);
                 state.count_failed_birth(was_killed && !initializing);
             }
         }
@@ -415,7 +417,7 @@ impl Pool {
     /// was starting.
     pub(crate) fn birth_failed(&self, cause: Cause, why: &str) {
         let mut state = self.lock();
-        state.count_failed_birth(cause == Cause::Signal(SIGKILL));
+        state.count_failed_birth(matches!(cause, Cause::Signal(SIGKILL) | Cause::Oom));
         if state.failed_births >= MOST_FAILED_BIRTHS || state.killed_births >= MOST_KILLED_BIRTHS {
             let why = format!("workers could not be started: {why}");
             self.break_down(&mut state, Arc::new(Breakage::Start(why)));

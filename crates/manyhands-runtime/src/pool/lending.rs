@@ -18,6 +18,7 @@
 //!
 //! Initializers submit nothing: each spare that their calls would need would run the initializer first.
 
+use super::stopping::Why;
 use super::{Phase, Pool, Seat, State};
 use crate::definition::Definition;
 use crate::events::EventKind;
@@ -193,6 +194,10 @@ impl Pool {
             _ if entry.depth > DEEPEST => Some(Outcome::Failed(format!(
                 "tasks may submit tasks that submit tasks, and so on, up to {DEEPEST} deep"
             ))),
+            _ if self.is_too_large(&entry) => Some(Outcome::Failed(
+                "its task_memory is more than the memory_limit of the pool: it could never start"
+                    .into(),
+            )),
             _ if initializes => Some(Outcome::Failed(
                 "an initializer cannot submit tasks to the pool whose workers it prepares: none of them \
                  runs a task before its own initializer has ended"
@@ -238,7 +243,7 @@ impl Pool {
                 return;
             }
             let about = self.about_running(state, task);
-            self.stop(state, Slot(slot), number, None);
+            self.stop(state, Slot(slot), number, Why::Cancelled);
             self.say(about, EventKind::Cancelled);
         } else {
             self.say_unstarted(task, EventKind::Cancelled);

@@ -4,8 +4,8 @@ use super::{Pool, Seat, State};
 use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_TIMED, HEAD,
-    LONGEST_RECORD, TaskHead, TaskKind, padded,
+    BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED,
+    HEAD, LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
 use crate::scheduler::{Revoked, Slot, Work};
 use crate::supervisor::Command;
@@ -57,8 +57,8 @@ impl Pool {
         if entry.gathers {
             flags |= FLAG_GATHER;
         }
-        if entry.limits.time.is_some() {
-            flags |= FLAG_TIMED;
+        if entry.limits.are_any() || self.budget.is_some() {
+            flags |= FLAG_WATCHED;
         }
         if entry
             .retry
@@ -245,7 +245,7 @@ impl Pool {
         while wanted > 0
             && let Some(entry) = state.next_entry()
         {
-            if !state.scheduler.may_follow(slot, entry.depth) {
+            if !state.scheduler.may_follow(slot, entry.depth) || !self.admits(state, slot, &entry) {
                 state.scheduler.put_first(entry);
                 break;
             }
@@ -260,20 +260,19 @@ impl Pool {
 
     /// Gives everybody work who can take some, taking it from others where nothing is queued.
     pub(super) fn balance(&self, state: &mut State) {
+        state.is_held_back = false;
         for index in 0..state.seats.len() {
             self.refill(state, Slot(index as u32));
         }
         while let Some((victim, count)) = state.scheduler.steal() {
+            if !self.may_share(state, victim) {
+                break;
+            }
             let taken = self.take_back(state, victim, count);
             if taken == 0 {
                 break;
             }
-            while let Some(slot) = state.scheduler.choose(0)
-                && state.scheduler.held_count(slot) == 0
-                && state.scheduler.queued() > 0
-            {
-                self.fill_idle(state, slot, taken);
-            }
+            self.fill_all_idle(state, taken);
             if state.scheduler.queued() > 0 {
                 break;
             }
@@ -311,22 +310,22 @@ impl Pool {
             }
         }
         if taken > 0 {
-            while let Some(slot) = state.scheduler.choose(0)
-                && state.scheduler.held_count(slot) == 0
-                && state.scheduler.queued() > 0
-            {
-                self.fill_idle(state, slot, taken);
-            }
+            self.fill_all_idle(state, taken);
             self.balance(state);
         }
     }
 
-    /// Gives an idle worker up to `count` tasks.
-    pub(super) fn fill_idle(&self, state: &mut State, slot: Slot, count: usize) {
-        if !state.scheduler.is_open(slot) {
-            return;
+    /// Gives each idle worker up to `count` tasks.
+    fn fill_all_idle(&self, state: &mut State, count: usize) {
+        while let Some(slot) = state.scheduler.choose(0)
+            && state.scheduler.held_count(slot) == 0
+            && state.scheduler.queued() > 0
+        {
+            self.give(state, slot, count);
+            if state.is_held_back && state.scheduler.held_count(slot) == 0 {
+                break; // nor is there memory for the next
+            }
         }
-        self.give(state, slot, count);
     }
 
     /// Takes back all that a worker has not started, but for its start-up message and the word to leave,

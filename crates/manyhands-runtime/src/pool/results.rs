@@ -28,7 +28,8 @@ impl Pool {
         if found {
             self.page.set_busy(state.scheduler.busy_count() as u32);
             state.drains += 1;
-            if settled || state.scheduler.queued() == 0 {
+            // What waits for memory may go to others than to whom has given some back.
+            if settled || state.is_held_back || state.scheduler.queued() == 0 {
                 self.balance(state);
             }
             self.tell(state);

@@ -1,4 +1,4 @@
-//! Ending tasks that run: their time is up, or somebody cancels them.
+//! Ending tasks that run: their time is up, they take too much memory, or somebody cancels them.
 //!
 //! Only the one that is meant may be hit. The steps, each under the pool's lock:
 //!
@@ -9,11 +9,13 @@
 //! | KILL | after the grace, the worker and its process group | the result is there and was not read: it is read first |
 //!
 //! A worker that is being stopped is given nothing. Whatever comes of the task from ASK on, it ends as
-//! `TimedOut` or `Cancelled`, once: with its result, or with its worker.
+//! `TimedOut`, `OverMemory` or `Cancelled`, once: with its result, or with its worker. Who takes too much memory
+//! is not asked, but killed at once: see `memory.rs`.
 //!
 //! The supervisor has the clock. It looks at a pool when the time of a running task may be up, and as
 //! long as tasks with a limit wait at least as often as the shortest limit: nothing tells it that a task has started.
 
+use super::admission::LOOK_FOR_MEMORY;
 use super::again::Reason;
 use super::telling::About;
 use super::{Pool, Seat, State};
@@ -34,13 +36,23 @@ const ASK_SELDOM: u64 = 1_000_000_000;
 /// The shortest time between two looks, in nanoseconds.
 const SHORTEST_LOOK: u64 = 500_000;
 
+/// Why a task is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Somebody cancelled it.
+    Cancelled,
+    /// It has had so many nanoseconds.
+    Time(u64),
+    /// It may add so many bytes of memory, and has added so many.
+    Memory { limit: u64, peak: u64 },
+}
+
 /// A task that is being ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stop {
     /// Its number at its worker.
     pub(crate) number: u32,
-    /// The limit that it has reached; none if it was cancelled.
-    limit: Option<u64>,
+    why: Why,
     /// When its worker is killed; none once it was.
     kill_at: Option<u64>,
     /// When it is asked once more, and after how long the next time.
@@ -51,13 +63,19 @@ pub(crate) struct Stop {
 impl Stop {
     /// How the task ends.
     pub(crate) fn outcome(&self, pid: i32, attempts: u8) -> Outcome {
-        match self.limit {
-            Some(limit) => Outcome::TimedOut {
+        match self.why {
+            Why::Time(limit) => Outcome::TimedOut {
                 limit,
                 pid,
                 attempts,
             },
-            None => Outcome::Cancelled,
+            Why::Memory { limit, peak } => Outcome::OverMemory {
+                limit,
+                peak,
+                pid,
+                attempts,
+            },
+            Why::Cancelled => Outcome::Cancelled,
         }
     }
 
@@ -66,9 +84,13 @@ impl Stop {
         self.kill_at.is_none()
     }
 
-    /// Whether it ends because its time was up.
-    pub(crate) fn is_timeout(&self) -> bool {
-        self.limit.is_some()
+    /// Why it may run again.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        match self.why {
+            Why::Time(_) => Some(Reason::Timeout),
+            Why::Memory { .. } => Some(Reason::Memory),
+            Why::Cancelled => None,
+        }
     }
 }
 
@@ -82,7 +104,7 @@ impl Pool {
             if let Some((slot, number)) = task.place() {
                 // Its result may be there.
                 self.drain_seat(&mut state, slot as usize);
-                if !task.is_done() && self.stop(&mut state, Slot(slot), number, None) {
+                if !task.is_done() && self.stop(&mut state, Slot(slot), number, Why::Cancelled) {
                     let about = self.about_running(&state, task);
                     self.say(about, EventKind::Cancelled);
                     self.complete(&mut state, task, Outcome::Cancelled);
@@ -105,7 +127,7 @@ impl Pool {
             let next = worker.control.queue().state().next;
             if next != worker.oldest {
                 let number = QueueWord::distance(1, next);
-                self.stop(&mut state, Slot(index as u32), number, None);
+                self.stop(&mut state, Slot(index as u32), number, Why::Cancelled);
             }
         }
         self.balance(&mut state);
@@ -120,14 +142,16 @@ impl Pool {
         }
     }
 
-    /// For the supervisor: ends what has run for too long; when to look again, if that is needed.
+    /// For the supervisor: ends what has run for too long, or takes too much; when to look again, if that is
+    /// needed.
     pub(crate) fn look(&self) -> Option<u64> {
         let mut state = self.lock();
         let now = monotonic_nanos();
         let mut next = None;
         for index in 0..state.seats.len() {
             let at = self.look_at_seat(&mut state, index, now);
-            next = next.into_iter().chain(at).min();
+            let memory = self.look_at_memory(&mut state, index, now);
+            next = next.into_iter().chain(at).chain(memory).min();
         }
         let pause = self.end_pauses(&mut state, now);
         next = next.into_iter().chain(pause).min();
@@ -135,6 +159,8 @@ impl Pool {
         next = next.into_iter().chain(starts).min();
         self.balance(&mut state);
         self.tell_all(&mut state);
+        let memory = state.is_held_back.then_some(now + LOOK_FOR_MEMORY);
+        next = next.into_iter().chain(memory).min();
         if state.pending == 0 {
             state.shortest_limit = None;
         }
@@ -183,8 +209,8 @@ impl Pool {
             }
         }
         let number = QueueWord::distance(1, worker.control.queue().state().next);
-        let limits = limits_of(state, slot, number)?;
-        self.stop(state, slot, number, limits.time);
+        let time = limits_of(state, slot, number)?.time?;
+        self.stop(state, slot, number, Why::Time(time));
         self.due(state, slot, now)
     }
 
@@ -207,15 +233,9 @@ impl Pool {
         Some(start.saturating_add(time))
     }
 
-    /// Steps FREEZE and ASK for the item of that number, which is ended for its limit or, without one,
-    /// because it was cancelled; false if it has ended, or is being ended.
-    pub(super) fn stop(
-        &self,
-        state: &mut State,
-        slot: Slot,
-        number: u32,
-        limit: Option<u64>,
-    ) -> bool {
+    /// Steps FREEZE and ASK for the item of that number, or KILL at once if it takes too much memory; false if
+    /// it has ended, or is being ended.
+    pub(super) fn stop(&self, state: &mut State, slot: Slot, number: u32, why: Why) -> bool {
         let Some(limits) = limits_of(state, slot, number) else {
             return false;
         };
@@ -232,17 +252,27 @@ impl Pool {
         }
         let behind = QueueWord::distance(next, worker.next) as usize;
         let now = monotonic_nanos();
-        worker.stop = Some(Stop {
+        let grace = match why {
+            Why::Memory { .. } => 0,
+            Why::Time(_) | Why::Cancelled => limits.grace,
+        };
+        let mut stop = Stop {
             number,
-            limit,
-            kill_at: Some(now.saturating_add(limits.grace)),
+            why,
+            kill_at: Some(now.saturating_add(grace)),
             ask_at: now + ASK_AGAIN,
             ask_after: 2 * ASK_AGAIN,
-        });
+        };
         worker.set_unwanted(number, Unwanted::Stopped);
         if let Some(process) = &worker.process {
-            process.ask();
+            if matches!(why, Why::Memory { .. }) {
+                process.kill();
+                stop.kill_at = None;
+            } else {
+                process.ask();
+            }
         }
+        worker.stop = Some(stop);
         state.scheduler.close(slot);
         self.take_back(state, slot, behind);
         self.watch(state);
@@ -316,10 +346,9 @@ impl Pool {
     ) {
         let outcome = stop.outcome(pid, entry.attempt());
         let kind = EventKind::of(&outcome);
-        let entry = if stop.is_timeout() {
-            self.run_again(state, entry, Reason::Timeout)
-        } else {
-            Some(entry)
+        let entry = match stop.reason() {
+            Some(reason) => self.run_again(state, entry, reason),
+            None => Some(entry),
         };
         match entry {
             Some(entry) => {
@@ -357,7 +386,7 @@ impl Pool {
 }
 
 /// What the item of that number, which the worker has, may take.
-fn limits_of(state: &State, slot: Slot, number: u32) -> Option<Limits> {
+pub(super) fn limits_of(state: &State, slot: Slot, number: u32) -> Option<Limits> {
     entry_of(state, slot, number).map(|entry| entry.limits)
 }
 

@@ -98,7 +98,7 @@ impl Pool {
         let entry = state.scheduler.oldest(slot)?;
         let number = worker.oldest;
         // Of items the worker notes the starts of some.
-        let since = if count == 1 && (entry.block.is_none() || entry.limits.time.is_some()) {
+        let since = if count == 1 && (entry.block.is_none() || entry.limits.are_any()) {
             worker.control.running_since(number)
         } else {
             None
@@ -299,6 +299,7 @@ impl Pool {
         let what = match reason {
             Reason::Failure => "failed",
             Reason::Timeout => "took too long",
+            Reason::Memory => "took too much memory",
             Reason::Death => "lost its worker",
         };
         let run = entry.attempt() - 1;

@@ -59,6 +59,7 @@ fn retry(failures: u32, deaths: u32, backoff: u64) -> Arc<Retry> {
         failures,
         deaths,
         timeouts: true,
+        memory: true,
         backoff,
         longest: HOUR,
         jitter: 0.5,
@@ -111,6 +112,7 @@ fn timeouts(site: &Site) {
     let limits = Limits {
         time: Some(20 * MILLISECOND),
         grace: 0,
+        ..Limits::default()
     };
     let never = format!("until:{}", site.path("never"));
     let job = site.submit_again(&pool, &never, limits, &retry(2, 0, 0));

@@ -73,6 +73,7 @@ fn value_of(task: &Task) -> Result<Vec<u8>, String> {
             .unwrap()),
         Outcome::Died { cause, .. } => Err(format!("{CALL_DIED}: {cause:?}")),
         Outcome::TimedOut { .. } => Err("a call took too long".into()),
+        Outcome::OverMemory { .. } => Err("a call took too much memory".into()),
         Outcome::Cancelled => Err("a call was cancelled".into()),
         Outcome::Failed(why) => Err(format!("a call failed: {why}")),
         Outcome::Broken(why) => Err(format!("a call found a broken pool: {why:?}")),
@@ -132,6 +133,7 @@ pub(crate) fn obey(
                 failures: 5,
                 deaths: 5,
                 timeouts: true,
+                memory: true,
                 backoff: 1_000_000,
                 longest: 1_000_000_000,
                 jitter: 0.5,
@@ -147,6 +149,7 @@ pub(crate) fn obey(
                 entry.limits = Limits {
                     time: Some(20_000_000),
                     grace: 0,
+                    ..Limits::default()
                 };
             });
             gather(end, &caller, &[call])

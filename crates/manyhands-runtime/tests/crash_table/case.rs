@@ -2,8 +2,8 @@
 
 use crate::crash_table::site::Site;
 use crate::crash_table::{
-    again, blocks, blocks_ended, descriptors, ending, failed_births, nested, nonsense, paused,
-    recycling, rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls,
+    again, blocks, blocks_ended, descriptors, ending, failed_births, memory, nested, nonsense,
+    paused, recycling, rows, stalls, stopping, stored, storms, storms_of_blocks, storms_of_calls,
     taken_back, tasks, taught, waiting, zygotes,
 };
 
@@ -40,6 +40,7 @@ pub(crate) fn all() -> Vec<Case> {
         waiting::cases,
         paused::cases,
         stopping::cases,
+        memory::cases,
         stalls::cases,
         again::cases,
         nested::cases,

@@ -17,6 +17,7 @@ mod descriptors;
 mod ending;
 mod failed_births;
 mod helpers;
+mod memory;
 mod nested;
 mod nonsense;
 mod paused;

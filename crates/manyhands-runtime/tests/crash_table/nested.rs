@@ -347,6 +347,7 @@ fn asker_stopped(site: &Site, time: Option<u64>, grace: u64) {
         let limits = Limits {
             time,
             grace: grace * MILLISECOND,
+            ..Limits::default()
         };
         let job = site.submit_limited(&pool, &format!("ask:4 ask:1 {never}"), limits);
         until(|| runs_of_calls(site) > before || job.task.is_done());

@@ -174,7 +174,22 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
+            memory: None,
             recycling,
+        })
+    }
+
+    /// A pool whose tasks may take so many bytes together.
+    pub(crate) fn pool_with_memory(&self, workers: usize, bytes: u64) -> Arc<Pool> {
+        self.pool_of(PoolOptions {
+            workers,
+            initializer: None,
+            cores: manyhands_os::cpu_count(),
+            stuck_after: None,
+            stalled_after: STALLED_AFTER,
+            events: None,
+            memory: Some(bytes),
+            recycling: Recycling::default(),
         })
     }
 
@@ -188,6 +203,7 @@ impl Site {
             stuck_after: Some(after),
             stalled_after: after,
             events: None,
+            memory: None,
             recycling: Recycling::default(),
         })
     }

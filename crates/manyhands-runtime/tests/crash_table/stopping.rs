@@ -78,6 +78,7 @@ fn limits(milliseconds: u64, grace: u64) -> Limits {
     Limits {
         time: Some(milliseconds * MILLISECOND),
         grace: grace * MILLISECOND,
+        ..Limits::default()
     }
 }
 
@@ -187,6 +188,7 @@ fn asked_late(site: &Site) {
     let patient = Limits {
         time: None,
         grace: 60_000 * MILLISECOND,
+        ..Limits::default()
     };
     let job = site.submit_limited(&pool, "listen:0", patient);
     until(|| site.runs_of(&job) == 1);
@@ -225,6 +227,7 @@ fn cancel_at_any_instant(site: &Site) {
             Limits {
                 time: None,
                 grace: 60_000 * MILLISECOND,
+                ..Limits::default()
             },
         );
         let others: Vec<Job> = (0..3).map(|_| site.submit(&pool, "echo:other")).collect();
@@ -249,6 +252,7 @@ fn cancelled_and_killed(site: &Site) {
     let grace = Limits {
         time: None,
         grace: 60_000 * MILLISECOND,
+        ..Limits::default()
     };
     let running = site.submit_limited(&pool, &never(site), grace);
     until(|| site.runs_of(&running) == 1);

@@ -207,6 +207,7 @@ fn runs_again(site: &Site) {
         failures: 3,
         deaths: 3,
         timeouts: true,
+        memory: true,
         backoff: 0,
         longest: 1,
         jitter: 0.0,
@@ -245,7 +246,10 @@ fn cancelled(site: &Site) {
     {
         let len = SHORTEST + 10 * index;
         let command = format!("stored:{} {rest}", len + 1);
-        let limits = Limits { time: None, grace };
+        let limits = Limits {
+            grace,
+            ..Limits::default()
+        };
         let job = site.submit_stored_with(&pool, &[len], &command, |entry| entry.limits = limits);
         let waits = site.submit_stored(&pool, &[len + 2], &format!("stored:{} echo:x", len + 3));
         until(|| site.supervisor.store().stats().blocks == 3);
@@ -266,6 +270,7 @@ fn timed_out(site: &Site) {
         let limits = Limits {
             time: Some(30_000_000),
             grace,
+            ..Limits::default()
         };
         let command = format!("stored:{} sleep:300", len + 1);
         jobs.push(site.submit_stored_with(&pool, &[len], &command, |entry| entry.limits = limits));

@@ -71,6 +71,7 @@ fn submit_tree(site: &Site, pool: &Pool, random: &mut Random) -> Job {
     let limits = Limits {
         time: None,
         grace: random.below(3) * 5_000_000,
+        ..Limits::default()
     };
     site.submit_limited(pool, &command, limits)
 }

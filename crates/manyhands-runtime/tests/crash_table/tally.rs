@@ -85,6 +85,9 @@ pub(crate) struct Tally {
     pub(crate) failed: usize,
     /// Those whose time was up.
     pub(crate) timed_out: usize,
+    /// Those that took too much memory, and how often they ran.
+    pub(crate) over_memory: usize,
+    pub(crate) over_memory_runs: usize,
 }
 
 impl Tally {
@@ -172,6 +175,15 @@ impl Tally {
                 );
                 self.timed_out += 1;
             }
+            (&Outcome::OverMemory { attempts, .. }, _) => {
+                assert_eq!(
+                    runs,
+                    usize::from(attempts),
+                    "runs of {number} ({command}), which took too much memory"
+                );
+                self.over_memory += 1;
+                self.over_memory_runs += runs;
+            }
             (Outcome::Broken(_), _) => {
                 assert_eq!(runs, 0, "runs of {number} ({command}), which never started");
                 self.broken += 1;
@@ -200,5 +212,7 @@ impl Tally {
         self.calls_died += other.calls_died;
         self.failed += other.failed;
         self.timed_out += other.timed_out;
+        self.over_memory += other.over_memory;
+        self.over_memory_runs += other.over_memory_runs;
     }
 }

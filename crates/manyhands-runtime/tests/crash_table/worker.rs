@@ -455,6 +455,13 @@ impl Worker {
                 std::thread::sleep(Duration::from_millis(text.parse().unwrap()));
                 b"slept".to_vec()
             }
+            b"swallow" => {
+                let mut taken = Vec::new();
+                loop {
+                    taken.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
             b"big" => big(text.parse().unwrap()),
             b"error" => return Err(text.to_owned()),
             b"listen" => {
