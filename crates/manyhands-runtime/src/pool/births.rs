@@ -397,6 +397,8 @@ impl Pool {
                 && !self.is_spent(&state, other)
         });
         self.spare_failed(&mut state, !others);
+        // Who rested may have a place now.
+        self.tell_all(&mut state);
         drop(state);
         if !others {
             self.birth_failed(Cause::Start, why);

@@ -359,7 +359,7 @@ impl Pool {
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);
             let seat = &state.seats[index];
-            if !seat.counts() {
+            if !seat.occupies() {
                 continue; // closed since its first call, or since it is none of them
             }
             let rests = places == 0;
@@ -383,7 +383,7 @@ impl Pool {
         let before = state.seats.iter().take(index);
         let seat = &state.seats[index];
         !seat.lends()
-            && (!seat.counts() || before.filter(|seat| seat.counts()).count() >= state.width)
+            && (!seat.counts() || before.filter(|seat| seat.occupies()).count() >= state.width)
     }
 }
 

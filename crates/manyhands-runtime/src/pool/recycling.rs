@@ -131,6 +131,11 @@ impl Seat {
     pub(super) fn counts(&self) -> bool {
         matches!(self, Self::Taken(worker) if worker.counts())
     }
+
+    /// Whether one of the pool's places is taken by it: by such a worker, or for one that was asked for.
+    pub(super) fn occupies(&self) -> bool {
+        self.counts() || matches!(self, Self::Asked { spare: false })
+    }
 }
 
 impl Worker {
@@ -147,8 +152,7 @@ impl Worker {
 impl State {
     /// How many workers of the width are there, or asked for.
     pub(super) fn occupied(&self) -> usize {
-        let occupies = |seat: &&Seat| seat.counts() || matches!(seat, Seat::Asked { spare: false });
-        self.seats.iter().filter(occupies).count()
+        self.seats.iter().filter(|seat| seat.occupies()).count()
     }
 
     /// Whether the worker has half of its share behind it.
