@@ -269,8 +269,11 @@ pub(crate) fn park_bystanders(py: Python<'_>) -> bool {
     }
 
     STAGE.store(PARKING, Ordering::SeqCst);
-    // Where the class is not to be had, those threads are left to their fate, as they were before.
-    if let Ok(class) = hooks::parked(py) {
+    // Where the class is not to be had, those threads are left to their fate, as they were before. Few programs
+    // have any, and for the others it is not imported.
+    if others().any(|other| is_at(other, IN))
+        && let Ok(class) = hooks::parked(py)
+    {
         for other in others().filter(|other| is_at(other, IN)) {
             other.raise(py, class);
         }
