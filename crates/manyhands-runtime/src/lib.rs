@@ -29,6 +29,7 @@ mod lease;
 mod life_line;
 #[cfg(not(manyhands_loom))]
 mod nested;
+#[cfg(not(manyhands_loom))]
 mod oom_watch;
 #[cfg(not(manyhands_loom))]
 mod pool;
