@@ -222,6 +222,9 @@ class Pool(_core.PoolBase, Executor):
 
             prefix = prefix_of(name)
         else:
+            # What shows errors, as the other engines have it by now: not in the middle of a task.
+            from manyhands import _local  # noqa: F401
+
             workers = 1
         names = configured.context or ()
         if context is not None:
