@@ -26,7 +26,7 @@
 //! waking from before they exist. So no entry waits while a thread could have it.
 
 use crate::asking::{Runner, What, Why};
-use crate::bystanders::{detach, enter_always};
+use crate::bystanders::{detach, enter_always, is_ending};
 use crate::crew_map::CrewMap;
 use crate::crew_nesting::{DEEPEST, Runs, depth_below};
 use crate::crew_task::{Call, CrewTask, End};
@@ -39,7 +39,7 @@ use crate::results::Source;
 use crate::{clock, context, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
 use manyhands_runtime::{Event, EventKind, Unseen};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::cell::Cell;
@@ -701,8 +701,12 @@ impl Crew {
             .as_ref()
             .map(|member| self.start_member(py, member));
         for error in told.err().into_iter().chain(started.and_then(Result::err)) {
-            // There is nobody else whom to tell.
-            error.write_unraisable(py, None);
+            // While the program ends this thread is sent out of here like all others.
+            let is_sent_out = is_ending() && error.is_instance_of::<PySystemExit>(py);
+            if !is_sent_out {
+                // There is nobody else whom to tell.
+                error.write_unraisable(py, None);
+            }
         }
     }
 
