@@ -272,7 +272,8 @@ class Results(_core.ResultsBase, Generic[R]):
 
     def _hint_of(self, busy: float, cpu: float) -> Hint | None:
         wall = (self._ended or time.monotonic()) - self._started
-        if wall < _LONG:
+        # While the interpreter goes away nothing can be imported, and nobody reads hints.
+        if wall < _LONG or sys.is_finalizing():
             return None
         from manyhands._hints import hint_of
 

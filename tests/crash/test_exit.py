@@ -550,3 +550,19 @@ def test_exit_handlers_of_workers_run() -> None:
     with mh.Pool(1) as pool:
         pool.submit(register, path).result(20)
     assert Path(path).exists()
+
+
+def test_a_map_that_goes_with_the_interpreter() -> None:
+    """It has a bar, and ran for long enough for a hint: nothing can be imported for that any more."""
+    source = """
+import builtins, itertools, time
+import manyhands as mh
+
+results = mh.Pool(1).map(time.sleep, itertools.repeat(0.001), progress=True)
+assert next(results) is None
+time.sleep(1)
+builtins.held_for_long = results  # cleared after all modules
+"""
+    ended = run("-c", source).check()
+    assert "items in" in ended.err
+    assert "Exception ignored" not in ended.err, ended.err

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -168,7 +169,17 @@ def test_gunicorn(before: bool, kind: str, end: signal.Signals) -> None:
             time.sleep(0.01)
         running.process.send_signal(end)
         ended = running.end(_LIMIT).check()
-        assert "Traceback" not in ended.err, ended.err
+        # SIGINT ends a server at once, also one that is about to close its last response: gunicorn
+        # logs that as an error of its own.
+        told = ended.err
+        if end == signal.SIGINT:
+            told = re.sub(
+                r"Traceback.*?gunicorn/workers/sync.py.*?^SystemExit: 0$",
+                "",
+                told,
+                flags=re.S | re.M,
+            )
+        assert "Traceback" not in told, told
 
 
 @pytest.mark.parametrize("path", ["/long", "/left"])
