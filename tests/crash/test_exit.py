@@ -553,7 +553,7 @@ def test_exit_handlers_of_workers_run() -> None:
 
 
 def test_a_map_that_goes_with_the_interpreter() -> None:
-    """It has a bar, and ran for long enough for a hint: nothing can be imported for that any more."""
+    """It has a bar and ran long enough for a hint, for which nothing can be imported any more."""
     source = """
 import builtins, itertools, time
 import manyhands as mh
