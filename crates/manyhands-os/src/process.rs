@@ -410,16 +410,6 @@ pub fn resident_bytes(pid: i32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64).filter(|&bytes| bytes > 0)
 }
 
-/// How much memory the process has that it shares with no file and no other by design: what is left of
-/// `resident_bytes` without mapped files and shared memory. None if it is gone.
-pub fn private_bytes(pid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let mut fields = text.split(' ').skip(1).map(str::parse::<u64>);
-    let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
-    let pages = resident.saturating_sub(shared);
-    Some(pages * rustix::param::page_size() as u64).filter(|&bytes| bytes > 0)
-}
-
 /// The signals for which a process has handlers, a bit for each from that of signal 1 on.
 fn handled_signals(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

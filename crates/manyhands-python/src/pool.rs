@@ -148,7 +148,6 @@ impl PoolBase {
         seed: Option<&Arc<Seed>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         self.check_process()?;
-        self.check_options(&options)?;
         let _inside = enter(function.py())?;
         options.origin = seeds::origin(seed, false);
         self.engine.submit(function, args, kwargs, options)
@@ -188,6 +187,8 @@ impl ViewBase {
         let py = function.py();
         let pool = self._pool(py)?.cast_into::<PoolBase>()?;
         let (options, seed) = (self.options.clone(), self.seed.as_ref());
+        // The pool's own options were looked at when it was made.
+        pool.get().check_options(&options)?;
         pool.get().run(function, args, kwargs, options, seed)
     }
 

@@ -343,6 +343,31 @@ struct Thread {
     stopping: bool,
 }
 
+/// Comes to each pool whose time it is; `look` says when to come again.
+fn come_round(
+    supervisor: &Supervisor,
+    times: &mut HashMap<u32, u64>,
+    look: impl Fn(&Pool) -> Option<u64>,
+) {
+    if times.is_empty() {
+        return;
+    }
+    let now = monotonic_nanos();
+    times.retain(|&id, at| {
+        if *at > now {
+            return true;
+        }
+        let pool = supervisor.shared().pools.get(&id).cloned();
+        match pool.and_then(|pool| look(&pool)) {
+            Some(next) => {
+                *at = next;
+                true
+            }
+            None => false,
+        }
+    });
+}
+
 impl Thread {
     fn new(supervisor: Arc<Supervisor>) -> Self {
         Self {
@@ -516,46 +541,12 @@ impl Thread {
 
     /// Ends tasks that run for too long, or do not end by themselves.
     fn end_overdue(&mut self) {
-        if self.watches.is_empty() {
-            return;
-        }
-        let now = monotonic_nanos();
-        let supervisor = self.supervisor.clone();
-        self.watches.retain(|&id, at| {
-            if *at > now {
-                return true;
-            }
-            let pool = supervisor.shared().pools.get(&id).cloned();
-            match pool.and_then(|pool| pool.look()) {
-                Some(next) => {
-                    *at = next;
-                    true
-                }
-                None => false,
-            }
-        });
+        come_round(&self.supervisor, &mut self.watches, Pool::look);
     }
 
     /// Has workers give way to fresh ones, or leave.
     fn visit(&mut self) {
-        if self.visits.is_empty() {
-            return;
-        }
-        let now = monotonic_nanos();
-        let supervisor = self.supervisor.clone();
-        self.visits.retain(|&id, at| {
-            if *at > now {
-                return true;
-            }
-            let pool = supervisor.shared().pools.get(&id).cloned();
-            match pool.and_then(|pool| pool.keep()) {
-                Some(next) => {
-                    *at = next;
-                    true
-                }
-                None => false,
-            }
-        });
+        come_round(&self.supervisor, &mut self.visits, Pool::keep);
     }
 
     /// Looks whether all goes on.

@@ -36,7 +36,7 @@ use crate::scheduler::Slot;
 use crate::seat::Worker;
 use crate::supervisor::Command;
 use crate::task::{Breakage, Bytes, Entry};
-use manyhands_os::{monotonic_nanos, private_bytes};
+use manyhands_os::{MemoryGauge, monotonic_nanos};
 use std::sync::Arc;
 
 /// How often the supervisor looks while tasks are pending, in nanoseconds.
@@ -501,7 +501,7 @@ impl Pool {
         let weights: Vec<_> = found
             .into_iter()
             .filter_map(|(key, pid, seen)| {
-                let bytes = private_bytes(pid)?;
+                let bytes = MemoryGauge::of(pid).ok()?.read()?;
                 Some(Weight { key, seen, bytes })
             })
             .collect();
