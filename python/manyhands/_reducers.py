@@ -1,10 +1,10 @@
 """Pickling for classes of libraries that do not say themselves what is best here.
 
-Most libraries hand large buffers out (PEP 574), and then nothing is needed. Tensors of PyTorch and
-frames of Polars, and arrays of NumPy that are not contiguous, are written into the middle of the
-pickle instead, which is copied from hand to hand. And plain arrays and tensors may lie in shared
-memory without knowing it. What stands here says how all these are sent. Nothing of it is imported,
-or asked, before the program itself has imported the library, or made shared memory.
+Most libraries hand large buffers out (PEP 574), and then nothing is needed. Tensors of PyTorch,
+frames of Polars, and arrays of NumPy with gaps are written into the middle of the pickle instead,
+which is copied from hand to hand. And plain arrays and tensors may lie in shared memory without
+knowing it. What stands here says how all these are sent. Nothing of it is imported, or asked,
+before the program itself has imported the library, or made shared memory.
 """
 
 from __future__ import annotations
