@@ -36,6 +36,7 @@ _IN_PYTHON = {
     "numexpr": ("set_num_threads", "NUMEXPR_NUM_THREADS"),
 }
 
+
 def set_up(count: int, is_given: bool, users: dict[str, str]) -> dict[str, str]:
     """Has the libraries of this worker use so many threads: those that come and those that are there.
 
