@@ -64,7 +64,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def threads(pid: int) -> list[tuple[str, int]]:
-    """The threads of a process: state letter, and the processor time that each has used, in ticks."""
+    """The threads of a process: state letter, and processor time used, in ticks."""
     found = []
     for name in os.listdir(f"/proc/{pid}/task"):
         try:

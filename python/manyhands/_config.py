@@ -160,8 +160,8 @@ def default_workers(engine: str) -> int:
     """How many workers a pool of that engine has that was not told.
 
     Processes: one per processor; in a worker, one for each that is its share, also where
-    `MANYHANDS_WORKERS`, which is the program's, says more. Threads, which mostly wait: four more, and at most 32. The calling
-    thread is one, whatever is asked for.
+    `MANYHANDS_WORKERS`, which is the program's, says more. Threads, which mostly wait: four more,
+    and at most 32. The calling thread is one, whatever is asked for.
 
     Raises:
         ValueError: `MANYHANDS_WORKERS` is not a whole number above 0.

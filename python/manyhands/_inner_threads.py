@@ -38,7 +38,7 @@ _IN_PYTHON = {
 
 
 def set_up(count: int, is_given: bool, users: dict[str, str]) -> dict[str, str]:
-    """Has the libraries of this worker use so many threads: those that come and those that are there.
+    """Has the libraries of this worker use so many threads, loaded already or not.
 
     Args:
         count: how many.

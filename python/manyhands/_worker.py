@@ -82,11 +82,11 @@ def _be_born(content: dict[str, Any]) -> None:
     global _zygotes_main
     take_paths(content)
     environ = content["environ"]
-    for name in NO_THREADS:
+    for name, value in NO_THREADS.items():
         if name in environ:
             _users_threads[name] = environ[name]
         else:
-            threads_here[name] = NO_THREADS[name]
+            threads_here[name] = value
     for name in [name for name in os.environ if name not in environ and name not in _KEPT]:
         del os.environ[name]
     for name, value in environ.items():
