@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from manyhands._snapshot import Snapshot
+from manyhands._typing import Any
 
 __all__ = ["PoolDump", "WorkerDump", "make_dump", "worker_text"]
 
