@@ -149,6 +149,10 @@ impl Shared {
 }
 
 impl Processes {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of a pool, by position"
+    )]
     pub(crate) fn new(
         workers: usize,
         initializer: pool::Initializer<'_>,
