@@ -46,6 +46,36 @@ def children(pid: int) -> dict[int, str]:
     return found
 
 
+def descendants(pid: int) -> set[int]:
+    """The living processes below this one."""
+    below: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            state, parent = stat(int(name))
+            if state and state not in "ZX":
+                below.setdefault(parent, []).append(int(name))
+    found: set[int] = set()
+    unvisited = [pid]
+    while unvisited:
+        children = below.get(unvisited.pop(), [])
+        found.update(children)
+        unvisited += children
+    return found
+
+
+def threads(pid: int) -> list[tuple[str, int]]:
+    """The threads of a process: state letter, and processor time used, in ticks."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{name}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue  # it ended meanwhile
+        found.append((fields[0], int(fields[11]) + int(fields[12])))
+    return found
+
+
 def zombies(pid: int) -> list[int]:
     return [child for child, state in children(pid).items() if state == "Z"]
 

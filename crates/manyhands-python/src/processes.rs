@@ -149,6 +149,10 @@ impl Shared {
 }
 
 impl Processes {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of a pool, by position"
+    )]
     pub(crate) fn new(
         workers: usize,
         initializer: pool::Initializer<'_>,
@@ -157,6 +161,7 @@ impl Processes {
         events: Option<Arc<Events>>,
         memory: Option<u64>,
         recycling: Recycling,
+        share: Option<u32>,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
@@ -177,7 +182,7 @@ impl Processes {
                 })
             })
             .transpose()?;
-        let cores = manyhands_os::cpu_count();
+        let cores = process::cpu_count();
         let pool = Pool::new(
             process::supervisor()?,
             PoolOptions {
@@ -189,6 +194,7 @@ impl Processes {
                 events,
                 memory,
                 recycling,
+                share,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
