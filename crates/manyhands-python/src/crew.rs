@@ -10,7 +10,7 @@
 //!
 //! **Sleep and wake.** A thread goes to sleep only when, under the mutex, it finds the queue empty; it
 //! counts itself `idle`. Waking takes it out of that count, leaves a permit, and counts it as `waking`
-//! until it has looked at the queue. What holds whenever the mutex is free:
+//! until it has taken an entry, or sleeps again. What holds whenever the mutex is free:
 //!
 //! > if the queue is not empty, then no thread is idle, or one is waking.
 //!
@@ -19,11 +19,14 @@
 //! - POP by a waking thread hands its duty on: if entries are left and a thread is idle, it wakes that
 //!   one, else nobody is waking any more. So a burst of tasks costs one wake-up in the thread that
 //!   submits it, and the threads come one after another, each as soon as the one before has work.
+//! - A waking thread that finds the queue empty is waking until it sleeps, under the mutex again. If something came
+//!   between the two looks, for which nobody was woken, it has the duty still, and hands it on at its POP.
 //! - A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
 //!   map has more. So an item that takes its time holds nothing up: what has not started can be taken.
 //!
-//! A thread that works looks at the queue before it sleeps, and those that are being started count as
-//! waking from before they exist. So no entry waits while a thread could have it.
+//! A thread that works looks at the queue before it sleeps, and one that was started before it sleeps for the first
+//! time. Those that are being started are counted apart, as `coming`, so that no more are started than are needed;
+//! they have no duty, since their initializer may take its time. So no entry waits while a thread could have it.
 
 use crate::asking::{Runner, What, Why};
 use crate::bystanders::{detach, enter_always, is_ending};
@@ -89,8 +92,10 @@ struct Queue {
     idle: usize,
     /// Wake-ups that no thread has taken yet.
     permits: usize,
-    /// Threads on their way to the queue: woken, or being started.
+    /// Threads that were woken and have not looked at the queue yet.
     waking: usize,
+    /// Threads that were started and have not come to the queue yet.
+    coming: usize,
     /// Threads that were started and have not left.
     members: Vec<Arc<Member>>,
     /// Their `threading.Thread`s, and those of some that have left, each with its slot.
@@ -164,6 +169,8 @@ pub(crate) struct Member {
     runner: OnceLock<Arc<Runner>>,
     /// What `threading.get_ident` gives there, 0 before it runs.
     ident: AtomicU64,
+    /// Whether it is no longer `coming`. Changed with the queue's mutex.
+    has_come: AtomicBool,
 }
 
 impl Member {
@@ -238,6 +245,7 @@ impl Crew {
                 idle: 0,
                 permits: 0,
                 waking: 0,
+                coming: 0,
                 members: Vec::new(),
                 threads: Vec::new(),
                 left_behind: 0,
@@ -415,7 +423,7 @@ impl Crew {
         // A thread whose initializer has raised is gone again, and nothing waits for another.
         !queue.cancelled
             && queue.members.len() < self.places()
-            && (queue.members.is_empty() || waiting > queue.idle + queue.waking)
+            && (queue.members.is_empty() || waiting > queue.idle + queue.waking + queue.coming)
     }
 
     #[cold]
@@ -450,7 +458,7 @@ impl Crew {
             Err(error) => {
                 let mut queue = self.queue();
                 queue.members.retain(|other| !Arc::ptr_eq(other, member));
-                queue.waking -= 1;
+                queue.has_come(member);
                 let is_alone = queue.members.is_empty();
                 drop(queue);
                 self.end_events_if_gone();
@@ -507,12 +515,11 @@ impl Crew {
     /// not hold the GIL.
     fn sleep(&self, is_waking: &mut bool) -> bool {
         let mut queue = self.queue();
-        if *is_waking {
-            *is_waking = false;
-            queue.waking -= 1;
-        }
         if !queue.entries.is_empty() {
-            return true;
+            return true; // with its duty, if it has one: these came after its last look
+        }
+        if std::mem::take(is_waking) {
+            queue.waking -= 1;
         }
         if queue.closed {
             return false;
@@ -537,7 +544,10 @@ impl Crew {
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
         CREW.set(Arc::as_ptr(self).addr());
         let runner = member.runner.get_or_init(Runner::of_this_thread);
-        let mut is_waking = true;
+        if !self.queue().has_come(member) {
+            return; // a Ctrl-C came while it was started: nobody counts on it
+        }
+        let mut is_waking = false;
         let mut turn = Turn::default();
         turn.begin(monotonic_nanos());
         loop {
@@ -733,6 +743,7 @@ impl Crew {
         }
         let mut queue = self.queue();
         queue.members.retain(|other| !Arc::ptr_eq(other, member));
+        queue.has_come(member); // unless it has: its initializer raised
         drop(queue);
         self.end_events_if_gone();
         self.quiet.notify_all();
@@ -792,11 +803,20 @@ impl Queue {
             index: AtomicU64::new(0),
             runner: OnceLock::new(),
             ident: AtomicU64::new(0),
+            has_come: AtomicBool::new(false),
         });
         self.slot += 1;
         self.members.push(member.clone());
-        self.waking += 1;
+        self.coming += 1;
         member
+    }
+
+    /// The thread is not on its way any more; whether it was.
+    fn has_come(&mut self, member: &Member) -> bool {
+        // Relaxed: with the mutex.
+        let was_coming = !member.has_come.swap(true, Ordering::Relaxed);
+        self.coming -= usize::from(was_coming);
+        was_coming
     }
 
     fn refusal(&self) -> Refused {
