@@ -8,19 +8,9 @@
 //! waits for nothing, above all not for the GIL. Whoever sleeps has let go of the GIL and of every mutex
 //! but the one that the condition variable gives back. No two mutexes are held at once.
 //!
-//! **Sleep and wake.** A thread goes to sleep only when, under the mutex, it finds the queue empty; it
-//! counts itself `idle`. Waking takes it out of that count, leaves a permit, and counts it as `waking`
-//! until it has taken an entry, or sleeps again. What holds whenever the mutex is free:
+//! **Sleep and wake.** Who is woken when an entry comes is counted by `Wakes` of the runtime, whose steps PUSH, POP
+//! and REST these are:
 //!
-//! > if the queue is not empty, then no thread is idle, or one is waking.
-//!
-//! - PUSH adds an entry and, if nobody is waking, wakes an idle thread. If somebody is waking, that one
-//!   will see the entry.
-//! - POP by a waking thread hands its duty on: if entries are left and a thread is idle, it wakes that
-//!   one, else nobody is waking any more. So a burst of tasks costs one wake-up in the thread that
-//!   submits it, and the threads come one after another, each as soon as the one before has work.
-//! - A waking thread that finds the queue empty is waking until it sleeps, under the mutex again. If something came
-//!   between the two looks, for which nobody was woken, it has the duty still, and hands it on at its POP.
 //! - A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
 //!   map has more. So an item that takes its time holds nothing up: what has not started can be taken.
 //!
@@ -41,7 +31,7 @@ use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{clock, context, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::{Event, EventKind, Unseen};
+use manyhands_runtime::{Event, EventKind, Unseen, Wakes};
 use pyo3::exceptions::{PyRuntimeError, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -88,12 +78,8 @@ pub(crate) struct Crew {
 
 struct Queue {
     entries: VecDeque<Entry>,
-    /// Threads that sleep and were not woken.
-    idle: usize,
-    /// Wake-ups that no thread has taken yet.
-    permits: usize,
-    /// Threads that were woken and have not looked at the queue yet.
-    waking: usize,
+    /// Who sleeps, and who was woken.
+    wakes: Wakes,
     /// Threads that were started and have not come to the queue yet.
     coming: usize,
     /// Threads that were started and have not left.
@@ -242,9 +228,7 @@ impl Crew {
             events,
             queue: Mutex::new(Queue {
                 entries: VecDeque::new(),
-                idle: 0,
-                permits: 0,
-                waking: 0,
+                wakes: Wakes::default(),
                 coming: 0,
                 members: Vec::new(),
                 threads: Vec::new(),
@@ -357,7 +341,7 @@ impl Crew {
         // Relaxed, here and below: read with the mutex.
         self.lent.fetch_add(1, Ordering::Relaxed);
         self.has_lent.store(true, Ordering::Relaxed);
-        let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+        let wakes = !queue.entries.is_empty() && queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -395,7 +379,7 @@ impl Crew {
                 .partition_point(|other| other.depth() >= depth);
             queue.entries.insert(at, entry);
         }
-        let wakes = queue.waking == 0 && queue.wake_one();
+        let wakes = queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -423,7 +407,7 @@ impl Crew {
         // A thread whose initializer has raised is gone again, and nothing waits for another.
         !queue.cancelled
             && queue.members.len() < self.places()
-            && (queue.members.is_empty() || waiting > queue.idle + queue.waking + queue.coming)
+            && (queue.members.is_empty() || waiting > queue.wakes.at_hand() + queue.coming)
     }
 
     #[cold]
@@ -500,9 +484,8 @@ impl Crew {
         let mut queue = self.queue();
         let entry = queue.entries.pop_front();
         if entry.is_some() && *is_waking {
-            *is_waking = false;
-            queue.waking -= 1;
-            let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+            let left = queue.entries.len();
+            let wakes = queue.wakes.popped(is_waking, left);
             drop(queue);
             if wakes {
                 self.wake.notify_one();
@@ -515,28 +498,21 @@ impl Crew {
     /// not hold the GIL.
     fn sleep(&self, is_waking: &mut bool) -> bool {
         let mut queue = self.queue();
-        if !queue.entries.is_empty() {
-            return true; // with its duty, if it has one: these came after its last look
-        }
-        if std::mem::take(is_waking) {
-            queue.waking -= 1;
+        let left = queue.entries.len();
+        if !queue.wakes.rests(is_waking, left) {
+            return true;
         }
         if queue.closed {
             return false;
         }
-        queue.idle += 1;
-        while queue.permits == 0 && !queue.closed {
+        queue.wakes.lies_down();
+        while queue.wakes.may_sleep() && !queue.closed {
             queue = self
                 .wake
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        if queue.permits > 0 {
-            queue.permits -= 1;
-            *is_waking = true;
-        } else {
-            queue.idle -= 1;
-        }
+        *is_waking = queue.wakes.rises();
         true
     }
 
@@ -606,11 +582,8 @@ impl Crew {
             return false;
         }
         queue.members.retain(|other| !Arc::ptr_eq(other, member));
-        let mut wakes = false;
-        if std::mem::take(is_waking) {
-            queue.waking -= 1;
-            wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
-        }
+        let left = queue.entries.len();
+        let wakes = queue.wakes.popped(is_waking, left);
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -824,18 +797,6 @@ impl Queue {
             Some(error) => Refused::Broken(error.clone()),
             None => Refused::Closed,
         }
-    }
-
-    /// Leaves a permit for an idle thread, if there is one; who holds the mutex then notifies.
-    #[inline]
-    fn wake_one(&mut self) -> bool {
-        if self.idle == 0 {
-            return false;
-        }
-        self.idle -= 1;
-        self.permits += 1;
-        self.waking += 1;
-        true
     }
 }
 
