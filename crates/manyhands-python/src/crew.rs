@@ -8,11 +8,9 @@
 //! waits for nothing, above all not for the GIL. Whoever sleeps has let go of the GIL and of every mutex
 //! but the one that the condition variable gives back. No two mutexes are held at once.
 //!
-//! **Sleep and wake.** Who is woken when an entry comes is counted by `Wakes` of the runtime, whose steps PUSH, POP
-//! and REST these are:
-//!
-//! - A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
-//!   map has more. So an item that takes its time holds nothing up: what has not started can be taken.
+//! **Sleep and wake.** Who is woken when an entry comes is decided by `Wakes` of the runtime, which has the steps PUSH,
+//! POP and REST. A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
+//! map has more. So an item that takes its time holds nothing up: what has not started can be taken.
 //!
 //! A thread that works looks at the queue before it sleeps, and one that was started before it sleeps for the first
 //! time. Those that are being started are counted apart, as `coming`, so that no more are started than are needed;
