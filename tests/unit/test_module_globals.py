@@ -65,8 +65,9 @@ def test_a_global_that_the_program_has_set_is_named(make: Make) -> None:
     [told] = warned(module.read)
     assert told == (
         "read reads what this program has set in a module: "
-        f"'CONFIG' in module {module.__name__} is None in the workers, but {'url': 'http://here'} in this process. Workers import modules "
-        "anew: pass it as an argument, or set it in an initializer="
+        f"'CONFIG' in module {module.__name__} is None in the workers, but "
+        "{'url': 'http://here'} in this process. Workers import modules anew: pass it as an "
+        "argument, or set it in an initializer="
     )
 
 
