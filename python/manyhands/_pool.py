@@ -969,7 +969,7 @@ class _Kept:
 
 
 def _state(worker: dict[str, Any]) -> str:
-    if worker["pid"] == 0:
+    if worker["pid"] is None:
         return "starting"
     return "idle" if worker["task_age"] is None else "busy"
 
