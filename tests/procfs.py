@@ -27,8 +27,13 @@ def marked(token: str) -> list[int]:
 
 def stat(pid: int) -> tuple[str, int]:
     """State letter and parent of a process; ("", 0) if there is none."""
+    return stat_of(f"/proc/{pid}")
+
+
+def stat_of(path: str) -> tuple[str, int]:
+    """The same of a process or thread by its folder."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"{path}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return "", 0

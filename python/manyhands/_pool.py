@@ -1220,7 +1220,7 @@ def _after_fork_in_child() -> None:
     _pools.clear()
     _future.forget_parent()
     _events.forget_parent()
-    for name in ("_encoding", "_launch", "_threads"):
+    for name in ("_encoding", "_launch", "_module_globals", "_threads"):
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

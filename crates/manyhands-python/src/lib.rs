@@ -26,6 +26,7 @@ mod local;
 mod machine;
 mod needs;
 mod nested;
+mod notices;
 mod octets;
 mod outcome;
 mod pickle;
@@ -61,6 +62,8 @@ mod _core {
     use super::needs::{hear_needs, is_heard, is_sent, say_need};
     #[pymodule_export]
     use super::nested::pool_of_this_worker;
+    #[pymodule_export]
+    use super::notices::notice;
     #[pymodule_export]
     use super::pickle::pickle_by_table;
     #[pymodule_export]
