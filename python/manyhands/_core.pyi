@@ -44,6 +44,7 @@ __all__ = [
     "is_to_stop",
     "machine_facts",
     "memory_to_take",
+    "notice",
     "park_bystanders",
     "park_here",
     "parse_command_line",
