@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core, _nested
 from manyhands._config import configured, default_engine, default_show_args
@@ -12,6 +11,7 @@ from manyhands._future import Future
 from manyhands._options import UNSET, TaskOptions, Unset
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Results
+from manyhands._typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
     from manyhands._retry import Retry
@@ -22,7 +22,7 @@ C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None]
+_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None, int | None]
 
 # How many pools are kept that nobody asks for any more.
 _MOST_POOLS = 8
@@ -45,7 +45,8 @@ def _shared(engine: str | None = None, workers: int | None = None, copy: bool = 
                 return running
     if engine == "inline":
         workers = None
-    key = (engine, workers, copy, default_show_args(), configured.context)
+    settings = default_show_args(), configured.context, configured.inner_threads
+    key = (engine, workers, copy, *settings)
     generation = _core.process_generation()
     pool = _pools.get(key)
     if pool is not None and _generation == generation:

@@ -18,12 +18,12 @@ import sys
 import threading
 from collections.abc import Callable
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary, ref
 
 from manyhands import _core, _resolve
 from manyhands._broadcast import Broadcast, broadcast
 from manyhands._describe import is_coroutine_function, name_of
+from manyhands._typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

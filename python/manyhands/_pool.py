@@ -11,11 +11,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core, _events, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
+    check_inner_threads,
     check_workers,
     configured,
     default_engine,
@@ -30,13 +30,14 @@ from manyhands._options import UNSET, TaskOptions, Unset, check_seconds, map_opt
 from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, StoreStats, WorkerStats
 from manyhands._store import set_budget, set_budget_from_environment
+from manyhands._typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
 
     from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
+    from manyhands._typing import Self
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -79,8 +80,8 @@ class Pool(_core.PoolBase, Executor):
 
     Args:
         workers: the most workers; by default `mh.configure`'s, else `MANYHANDS_WORKERS`, else
-            `cpu_count()` processes, or `min(32, cpu_count() + 4)` threads. Inline there is one, the
-            calling thread.
+            `cpu_count()` processes, which in a task is the share of its worker, or
+            `min(32, cpu_count() + 4)` threads. Inline there is one, the calling thread.
         engine: "process", "thread" or "inline"; by default `mh.configure`'s, else
             `MANYHANDS_ENGINE`, else "process".
         copy: for engine="inline", whether arguments and results are copied. Processes always copy,
@@ -182,6 +183,7 @@ class Pool(_core.PoolBase, Executor):
         recycle_rss: int | str | None = None,
         recycle_age: float | None = None,
         idle_timeout: float | None = None,
+        inner_threads: int | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -245,6 +247,10 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._recycling import recycling
 
             recycled = recycling(engine, *wishes)
+        if inner_threads is not None:
+            inner_threads = check_inner_threads(inner_threads, engine)
+        else:
+            inner_threads = configured.inner_threads
         pool = super().__new__(
             cls,
             engine,
@@ -258,6 +264,7 @@ class Pool(_core.PoolBase, Executor):
             None if listener is None else listener.stream,
             budget,
             recycled,
+            inner_threads,
         )
         if names and engine == "process":
             from manyhands._context import carrier
@@ -283,8 +290,9 @@ class Pool(_core.PoolBase, Executor):
         options = TaskOptions()
         native = options.native()
         watch = (None, _stalled_after)
+        rest = None, None, _NEVER_RECYCLED, None
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None, None, _NEVER_RECYCLED
+            cls, "nested", workers, None, True, True, "", native, watch, *rest
         )
         pool._options = options
         pool._exit_grace = None
@@ -335,6 +343,7 @@ class Pool(_core.PoolBase, Executor):
             recycle_rss: int | str | None = None,
             recycle_age: float | None = None,
             idle_timeout: float | None = None,
+            inner_threads: int | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -960,7 +969,7 @@ class _Kept:
 
 
 def _state(worker: dict[str, Any]) -> str:
-    if worker["pid"] == 0:
+    if worker["pid"] is None:
         return "starting"
     return "idle" if worker["task_age"] is None else "busy"
 

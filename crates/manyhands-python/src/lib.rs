@@ -70,8 +70,9 @@ mod _core {
     use super::pool::{PoolBase, RetryPlan, ViewBase};
     #[pymodule_export]
     use super::process::{
-        after_fork_in_child, cpu_count, cpu_limits, preload, process_generation, ring_completions,
-        set_birth, set_launcher, stop_supervisor, take_logs, wait_completions, warm, zygote_pid,
+        after_fork_in_child, cpu_count, cpu_limits, cpu_share, preload, process_generation,
+        ring_completions, set_birth, set_launcher, set_library_threads, stop_supervisor, take_logs,
+        wait_completions, warm, zygote_pid,
     };
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};

@@ -210,7 +210,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling, inner_threads))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -227,6 +227,7 @@ impl PoolBase {
         events: Option<PyRef<'_, EventStream>>,
         memory: Option<u64>,
         recycling: Freshness,
+        inner_threads: Option<u32>,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
         let engine: Box<dyn Engine> = match engine {
@@ -238,6 +239,7 @@ impl PoolBase {
                 events.map(|stream| stream.events()),
                 memory,
                 recycling_of(recycling),
+                inner_threads,
             )?),
             "thread" => Box::new(Crew::new(
                 workers,

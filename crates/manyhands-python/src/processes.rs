@@ -149,6 +149,10 @@ impl Shared {
 }
 
 impl Processes {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of a pool, by position"
+    )]
     pub(crate) fn new(
         workers: usize,
         initializer: pool::Initializer<'_>,
@@ -157,6 +161,7 @@ impl Processes {
         events: Option<Arc<Events>>,
         memory: Option<u64>,
         recycling: Recycling,
+        share: Option<u32>,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
@@ -177,7 +182,7 @@ impl Processes {
                 })
             })
             .transpose()?;
-        let cores = manyhands_os::cpu_count();
+        let cores = process::cpu_count();
         let pool = Pool::new(
             process::supervisor()?,
             PoolOptions {
@@ -189,6 +194,7 @@ impl Processes {
                 events,
                 memory,
                 recycling,
+                share,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;
@@ -332,7 +338,10 @@ fn stats_dict<'py>(py: Python<'py>, stats: &PoolStats) -> PyResult<Bound<'py, Py
             item.set_item("task_index", worker.task_index)?;
             let task = worker.definition.as_ref().map(|known| known.label());
             item.set_item("task", task)?;
-            item.set_item("resident", manyhands_os::resident_bytes(worker.pid))?;
+            item.set_item(
+                "resident",
+                worker.pid.and_then(manyhands_os::resident_bytes),
+            )?;
             item.set_item("waiting", worker.waiting)?;
             item.set_item("age", worker.age as f64 / 1e9)?;
             item.set_item("leases", worker.leases)?;

@@ -261,6 +261,7 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
     let end = WorkerEnd::new(birth, manyhands_os::cpu_count())?;
     let _first = STOP.set(end.stop_word());
     nested::set_caller(end.caller());
+    set_share(py, &end)?;
     store::set_views(end.views());
     answer_dumps(py, &end)?;
     let resolve = py.import("manyhands._resolve")?;
@@ -289,6 +290,15 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         encoder: Encoder::default(),
     }
     .run()
+}
+
+/// What is a worker's of the processors: this process divides it, and its libraries get as many threads.
+fn set_share(py: Python<'_>, end: &WorkerEnd) -> PyResult<()> {
+    let share = end.share();
+    crate::process::set_cpu_share(share.count);
+    let worker = py.import("manyhands._worker")?;
+    worker.call_method1("take_share", (share.count, share.is_given))?;
+    Ok(())
 }
 
 /// Has the interpreter write its stacks when the parent asks for them. Where something that was preloaded
