@@ -376,7 +376,8 @@ def test_eight_workers_with_matrices_and_pools(
     assert set(crowd.most_threads.values()) <= {*range(1, share + 2)}
     # The zygote, if it is new, eight workers, and of each of them a zygote and its workers.
     assert 8 < len(crowd.most_threads) <= 1 + 8 * (1 + 1 + workers)
-    # Each pool has one worker at least: eight pools in eight workers are more than two cores.
+    # Each pool has one worker at least, so that eight pools in eight workers are more than two
+    # cores.
     assert crowd.mean_running() <= 1.2 * CORES + 8 * (1 + workers)
 
 
