@@ -136,11 +136,15 @@ class Stream:
         import random  # not at the top: few workers need it, and it takes milliseconds
 
         random.seed(self.text)
-        _late.watch()
+        is_complete = True
         for name, library in _LIBRARIES.items():
             module = sys.modules.get(name)
             if module is not None:
                 library.seed(module, self)
+            else:
+                is_complete = False
+        if not is_complete:
+            _late.watch()
 
     def enter(self) -> None:
         """The same, until `leave`; or it goes on from there."""
@@ -184,7 +188,8 @@ class _NumPy:
 
     @staticmethod
     def seed(module: Any, stream: Stream) -> None:
-        module.seed(stream.sequence().generate_state(8))
+        # As `stream.sequence().generate_state(8)`, for which nobody has to make that sequence.
+        module.seed(_core.seed_words(stream.seed, stream.path))
 
     @staticmethod
     def forget(module: Any) -> None:
@@ -253,8 +258,9 @@ class _Late:
         self._looks = False
 
     def watch(self) -> None:
-        is_missing = any(name not in sys.modules for name in _LIBRARIES)
-        if is_missing and self not in sys.meta_path:
+        if self in sys.meta_path:
+            return
+        if any(name not in sys.modules for name in _LIBRARIES):
             sys.meta_path.insert(0, self)
 
     def unwatch(self) -> None:

@@ -359,3 +359,12 @@ def test_options_with_a_seed_travel_and_show_it() -> None:
         assert options.seed.number == 5
         assert options.but(grace=1).seed is options.seed
         assert options.but(seed=None).seed is None
+
+
+@pytest.mark.parametrize("path", [(), (0,), (3,), (1 << 32,), (2**64 - 1, 5), tuple(range(40))])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**96 + 7, 2**128 - 1])
+def test_the_words_that_seed_numpy_are_those_of_its_sequence(
+    seed: int, path: tuple[int, ...]
+) -> None:
+    words = mh._core.seed_words(seed, path)
+    assert words == SeedSequence(seed, spawn_key=path).generate_state(8).tolist()

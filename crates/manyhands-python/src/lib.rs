@@ -77,7 +77,7 @@ mod _core {
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};
     #[pymodule_export]
-    use super::seeds::{PySeed, running_stream};
+    use super::seeds::{PySeed, running_stream, seed_words};
     #[pymodule_export]
     use super::store::{
         Collector, Stored, StoredBuffer, after_fork_in_parent, before_fork, put_apart,
