@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from manyhands._logs import Reader as _Reader
     from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
 
@@ -137,6 +138,9 @@ class Pool(_core.PoolBase, Executor):
         recycle_age: after how many seconds of its life it gives way.
         idle_timeout: after how many seconds with nothing to do it leaves; workers come back with
             work. None for never.
+        logging: whether what tasks log is handled in this process, by its handlers, and before the
+            result of the task is seen. Workers take the levels of this process at their birth, if it
+            has configured `logging` by then; else, and with False, they keep to the defaults.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
@@ -182,6 +186,7 @@ class Pool(_core.PoolBase, Executor):
         recycle_rss: int | str | None = None,
         recycle_age: float | None = None,
         idle_timeout: float | None = None,
+        logging: bool = True,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -205,12 +210,19 @@ class Pool(_core.PoolBase, Executor):
             listener = Listener(on_event)
         start = None if initializer is None else (initializer, tuple(initargs))
         prefix = ""
+        reader = None
+        if not logging and engine != "process":
+            raise ValueError('logging=False is for engine="process": what threads log is logged here')
         if engine == "process":
             _refuse_while_loading()
             # With it comes what defines functions: not before somebody needs it.
             from manyhands._launch import launch
 
             launch()
+            if logging:
+                from manyhands._logs import Reader
+
+                reader = Reader(name)
             if preload:
                 _core.preload(list(preload))
             if store is not None:
@@ -256,6 +268,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            None if reader is None else (reader.stream, reader.wanted),
             budget,
             recycled,
         )
@@ -272,6 +285,7 @@ class Pool(_core.PoolBase, Executor):
         pool._maps = weakref.WeakSet()
         pool._kept = _Kept()
         pool._listener = listener
+        pool._reader = reader
         if listener is not None:
             listener.start(pool.name)
         _pools.add(pool)
@@ -284,7 +298,19 @@ class Pool(_core.PoolBase, Executor):
         native = options.native()
         watch = (None, _stalled_after)
         pool = _core.PoolBase.__new__(
-            cls, "nested", workers, None, True, True, "", native, watch, None, None, _NEVER_RECYCLED
+            cls,
+            "nested",
+            workers,
+            None,
+            True,
+            True,
+            "",
+            native,
+            watch,
+            None,
+            None,
+            None,
+            _NEVER_RECYCLED,
         )
         pool._options = options
         pool._exit_grace = None
@@ -295,6 +321,7 @@ class Pool(_core.PoolBase, Executor):
         pool._maps = weakref.WeakSet()
         pool._kept = _Kept()
         pool._listener = None
+        pool._reader = None
         return pool
 
     _engine: str
@@ -306,6 +333,7 @@ class Pool(_core.PoolBase, Executor):
     _maps: weakref.WeakSet[Results[Any]]
     _kept: _Kept
     _listener: Listener | None
+    _reader: _Reader | None
 
     if TYPE_CHECKING:
         # What may be written: without the spellings that `__new__` takes only to refuse them.
@@ -335,6 +363,7 @@ class Pool(_core.PoolBase, Executor):
             recycle_rss: int | str | None = None,
             recycle_age: float | None = None,
             idle_timeout: float | None = None,
+            logging: bool = True,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -1065,6 +1094,9 @@ def _tell_unseen(pool: Pool, all: bool) -> None:
 def _wait_for_listener(pool: Pool, level: int, limit: float | None = None) -> None:
     """Waits until all events of an ended pool were told; says so if that takes long, and then waits
     up to `limit` seconds more."""
+    if pool._reader is not None:
+        # A handler that hangs keeps nobody: it was not the pool that was told to wait for it.
+        pool._reader.join(_PATIENCE)
     listener = pool._listener
     if listener is None or listener.join(_PATIENCE):
         return
@@ -1172,6 +1204,9 @@ def _at_exit() -> None:
             _wait_for_listener(pool, logging.WARNING, pool._patience())
         _end_threads(False)
     _events.tell_all(_PATIENCE)
+    logs = sys.modules.get("manyhands._logs")
+    if logs is not None:
+        logs.handle_all(_PATIENCE)
     stop_teller()
     for pool in pools:
         # A program that an exception ends did not come to looking.
@@ -1211,7 +1246,7 @@ def _after_fork_in_child() -> None:
     _pools.clear()
     _future.forget_parent()
     _events.forget_parent()
-    for name in ("_encoding", "_launch", "_threads"):
+    for name in ("_encoding", "_launch", "_logs", "_threads"):
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

@@ -28,6 +28,7 @@ mod needs;
 mod nested;
 mod octets;
 mod outcome;
+mod output;
 mod pickle;
 mod pool;
 mod process;
@@ -61,6 +62,8 @@ mod _core {
     use super::needs::{hear_needs, is_heard, is_sent, say_need};
     #[pymodule_export]
     use super::nested::pool_of_this_worker;
+    #[pymodule_export]
+    use super::output::{OutputStream, put_output};
     #[pymodule_export]
     use super::pickle::pickle_by_table;
     #[pymodule_export]

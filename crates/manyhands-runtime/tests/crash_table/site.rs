@@ -174,6 +174,7 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
+            output: None,
             memory: None,
             recycling,
         })
@@ -188,6 +189,7 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
+            output: None,
             memory: Some(bytes),
             recycling: Recycling::default(),
         })
@@ -203,6 +205,7 @@ impl Site {
             stuck_after: Some(after),
             stalled_after: after,
             events: None,
+            output: None,
             memory: None,
             recycling: Recycling::default(),
         })
