@@ -51,7 +51,7 @@ def begin(wanted: int, content: bytes) -> None:
 class _Forwarder(logging.Handler):
     """Sends records to the parent instead of handling them."""
 
-    def createLock(self) -> None:  # noqa: N802 - the name of the standard library
+    def createLock(self) -> None:
         # None is needed, and none can be held by a thread that is not there after a fork.
         self.lock = None
 
@@ -61,10 +61,10 @@ class _Forwarder(logging.Handler):
         except Exception:
             self.handleError(record)
         else:
-            if not sent and logging.lastResort is not None:
+            last = logging.lastResort
+            if not sent and last is not None and record.levelno >= last.level:
                 # A child that a task has forked is no worker.
-                if record.levelno >= logging.lastResort.level:
-                    logging.lastResort.handle(record)
+                last.handle(record)
 
 
 def _packed(record: logging.LogRecord) -> bytes:
@@ -77,7 +77,7 @@ def _packed(record: logging.LogRecord) -> bytes:
         values["exc_text"] = _formatter.formatException(record.exc_info)
     values["exc_info"] = None
     if record.process == os.getpid():
-        # The parent knows how this worker is called; of records from further away it keeps the name.
+        # The parent knows how this worker is called; records from further away keep their name.
         values["processName"] = None
     try:
         data = dumps(values, 5)

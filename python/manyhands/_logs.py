@@ -56,9 +56,7 @@ def settings() -> dict[str, Any] | None:
     }
 
 
-_STANDARD = frozenset(
-    ("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET")
-)
+_STANDARD = frozenset(("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"))
 
 
 class Reader:

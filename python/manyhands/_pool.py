@@ -138,9 +138,9 @@ class Pool(_core.PoolBase, Executor):
         recycle_age: after how many seconds of its life it gives way.
         idle_timeout: after how many seconds with nothing to do it leaves; workers come back with
             work. None for never.
-        logging: whether what tasks log is handled in this process, by its handlers, and before the
-            result of the task is seen. Workers take the levels of this process at their birth, if it
-            has configured `logging` by then; else, and with False, they keep to the defaults.
+        logging: whether what tasks log is handled in this process, by its handlers, and before
+            the result of the task is seen. Workers take the levels of this process at their birth,
+            if it has configured `logging` by then; else, and with False, theirs is not configured.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
@@ -212,7 +212,9 @@ class Pool(_core.PoolBase, Executor):
         prefix = ""
         reader = None
         if not logging and engine != "process":
-            raise ValueError('logging=False is for engine="process": what threads log is logged here')
+            raise ValueError(
+                'logging=False is for engine="process": what threads log is logged here'
+            )
         if engine == "process":
             _refuse_while_loading()
             # With it comes what defines functions: not before somebody needs it.

@@ -1,4 +1,4 @@
-"""What tasks log is handled by the parent (joblib#1017, P49): which records, when, and how they are lost."""
+"""What tasks log is handled by the parent (P49, joblib#1017): what, when, and what is lost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def say(text: str, *args: object) -> int:
 
 def fail() -> None:
     try:
-        {}["missing"]
+        os.environ["missing"]
     except KeyError:
         logging.getLogger("tasks").exception("it failed", extra={"request": 7, "open": sys.stdin})
 

@@ -46,8 +46,7 @@ impl Work {
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         match self {
             Self::Process(pool, task) => {
-                let is_done =
-                    task.is_done() || wait_for(py, pool, task, deadline_after(timeout))?;
+                let is_done = task.is_done() || wait_for(py, pool, task, deadline_after(timeout))?;
                 if is_done {
                     output::settle(py, pool);
                 }

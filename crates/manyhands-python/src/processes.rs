@@ -11,8 +11,8 @@ use crate::results::Source;
 use crate::{hooks, local, outcome, pool, process};
 use manyhands_os::coarse_nanos;
 use manyhands_runtime::{
-    Awaited, Block, Entry, Events, Initializer, Output, Pool, PoolOptions, PoolStats, Recycling, Refused,
-    STALLED_AFTER, Task, TaskKind,
+    Awaited, Block, Entry, Events, Initializer, Output, Pool, PoolOptions, PoolStats, Recycling,
+    Refused, STALLED_AFTER, Task, TaskKind,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;

@@ -174,7 +174,7 @@ impl Site {
             stuck_after: None,
             stalled_after: STALLED_AFTER,
             events: None,
-            output: None,
+            output: Some(Arc::default()),
             memory: None,
             recycling,
         })
