@@ -83,7 +83,7 @@ WORKLOADS = (
             Metric(key="rate", title="tasks per second with both", unit="tasks/s", better="higher"),
         ),
         run=forwarded,
-        note="20,000 empty tasks and their results, two workers; nothing is logged; in turns, in one "
-        "process; medians of nine turns.",
+        note="20,000 empty tasks and their results, two workers; nothing is logged; in turns, in "
+        "one process; medians of nine turns.",
     ),
 )

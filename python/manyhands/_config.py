@@ -34,7 +34,7 @@ _UNCHANGED: Any = object()
 class Settings:
     """What the program has configured; None where it has not."""
 
-    __slots__ = ("context", "engine", "progress", "show_args", "workers")
+    __slots__ = ("context", "engine", "logging", "progress", "show_args", "workers")
 
     def __init__(self) -> None:
         self.workers: int | None = None
@@ -42,6 +42,7 @@ class Settings:
         self.progress: Any = None
         self.show_args: bool | None = None
         self.context: tuple[str, ...] | None = None
+        self.logging: bool | None = None
 
 
 configured = Settings()
@@ -54,6 +55,7 @@ def configure(
     progress: Any = _UNCHANGED,
     show_args: bool | None = _UNCHANGED,
     context: Sequence[str] | None = _UNCHANGED,
+    logging: bool | None = _UNCHANGED,
 ) -> None:
     """Sets what holds where a call and its pool say nothing else.
 
@@ -66,6 +68,7 @@ def configure(
         progress: as the option of `map`; else `MANYHANDS_PROGRESS`.
         show_args: whether errors show shortened arguments; else `MANYHANDS_SHOW_ARGS`.
         context: names of the context variables that travel with tasks, as in `Pool`.
+        logging: whether what tasks on processes log is handled in this process, as in `Pool`.
 
     >>> import manyhands as mh
     >>> mh.configure(engine="inline")
@@ -90,6 +93,10 @@ def configure(
 
             context = check_names(context)
         changed["context"] = context
+    if logging is not _UNCHANGED:
+        if logging is not None and not isinstance(logging, bool):
+            raise TypeError(f"logging must be True or False, not {logging!r}")
+        changed["logging"] = logging
     # All or nothing: a value that is refused above leaves everything as it was.
     for name, value in changed.items():
         setattr(configured, name, value)

@@ -123,8 +123,9 @@ class Pool(_core.PoolBase, Executor):
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
         context: names of context variables as "module:name": on processes a task finds the values
-            that these have where it is submitted; by default `mh.configure`'s, else none. On
-            threads, and inline, tasks find all variables of the caller.
+            that these have where it is submitted; by default `mh.configure`'s, else none. Where the
+            program has imported OpenTelemetry, the current context of that travels, too, but with
+            an empty list. On threads, and inline, tasks find all variables of the caller.
         memory_limit: how much memory the tasks of this pool may take together, as a number of
             bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
             task starts only if what those that run reserve, and what is really left, leave room for
@@ -141,6 +142,7 @@ class Pool(_core.PoolBase, Executor):
         logging: whether what tasks log is handled in this process, by its handlers, and before
             the result of the task is seen. Workers take the levels of this process at their birth,
             if it has configured `logging` by then; else, and with False, theirs is not configured.
+            By default `mh.configure`'s, else yes.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
@@ -186,7 +188,7 @@ class Pool(_core.PoolBase, Executor):
         recycle_rss: int | str | None = None,
         recycle_age: float | None = None,
         idle_timeout: float | None = None,
-        logging: bool = True,
+        logging: bool | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -211,7 +213,7 @@ class Pool(_core.PoolBase, Executor):
         start = None if initializer is None else (initializer, tuple(initargs))
         prefix = ""
         reader = None
-        if not logging and engine != "process":
+        if logging is False and engine != "process":
             raise ValueError(
                 'logging=False is for engine="process": what threads log is logged here'
             )
@@ -221,7 +223,7 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._launch import launch
 
             launch()
-            if logging:
+            if logging or (logging is None and configured.logging is not False):
                 from manyhands._logs import Reader
 
                 reader = Reader(name)
@@ -240,11 +242,15 @@ class Pool(_core.PoolBase, Executor):
             from manyhands import _local  # noqa: F401
 
             workers = 1
-        names = configured.context or ()
+        names = configured.context
         if context is not None:
             from manyhands._context import check_names
 
             names = check_names(context)
+        if names != () and (names or "opentelemetry.context" in sys.modules):
+            from manyhands._context import with_telemetry
+
+            names = with_telemetry(names or ())
         budget = None
         if memory_limit is not None:
             from manyhands._memory import check_limit
@@ -365,7 +371,7 @@ class Pool(_core.PoolBase, Executor):
             recycle_rss: int | str | None = None,
             recycle_age: float | None = None,
             idle_timeout: float | None = None,
-            logging: bool = True,
+            logging: bool | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.

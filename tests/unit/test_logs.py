@@ -52,7 +52,7 @@ def say(text: str, *args: object) -> int:
 
 def fail() -> None:
     try:
-        os.environ["missing"]
+        os.environ["MISSING"]
     except KeyError:
         logging.getLogger("tasks").exception("it failed", extra={"request": 7, "open": sys.stdin})
 
@@ -83,7 +83,7 @@ def test_an_exception_is_text_and_extra_comes_along(kept: Kept) -> None:
         pool.submit(fail).result()
     (record,) = kept.records
     assert record.exc_info is None
-    assert "KeyError: 'missing'" in logging.Formatter().format(record)
+    assert "KeyError: 'MISSING'" in logging.Formatter().format(record)
     assert record.__dict__["request"] == 7
     assert "stdin" in record.__dict__["open"] or record.__dict__["open"] == "None"
 
@@ -116,6 +116,18 @@ def test_a_pool_can_be_told_not_to(kept: Kept) -> None:
     assert kept.messages() == []
     with pytest.raises(ValueError, match='logging=False is for engine="process"'):
         mh.Pool(1, engine="thread", logging=False)
+    mh.configure(logging=False)
+    try:
+        mh.submit(say, "here, too").result()
+        mh.Pool(1, engine="inline").shutdown()
+        assert kept.messages() == []
+        with mh.Pool(1, logging=True) as pool:
+            pool.submit(say, "there").result()
+        assert kept.messages() == ["there"]
+    finally:
+        mh.configure(logging=None)
+    with pytest.raises(TypeError, match="logging must be True or False"):
+        mh.configure(logging="yes")  # type: ignore[arg-type]
 
 
 def log_in_a_thread() -> None:

@@ -171,6 +171,7 @@ def test_signatures_can_be_read() -> None:
         "recycle_rss",
         "recycle_age",
         "idle_timeout",
+        "logging",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"
