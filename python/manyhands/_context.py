@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from manyhands import _core, _resolve
 
 if TYPE_CHECKING:
+    from manyhands._cells import CurrentCell
     from manyhands._telemetry import CurrentContext
+
+    _Variable = ContextVar[Any] | CurrentContext | CurrentCell
 
 __all__ = ["carrier", "check_names", "load", "stream", "with_telemetry"]
 
@@ -65,13 +68,17 @@ def with_telemetry(names: tuple[str, ...]) -> tuple[str, ...]:
     return (*names, _telemetry.NAME)
 
 
-def _find(name: object) -> ContextVar[Any] | CurrentContext:
+def _find(name: object) -> _Variable:
     if not isinstance(name, str):
         raise TypeError(f'a context variable is named as "module:name", not {name!r}')
     if name == "opentelemetry:context":  # `_telemetry.NAME`; it is imported with its first use
         from manyhands._telemetry import CurrentContext
 
         return CurrentContext()
+    if name == "manyhands:cell":  # `_cells.NAME`
+        from manyhands._cells import CurrentCell
+
+        return CurrentCell()
     module, _, path = name.partition(":")
     if not module or not path:
         raise ValueError(f'a context variable is named as "module:name", not {name!r}')
@@ -88,9 +95,7 @@ def _find(name: object) -> ContextVar[Any] | CurrentContext:
 class _Definer:
     """Makes definitions of the values of variables."""
 
-    def __init__(
-        self, names: tuple[str, ...], variables: list[ContextVar[Any] | CurrentContext]
-    ) -> None:
+    def __init__(self, names: tuple[str, ...], variables: list[_Variable]) -> None:
         self._names = names
         self._variables = variables
         self._last: tuple[bytes, _core.Definition] | None = None

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+import marshal
 import pickle
 import threading
 from typing import Any
 
-from manyhands import _core
+from manyhands import _cells, _core
 
 __all__ = ["Reader", "forget_parent", "handle_all", "settings"]
 
 _log = logging.getLogger("manyhands")
 
 # As in `_forward`, which only workers import.
-_LOG = 1
+_LOG, _OUTPUT, _ERRORS = 1, 2, 4
 
 _numbers = itertools.count(1)
 
@@ -60,12 +61,14 @@ _STANDARD = frozenset(("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", 
 
 
 class Reader:
-    """Handles what the workers of a pool log, one record after another, in a thread of its own.
+    """Handles what the workers of a pool log, one record after another, in a thread of its own; in
+    a notebook it shows what they print, too.
 
     It refers to the pool by nothing, and ends when the pool has: also after one that was dropped.
     """
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, logging: bool) -> None:
+        self._handles_logs = logging
         self.stream = _core.OutputStream()
         self._name = f"manyhands-{name if name is not None else next(_numbers)}"
         self._generation = _core.process_generation()
@@ -78,11 +81,12 @@ class Reader:
         """
         from manyhands import _launch
 
-        if not _launch.has_logging:
+        wanted = _LOG if self._handles_logs and _launch.has_logging else 0
+        if _cells.find_notebook():
+            wanted |= _OUTPUT
+        if wanted and self._thread is None and not self._start():
             return 0
-        if self._thread is None and not self._start():
-            return 0
-        return _LOG
+        return wanted
 
     def _start(self) -> bool:
         _core.preload(["manyhands._forward"])
@@ -114,14 +118,17 @@ class Reader:
         try:
             while (taken := self.stream.take()) is not None:
                 notes, lost = taken
-                for _tag, slot, pid, data in notes:
-                    self._handle(slot, pid, data)
+                for tag, slot, pid, data in notes:
+                    if tag == _LOG:
+                        self._handle(slot, pid, data)
+                    else:
+                        self._show(tag == _ERRORS, data)
                     if self._generation != _core.process_generation():
                         return  # a child that a handler forked came back from it
                 if lost:
                     _log.warning(
-                        "%d log records of the workers of %s were lost: they came faster than they "
-                        "were handled",
+                        "%d log records or prints of the workers of %s were lost: they came faster "
+                        "than they were handled",
                         lost,
                         self._name,
                     )
@@ -143,6 +150,12 @@ class Reader:
                 logger.handle(record)
         except BaseException:  # a handler, or a filter, that keeps nothing to itself
             _handle_error(record)
+
+    def _show(self, is_error: bool, data: bytes) -> None:
+        try:
+            _cells.show(is_error, *marshal.loads(data))
+        except Exception:  # the kernel's stream, which may be closed by now
+            _log.exception("what a worker of %s has printed cannot be shown", self._name)
 
 
 def _handle_error(record: logging.LogRecord) -> None:

@@ -213,6 +213,7 @@ class Pool(_core.PoolBase, Executor):
         start = None if initializer is None else (initializer, tuple(initargs))
         prefix = ""
         reader = None
+        in_notebook = False
         if logging is False and engine != "process":
             raise ValueError(
                 'logging=False is for engine="process": what threads log is logged here'
@@ -223,10 +224,13 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._launch import launch
 
             launch()
-            if logging or (logging is None and configured.logging is not False):
+            if logging is None:
+                logging = configured.logging is not False
+            in_notebook = hasattr(sys.stdout, "set_thread_parent")
+            if logging or in_notebook:
                 from manyhands._logs import Reader
 
-                reader = Reader(name)
+                reader = Reader(name, logging)
             if preload:
                 _core.preload(list(preload))
             if store is not None:
@@ -251,6 +255,11 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._context import with_telemetry
 
             names = with_telemetry(names or ())
+        if in_notebook:
+            from manyhands import _cells
+
+            if _cells.find_notebook():
+                names = (*(names or ()), _cells.NAME)
         budget = None
         if memory_limit is not None:
             from manyhands._memory import check_limit
