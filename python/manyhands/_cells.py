@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from contextvars import ContextVar
-from typing import Any
+
+from manyhands._typing import Any
 
 __all__ = ["NAME", "CurrentCell", "find_notebook", "key", "show"]
 

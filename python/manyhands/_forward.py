@@ -12,11 +12,14 @@ import marshal
 import os
 import sys
 from _pickle import dumps
-from typing import Any, TextIO
 
 from manyhands import _cells, _core
+from manyhands._typing import TYPE_CHECKING, Any
 
-__all__ = ["LOG", "begin"]
+if TYPE_CHECKING:
+    from typing import TextIO
+
+__all__ = ["ERRORS", "LOG", "OUTPUT", "begin"]
 
 # What a note is: the same in `_logs`, and a bit of what the parent wants; errors come with output.
 LOG, OUTPUT, ERRORS = 1, 2, 4
@@ -69,7 +72,7 @@ class _Forwarder(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         # From Python 3.13 on that of the base class wants a lock.
-        kept = self.filter(record)
+        kept: Any = self.filter(record)
         if isinstance(kept, logging.LogRecord):
             record = kept  # from Python 3.12 on a filter may give another one
         if kept:

@@ -11,9 +11,9 @@ import logging
 import marshal
 import pickle
 import threading
-from typing import Any
 
 from manyhands import _cells, _core
+from manyhands._typing import Any
 
 __all__ = ["Reader", "forget_parent", "handle_all", "settings"]
 

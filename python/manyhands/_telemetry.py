@@ -8,7 +8,8 @@ imported before the program does, or a context comes to a worker.
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+from manyhands._typing import Any
 
 __all__ = ["NAME", "CurrentContext", "is_imported"]
 
