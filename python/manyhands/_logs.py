@@ -90,7 +90,7 @@ class Reader:
 
     def _start(self) -> bool:
         _core.preload(["manyhands._forward"])
-        thread = threading.Thread(target=self._run, name="manyhands-logs", daemon=True)
+        thread = threading.Thread(target=self._run, name=f"{self._name}-logs", daemon=True)
         _running.add(self)
         try:
             thread.start()

@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError, Executor
 from manyhands import _core, _events, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
+    check_inner_threads,
     check_workers,
     configured,
     default_engine,
@@ -80,8 +81,8 @@ class Pool(_core.PoolBase, Executor):
 
     Args:
         workers: the most workers; by default `mh.configure`'s, else `MANYHANDS_WORKERS`, else
-            `cpu_count()` processes, or `min(32, cpu_count() + 4)` threads. Inline there is one, the
-            calling thread.
+            `cpu_count()` processes, which in a task is the share of its worker, or
+            `min(32, cpu_count() + 4)` threads. Inline there is one, the calling thread.
         engine: "process", "thread" or "inline"; by default `mh.configure`'s, else
             `MANYHANDS_ENGINE`, else "process".
         copy: for engine="inline", whether arguments and results are copied. Processes always copy,
@@ -188,6 +189,7 @@ class Pool(_core.PoolBase, Executor):
         recycle_rss: int | str | None = None,
         recycle_age: float | None = None,
         idle_timeout: float | None = None,
+        inner_threads: int | None = None,
         logging: bool | None = None,
         **unknown: object,
     ) -> Self:
@@ -274,6 +276,10 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._recycling import recycling
 
             recycled = recycling(engine, *wishes)
+        if inner_threads is not None:
+            inner_threads = check_inner_threads(inner_threads, engine)
+        else:
+            inner_threads = configured.inner_threads
         pool = super().__new__(
             cls,
             engine,
@@ -288,6 +294,7 @@ class Pool(_core.PoolBase, Executor):
             None if reader is None else (reader.stream, reader.wanted),
             budget,
             recycled,
+            inner_threads,
         )
         if names and engine == "process":
             from manyhands._context import carrier
@@ -314,20 +321,9 @@ class Pool(_core.PoolBase, Executor):
         options = TaskOptions()
         native = options.native()
         watch = (None, _stalled_after)
+        rest = None, None, None, _NEVER_RECYCLED, None
         pool = _core.PoolBase.__new__(
-            cls,
-            "nested",
-            workers,
-            None,
-            True,
-            True,
-            "",
-            native,
-            watch,
-            None,
-            None,
-            None,
-            _NEVER_RECYCLED,
+            cls, "nested", workers, None, True, True, "", native, watch, *rest
         )
         pool._options = options
         pool._exit_grace = None
@@ -380,6 +376,7 @@ class Pool(_core.PoolBase, Executor):
             recycle_rss: int | str | None = None,
             recycle_age: float | None = None,
             idle_timeout: float | None = None,
+            inner_threads: int | None = None,
             logging: bool | None = None,
         ) -> None: ...
 
@@ -1263,7 +1260,7 @@ def _after_fork_in_child() -> None:
     _pools.clear()
     _future.forget_parent()
     _events.forget_parent()
-    for name in ("_encoding", "_launch", "_logs", "_threads"):
+    for name in ("_encoding", "_launch", "_logs", "_module_globals", "_threads"):
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

@@ -171,6 +171,7 @@ def test_signatures_can_be_read() -> None:
         "recycle_rss",
         "recycle_age",
         "idle_timeout",
+        "inner_threads",
         "logging",
         "unknown",
     ]

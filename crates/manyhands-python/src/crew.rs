@@ -8,22 +8,13 @@
 //! waits for nothing, above all not for the GIL. Whoever sleeps has let go of the GIL and of every mutex
 //! but the one that the condition variable gives back. No two mutexes are held at once.
 //!
-//! **Sleep and wake.** A thread goes to sleep only when, under the mutex, it finds the queue empty; it
-//! counts itself `idle`. Waking takes it out of that count, leaves a permit, and counts it as `waking`
-//! until it has looked at the queue. What holds whenever the mutex is free:
+//! **Sleep and wake.** Who is woken when an entry comes is decided by `Wakes` of the runtime, which has the steps PUSH,
+//! POP and REST. A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
+//! map has more. So an item that takes its time holds nothing up: what has not started can be taken.
 //!
-//! > if the queue is not empty, then no thread is idle, or one is waking.
-//!
-//! - PUSH adds an entry and, if nobody is waking, wakes an idle thread. If somebody is waking, that one
-//!   will see the entry.
-//! - POP by a waking thread hands its duty on: if entries are left and a thread is idle, it wakes that
-//!   one, else nobody is waking any more. So a burst of tasks costs one wake-up in the thread that
-//!   submits it, and the threads come one after another, each as soon as the one before has work.
-//! - A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
-//!   map has more. So an item that takes its time holds nothing up: what has not started can be taken.
-//!
-//! A thread that works looks at the queue before it sleeps, and those that are being started count as
-//! waking from before they exist. So no entry waits while a thread could have it.
+//! A thread that works looks at the queue before it sleeps, and one that was started before it sleeps for the first
+//! time. Those that are being started are counted apart, as `coming`, so that no more are started than are needed;
+//! they have no duty, since their initializer may take its time. So no entry waits while a thread could have it.
 
 use crate::asking::{Runner, What, Why};
 use crate::bystanders::{detach, enter_always, is_ending};
@@ -38,7 +29,7 @@ use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{clock, context, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::{Event, EventKind, Unseen};
+use manyhands_runtime::{Event, EventKind, Unseen, Wakes};
 use pyo3::exceptions::{PyRuntimeError, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -85,12 +76,10 @@ pub(crate) struct Crew {
 
 struct Queue {
     entries: VecDeque<Entry>,
-    /// Threads that sleep and were not woken.
-    idle: usize,
-    /// Wake-ups that no thread has taken yet.
-    permits: usize,
-    /// Threads on their way to the queue: woken, or being started.
-    waking: usize,
+    /// Who sleeps, and who was woken.
+    wakes: Wakes,
+    /// Threads that were started and have not come to the queue yet.
+    coming: usize,
     /// Threads that were started and have not left.
     members: Vec<Arc<Member>>,
     /// Their `threading.Thread`s, and those of some that have left, each with its slot.
@@ -164,6 +153,8 @@ pub(crate) struct Member {
     runner: OnceLock<Arc<Runner>>,
     /// What `threading.get_ident` gives there, 0 before it runs.
     ident: AtomicU64,
+    /// Whether it is no longer `coming`. Changed with the queue's mutex.
+    has_come: AtomicBool,
 }
 
 impl Member {
@@ -235,9 +226,8 @@ impl Crew {
             events,
             queue: Mutex::new(Queue {
                 entries: VecDeque::new(),
-                idle: 0,
-                permits: 0,
-                waking: 0,
+                wakes: Wakes::default(),
+                coming: 0,
                 members: Vec::new(),
                 threads: Vec::new(),
                 left_behind: 0,
@@ -349,7 +339,7 @@ impl Crew {
         // Relaxed, here and below: read with the mutex.
         self.lent.fetch_add(1, Ordering::Relaxed);
         self.has_lent.store(true, Ordering::Relaxed);
-        let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+        let wakes = !queue.entries.is_empty() && queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -387,7 +377,7 @@ impl Crew {
                 .partition_point(|other| other.depth() >= depth);
             queue.entries.insert(at, entry);
         }
-        let wakes = queue.waking == 0 && queue.wake_one();
+        let wakes = queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -415,7 +405,7 @@ impl Crew {
         // A thread whose initializer has raised is gone again, and nothing waits for another.
         !queue.cancelled
             && queue.members.len() < self.places()
-            && (queue.members.is_empty() || waiting > queue.idle + queue.waking)
+            && (queue.members.is_empty() || waiting > queue.wakes.at_hand() + queue.coming)
     }
 
     #[cold]
@@ -450,7 +440,7 @@ impl Crew {
             Err(error) => {
                 let mut queue = self.queue();
                 queue.members.retain(|other| !Arc::ptr_eq(other, member));
-                queue.waking -= 1;
+                queue.has_come(member);
                 let is_alone = queue.members.is_empty();
                 drop(queue);
                 self.end_events_if_gone();
@@ -492,9 +482,8 @@ impl Crew {
         let mut queue = self.queue();
         let entry = queue.entries.pop_front();
         if entry.is_some() && *is_waking {
-            *is_waking = false;
-            queue.waking -= 1;
-            let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+            let left = queue.entries.len();
+            let wakes = queue.wakes.popped(is_waking, left);
             drop(queue);
             if wakes {
                 self.wake.notify_one();
@@ -507,29 +496,21 @@ impl Crew {
     /// not hold the GIL.
     fn sleep(&self, is_waking: &mut bool) -> bool {
         let mut queue = self.queue();
-        if *is_waking {
-            *is_waking = false;
-            queue.waking -= 1;
-        }
-        if !queue.entries.is_empty() {
+        let left = queue.entries.len();
+        if !queue.wakes.rests(is_waking, left) {
             return true;
         }
         if queue.closed {
             return false;
         }
-        queue.idle += 1;
-        while queue.permits == 0 && !queue.closed {
+        queue.wakes.lies_down();
+        while queue.wakes.may_sleep() && !queue.closed {
             queue = self
                 .wake
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        if queue.permits > 0 {
-            queue.permits -= 1;
-            *is_waking = true;
-        } else {
-            queue.idle -= 1;
-        }
+        *is_waking = queue.wakes.rises();
         true
     }
 
@@ -537,7 +518,10 @@ impl Crew {
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
         CREW.set(Arc::as_ptr(self).addr());
         let runner = member.runner.get_or_init(Runner::of_this_thread);
-        let mut is_waking = true;
+        if !self.queue().has_come(member) {
+            return; // a Ctrl-C came while it was started: nobody counts on it
+        }
+        let mut is_waking = false;
         let mut turn = Turn::default();
         turn.begin(monotonic_nanos());
         loop {
@@ -596,11 +580,8 @@ impl Crew {
             return false;
         }
         queue.members.retain(|other| !Arc::ptr_eq(other, member));
-        let mut wakes = false;
-        if std::mem::take(is_waking) {
-            queue.waking -= 1;
-            wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
-        }
+        let left = queue.entries.len();
+        let wakes = queue.wakes.popped(is_waking, left);
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -733,6 +714,7 @@ impl Crew {
         }
         let mut queue = self.queue();
         queue.members.retain(|other| !Arc::ptr_eq(other, member));
+        queue.has_come(member); // unless it has: its initializer raised
         drop(queue);
         self.end_events_if_gone();
         self.quiet.notify_all();
@@ -792,11 +774,20 @@ impl Queue {
             index: AtomicU64::new(0),
             runner: OnceLock::new(),
             ident: AtomicU64::new(0),
+            has_come: AtomicBool::new(false),
         });
         self.slot += 1;
         self.members.push(member.clone());
-        self.waking += 1;
+        self.coming += 1;
         member
+    }
+
+    /// The thread is not on its way any more; whether it was.
+    fn has_come(&mut self, member: &Member) -> bool {
+        // Relaxed: with the mutex.
+        let was_coming = !member.has_come.swap(true, Ordering::Relaxed);
+        self.coming -= usize::from(was_coming);
+        was_coming
     }
 
     fn refusal(&self) -> Refused {
@@ -804,18 +795,6 @@ impl Queue {
             Some(error) => Refused::Broken(error.clone()),
             None => Refused::Closed,
         }
-    }
-
-    /// Leaves a permit for an idle thread, if there is one; who holds the mutex then notifies.
-    #[inline]
-    fn wake_one(&mut self) -> bool {
-        if self.idle == 0 {
-            return false;
-        }
-        self.idle -= 1;
-        self.permits += 1;
-        self.waking += 1;
-        true
     }
 }
 

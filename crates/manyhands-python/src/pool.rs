@@ -211,7 +211,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, output, memory, recycling))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, output, memory, recycling, inner_threads))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -229,6 +229,7 @@ impl PoolBase {
         output: Option<(PyRef<'_, OutputStream>, Py<PyAny>)>,
         memory: Option<u64>,
         recycling: Freshness,
+        inner_threads: Option<u32>,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
         let engine: Box<dyn Engine> = match engine {
@@ -243,6 +244,7 @@ impl PoolBase {
                 ),
                 memory,
                 recycling_of(recycling),
+                inner_threads,
             )?),
             "thread" => Box::new(Crew::new(
                 workers,

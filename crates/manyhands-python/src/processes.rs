@@ -163,6 +163,10 @@ impl Shared {
 }
 
 impl Processes {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the options of a pool, by position"
+    )]
     pub(crate) fn new(
         workers: usize,
         initializer: pool::Initializer<'_>,
@@ -171,6 +175,7 @@ impl Processes {
         (events, output): Told,
         memory: Option<u64>,
         recycling: Recycling,
+        share: Option<u32>,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
@@ -191,8 +196,8 @@ impl Processes {
                 })
             })
             .transpose()?;
-        let cores = manyhands_os::cpu_count();
         let (output, wanted_output) = output.unzip();
+        let cores = process::cpu_count();
         let pool = Pool::new(
             process::supervisor()?,
             PoolOptions {
@@ -205,6 +210,7 @@ impl Processes {
                 output,
                 memory,
                 recycling,
+                share,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;

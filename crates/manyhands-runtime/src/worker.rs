@@ -33,12 +33,12 @@ use crate::protocol::{
 use crate::store::{Views, write_pages};
 use crate::zygote::Birth;
 use manyhands_os::{
-    Event, MemoryGauge, MessageFile, Received, Socket, View, Window, arm_life_line,
-    become_group_leader, enter_directory, monotonic_nanos, process_cpu_nanos,
+    Event, MemoryGauge, MessageFile, Received, Socket, View, Waited, Window, arm_life_line,
+    become_group_leader, enter_directory, give_memory_back, monotonic_nanos, process_cpu_nanos,
     replace_standard_streams,
 };
 pub use manyhands_shm::Unwanted;
-use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, TASK_AREA, Used};
+use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, Share, TASK_AREA, Used};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -63,6 +63,9 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
 const SPIN_NANOS: u64 = 50_000;
 
+/// How long a worker idles until it gives free memory back: as long as the store keeps what rests.
+const REST: Duration = Duration::from_secs(5);
+
 /// The worker's end of its control block.
 #[derive(Debug)]
 pub struct WorkerEnd {
@@ -86,6 +89,8 @@ pub struct WorkerEnd {
     last_end: Option<u64>,
     memory: Memory,
     spin: u64,
+    /// What would have been the next task when free memory was given back.
+    trimmed: Option<u32>,
 }
 
 /// A block whose items are claimed one by one.
@@ -325,6 +330,7 @@ impl WorkerEnd {
             last_end: None,
             memory: Memory::default(),
             spin: SPIN_NANOS,
+            trimmed: None,
         })
     }
 
@@ -968,14 +974,24 @@ impl WorkerEnd {
         self.control.set_waiting(true);
         let word = self.control.worker();
         word.announce(Parked::Futex);
+        let next = self.control.queue().state().next;
+        // Once in each idle phase, and only the first time that it idles so long: what was given back
+        // does not come back by itself, and who sleeps is to cost nothing.
+        let limit = (self.trimmed != Some(next)).then_some(REST);
+        let mut rested = false;
         if !self.has_task() && !any_released() {
             // Nobody wakes it when there is room for what was put out.
-            let limit = (!self.outlet.flush()).then_some(LOOK_FOR_ROOM);
-            let _why = word.sleep(limit);
+            let has_room = self.outlet.flush();
+            let limit = if has_room { limit } else { Some(LOOK_FOR_ROOM) };
+            rested = word.sleep(limit) == Waited::TimedOut && has_room;
         }
         word.awake();
         fail_point("worker.woken");
         self.control.set_waiting(false);
+        if rested {
+            self.trimmed = Some(next);
+            give_memory_back();
+        }
     }
 
     fn has_task(&self) -> bool {
@@ -1008,6 +1024,11 @@ impl WorkerEnd {
             (self.spin - self.spin / 16).max(SPIN_NANOS / 16)
         };
         found
+    }
+
+    /// How many processors are this worker's.
+    pub fn share(&self) -> Share {
+        self.page.share()
     }
 
     /// The slot of this worker in its pool.

@@ -17,7 +17,10 @@ struct Layout {
     /// What of its output the parent wants to hear, as bits that mean something to the face alone. Written
     /// by the parent.
     wanted: AtomicU32,
-    _reserved: [u32; 13],
+    /// How many processors are each worker's, and the bit that says whether that was asked for. Written by
+    /// its parent.
+    share: AtomicU32,
+    _reserved: [u32; 12],
     parent: ParkLine,
     spinner: SpinLine,
 }
@@ -31,6 +34,18 @@ struct SpinLine {
     holder: AtomicU32,
     /// How many workers hold tasks, as the parent last noted.
     busy: AtomicU32,
+}
+
+/// Set in the word of the share if it was asked for by number.
+const GIVEN: u32 = 1 << 31;
+
+/// How many processors a worker is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// How many; below 2³¹.
+    pub count: u32,
+    /// Whether somebody asked for that number.
+    pub is_given: bool,
 }
 
 /// The mapped page.
@@ -48,11 +63,12 @@ pub struct SpinPermit<'page> {
 }
 
 impl PoolPage {
-    /// Makes the page of a pool of so many workers; the parent's side.
-    pub fn create(width: u32) -> io::Result<Self> {
+    /// Makes the page of a pool of so many workers, with that share each; the parent's side.
+    pub fn create(width: u32, share: Share) -> io::Result<Self> {
         let page = Self::map(MemoryFile::new(c"manyhands-pool", PAGE)?)?;
         // Relaxed, here and below: the page travels to workers by a system call.
         page.layout().width.store(width, Ordering::Relaxed);
+        page.set_share(share);
         page.layout().magic.store(MAGIC, Ordering::Relaxed);
         Ok(page)
     }
@@ -99,6 +115,24 @@ impl PoolPage {
     pub fn set_wanted(&self, wanted: u32) {
         // Relaxed: it travels to a worker by the system calls of its birth.
         self.layout().wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    /// How many processors are a worker's that is born now.
+    pub fn share(&self) -> Share {
+        let word = self.layout().share.load(Ordering::Relaxed);
+        Share {
+            count: (word & !GIVEN).max(1),
+            is_given: word & GIVEN != 0,
+        }
+    }
+
+    /// Parent: workers that are born from now on have this share.
+    pub fn set_share(&self, share: Share) {
+        let given = if share.is_given { GIVEN } else { 0 };
+        // Relaxed: a figure by itself.
+        self.layout()
+            .share
+            .store(share.count & !GIVEN | given, Ordering::Relaxed);
     }
 
     /// The word on which the parent sleeps while no worker has anything for it.
@@ -161,9 +195,27 @@ impl AsFd for PoolPage {
 mod tests {
     use super::*;
 
+    const SHARE: Share = Share {
+        count: 2,
+        is_given: false,
+    };
+
+    #[test]
+    fn a_share_says_whether_it_was_asked_for() {
+        let page = PoolPage::create(3, SHARE).unwrap();
+        let worker = PoolPage::open(page.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(worker.share(), SHARE);
+        let given = Share {
+            count: 7,
+            is_given: true,
+        };
+        page.set_share(given);
+        assert_eq!((worker.share(), worker.width()), (given, 3));
+    }
+
     #[test]
     fn one_worker_spins_at_a_time() {
-        let page = PoolPage::create(3).unwrap();
+        let page = PoolPage::create(3, SHARE).unwrap();
         let permit = page.may_spin(3);
         assert!(permit.is_some());
         assert!(page.may_spin(4).is_none());

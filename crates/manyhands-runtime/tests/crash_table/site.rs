@@ -177,6 +177,7 @@ impl Site {
             output: Some(Arc::default()),
             memory: None,
             recycling,
+            share: None,
         })
     }
 
@@ -192,6 +193,7 @@ impl Site {
             output: None,
             memory: Some(bytes),
             recycling: Recycling::default(),
+            share: None,
         })
     }
 
@@ -208,6 +210,7 @@ impl Site {
             output: None,
             memory: None,
             recycling: Recycling::default(),
+            share: None,
         })
     }
 
