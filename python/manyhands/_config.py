@@ -38,7 +38,15 @@ _UNCHANGED: Any = object()
 class Settings:
     """What the program has configured; None where it has not."""
 
-    __slots__ = ("context", "engine", "inner_threads", "progress", "show_args", "workers")
+    __slots__ = (
+        "context",
+        "engine",
+        "inner_threads",
+        "logging",
+        "progress",
+        "show_args",
+        "workers",
+    )
 
     def __init__(self) -> None:
         self.workers: int | None = None
@@ -47,6 +55,7 @@ class Settings:
         self.show_args: bool | None = None
         self.context: tuple[str, ...] | None = None
         self.inner_threads: int | None = None
+        self.logging: bool | None = None
 
 
 configured = Settings()
@@ -60,6 +69,7 @@ def configure(
     show_args: bool | None = _UNCHANGED,
     context: Sequence[str] | None = _UNCHANGED,
     inner_threads: int | None = _UNCHANGED,
+    logging: bool | None = _UNCHANGED,
 ) -> None:
     """Sets what holds where a call and its pool say nothing else.
 
@@ -73,6 +83,7 @@ def configure(
         show_args: whether errors show shortened arguments; else `MANYHANDS_SHOW_ARGS`.
         context: names of the context variables that travel with tasks, as in `Pool`.
         inner_threads: how many threads libraries have inside of a worker process, as in `Pool`.
+        logging: whether what tasks on processes log is handled in this process, as in `Pool`.
 
     >>> import manyhands as mh
     >>> mh.configure(engine="inline")
@@ -101,6 +112,10 @@ def configure(
         if inner_threads is not None:
             inner_threads = check_inner_threads(inner_threads)
         changed["inner_threads"] = inner_threads
+    if logging is not _UNCHANGED:
+        if logging is not None and not isinstance(logging, bool):
+            raise TypeError(f"logging must be True or False, not {logging!r}")
+        changed["logging"] = logging
     # All or nothing: a value that is refused above leaves everything as it was.
     for name, value in changed.items():
         setattr(configured, name, value)

@@ -10,11 +10,17 @@ import os
 import sys
 from collections.abc import Generator, Iterable
 from contextvars import Context, ContextVar, copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manyhands import _core, _resolve
 
-__all__ = ["carrier", "check_names", "load", "stream"]
+if TYPE_CHECKING:
+    from manyhands._cells import CurrentCell
+    from manyhands._telemetry import CurrentContext
+
+    _Variable = ContextVar[Any] | CurrentContext | CurrentCell
+
+__all__ = ["carrier", "check_names", "load", "stream", "with_telemetry"]
 
 # Values that cannot change inside: whether they are what they were is seen by their identity.
 _FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -53,9 +59,26 @@ def carrier(names: tuple[str, ...]) -> _core.ContextCarrier:
     return found
 
 
-def _find(name: object) -> ContextVar[Any]:
+def with_telemetry(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, and that of the context of OpenTelemetry, if the program has imported that."""
+    from manyhands import _telemetry
+
+    if _telemetry.NAME in names or not _telemetry.is_imported():
+        return names
+    return (*names, _telemetry.NAME)
+
+
+def _find(name: object) -> _Variable:
     if not isinstance(name, str):
         raise TypeError(f'a context variable is named as "module:name", not {name!r}')
+    if name == "opentelemetry:context":  # `_telemetry.NAME`; it is imported with its first use
+        from manyhands._telemetry import CurrentContext
+
+        return CurrentContext()
+    if name == "manyhands:cell":  # `_cells.NAME`
+        from manyhands._cells import CurrentCell
+
+        return CurrentCell()
     module, _, path = name.partition(":")
     if not module or not path:
         raise ValueError(f'a context variable is named as "module:name", not {name!r}')
@@ -72,7 +95,7 @@ def _find(name: object) -> ContextVar[Any]:
 class _Definer:
     """Makes definitions of the values of variables."""
 
-    def __init__(self, names: tuple[str, ...], variables: list[ContextVar[Any]]) -> None:
+    def __init__(self, names: tuple[str, ...], variables: list[_Variable]) -> None:
         self._names = names
         self._variables = variables
         self._last: tuple[bytes, _core.Definition] | None = None
@@ -84,7 +107,9 @@ class _Definer:
 
         items: dict[str, _Item] = {}
         for name, variable, value in zip(self._names, self._variables, values, strict=True):
-            default = _default(variable) if name.startswith("__main__:") else ()
+            default: tuple[Any, ...] = ()
+            if name.startswith("__main__:") and isinstance(variable, ContextVar):
+                default = _default(variable)
             items[name] = name, () if value is MISSING else (value,), default
         known = self._last
         data, definition = _encoding.define_context(items, known)

@@ -19,6 +19,7 @@ __all__ = [
     "Definition",
     "EventStream",
     "InContext",
+    "OutputStream",
     "PoolBase",
     "ResultsBase",
     "RetryPlan",
@@ -53,6 +54,7 @@ __all__ = [
     "preload",
     "process_generation",
     "put_apart",
+    "put_output",
     "ring_completions",
     "run_clock",
     "run_worker",
@@ -143,6 +145,7 @@ class Seed:
     def number(self) -> int: ...
 
 def put_apart(value: _T) -> _T: ...
+def put_output(tag: int, data: bytes) -> bool: ...
 def store_stats() -> dict[str, int]: ...
 def set_store_budget(bytes: int) -> None: ...
 
@@ -180,6 +183,7 @@ class PoolBase:
         options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        output: tuple[OutputStream, Callable[[], int]] | None,
         memory: int | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
         inner_threads: int | None,
@@ -195,6 +199,7 @@ class PoolBase:
         options: _Options,
         patience: tuple[float | None, float | None],
         events: EventStream | None,
+        output: tuple[OutputStream, Callable[[], int]] | None,
         memory: int | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
         inner_threads: int | None,
@@ -229,6 +234,13 @@ class PoolBase:
 class EventStream:
     def __new__(cls, most: int) -> Self: ...
     def take(self) -> list[tuple[Any, ...]] | None: ...
+    def unread(self) -> int: ...
+    def finish(self) -> None: ...
+
+@final
+class OutputStream:
+    def __new__(cls) -> Self: ...
+    def take(self) -> tuple[list[tuple[int, int, int, bytes]], int] | None: ...
     def unread(self) -> int: ...
     def finish(self) -> None: ...
 

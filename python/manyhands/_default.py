@@ -22,7 +22,7 @@ C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None, int | None]
+_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None, int | None, bool | None]
 
 # How many pools are kept that nobody asks for any more.
 _MOST_POOLS = 8
@@ -45,7 +45,7 @@ def _shared(engine: str | None = None, workers: int | None = None, copy: bool = 
                 return running
     if engine == "inline":
         workers = None
-    settings = default_show_args(), configured.context, configured.inner_threads
+    settings = default_show_args(), configured.context, configured.inner_threads, configured.logging
     key = (engine, workers, copy, *settings)
     generation = _core.process_generation()
     pool = _pools.get(key)

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from manyhands import _core, _encoding, _outcome
+from manyhands import _core, _encoding, _logs, _outcome
 from manyhands._code import modules_named_by
 
 # The placeholder package lets the zygote import what it needs of manyhands and no more; see
@@ -32,6 +32,9 @@ _X_OPTIONS = ("dev", "utf8", "faulthandler", "gil", "int_max_str_digits", "no_de
 _needed_then = _encoding, _outcome
 
 _launched_with: list[str] | None = None
+
+# Whether workers that are born now find the parent's configuration of `logging`.
+has_logging = False
 
 
 def _looks_like_python(path: str) -> bool:
@@ -119,7 +122,10 @@ def _environ() -> dict[str, str]:
 
 def birth() -> bytes:
     """What a worker finds at its birth: a marshalled dict that `_worker` reads."""
+    global has_logging
     main = sys.modules.get("__main__")
+    settings = _logs.settings()
+    has_logging = settings is not None
     path: list[Any] = sys.path  # some programs put other things than text there
     content: dict[str, Any] = {
         "path": [entry for entry in path if isinstance(entry, str)],
@@ -131,6 +137,7 @@ def birth() -> bytes:
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "recursion": sys.getrecursionlimit(),
         "main_file": getattr(main, "__file__", None),
+        "logging": settings,
     }
     return marshal.dumps(content)
 

@@ -35,6 +35,7 @@ from manyhands._typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from manyhands._logs import Reader as _Reader
     from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
     from manyhands._typing import Self
@@ -123,8 +124,9 @@ class Pool(_core.PoolBase, Executor):
             the machine, or the control group, had left at the first pool. Past it large data
             travels in private memory, and what is `put` goes to the temporary directory.
         context: names of context variables as "module:name": on processes a task finds the values
-            that these have where it is submitted; by default `mh.configure`'s, else none. On
-            threads, and inline, tasks find all variables of the caller.
+            that these have where it is submitted; by default `mh.configure`'s, else none. Where the
+            program has imported OpenTelemetry, the current context of that travels, too, but with
+            an empty list. On threads, and inline, tasks find all variables of the caller.
         memory_limit: how much memory the tasks of this pool may take together, as a number of
             bytes, a text as "8GB", or as "80%" of what the machine, or the control group, has. A
             task starts only if what those that run reserve, and what is really left, leave room for
@@ -138,6 +140,10 @@ class Pool(_core.PoolBase, Executor):
         recycle_age: after how many seconds of its life it gives way.
         idle_timeout: after how many seconds with nothing to do it leaves; workers come back with
             work. None for never.
+        logging: whether what tasks log is handled in this process, by its handlers, and before
+            the result of the task is seen. Workers take the levels of this process at their birth,
+            if it has configured `logging` by then; else, and with False, theirs is not configured.
+            By default `mh.configure`'s, else yes.
 
     Raises:
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
@@ -184,6 +190,7 @@ class Pool(_core.PoolBase, Executor):
         recycle_age: float | None = None,
         idle_timeout: float | None = None,
         inner_threads: int | None = None,
+        logging: bool | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -207,12 +214,25 @@ class Pool(_core.PoolBase, Executor):
             listener = Listener(on_event)
         start = None if initializer is None else (initializer, tuple(initargs))
         prefix = ""
+        reader = None
+        in_notebook = False
+        if logging is False and engine != "process":
+            raise ValueError(
+                'logging=False is for engine="process": what threads log is logged here'
+            )
         if engine == "process":
             _refuse_while_loading()
             # With it comes what defines functions: not before somebody needs it.
             from manyhands._launch import launch
 
             launch()
+            if logging is None:
+                logging = configured.logging is not False
+            in_notebook = hasattr(sys.stdout, "set_thread_parent")
+            if logging or in_notebook:
+                from manyhands._logs import Reader
+
+                reader = Reader(name, logging)
             if preload:
                 _core.preload(list(preload))
             if store is not None:
@@ -228,11 +248,20 @@ class Pool(_core.PoolBase, Executor):
             from manyhands import _local  # noqa: F401
 
             workers = 1
-        names = configured.context or ()
+        names = configured.context
         if context is not None:
             from manyhands._context import check_names
 
             names = check_names(context)
+        if names != () and (names or "opentelemetry.context" in sys.modules):
+            from manyhands._context import with_telemetry
+
+            names = with_telemetry(names or ())
+        if in_notebook:
+            from manyhands import _cells
+
+            if _cells.find_notebook():
+                names = (*(names or ()), _cells.NAME)
         budget = None
         if memory_limit is not None:
             from manyhands._memory import check_limit
@@ -262,6 +291,7 @@ class Pool(_core.PoolBase, Executor):
             task_options.native(),
             (stuck_after, _stalled_after),
             None if listener is None else listener.stream,
+            None if reader is None else (reader.stream, reader.wanted),
             budget,
             recycled,
             inner_threads,
@@ -279,6 +309,7 @@ class Pool(_core.PoolBase, Executor):
         pool._maps = weakref.WeakSet()
         pool._kept = _Kept()
         pool._listener = listener
+        pool._reader = reader
         if listener is not None:
             listener.start(pool.name)
         _pools.add(pool)
@@ -290,7 +321,7 @@ class Pool(_core.PoolBase, Executor):
         options = TaskOptions()
         native = options.native()
         watch = (None, _stalled_after)
-        rest = None, None, _NEVER_RECYCLED, None
+        rest = None, None, None, _NEVER_RECYCLED, None
         pool = _core.PoolBase.__new__(
             cls, "nested", workers, None, True, True, "", native, watch, *rest
         )
@@ -303,6 +334,7 @@ class Pool(_core.PoolBase, Executor):
         pool._maps = weakref.WeakSet()
         pool._kept = _Kept()
         pool._listener = None
+        pool._reader = None
         return pool
 
     _engine: str
@@ -314,6 +346,7 @@ class Pool(_core.PoolBase, Executor):
     _maps: weakref.WeakSet[Results[Any]]
     _kept: _Kept
     _listener: Listener | None
+    _reader: _Reader | None
 
     if TYPE_CHECKING:
         # What may be written: without the spellings that `__new__` takes only to refuse them.
@@ -344,6 +377,7 @@ class Pool(_core.PoolBase, Executor):
             recycle_age: float | None = None,
             idle_timeout: float | None = None,
             inner_threads: int | None = None,
+            logging: bool | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -1074,6 +1108,9 @@ def _tell_unseen(pool: Pool, all: bool) -> None:
 def _wait_for_listener(pool: Pool, level: int, limit: float | None = None) -> None:
     """Waits until all events of an ended pool were told; says so if that takes long, and then waits
     up to `limit` seconds more."""
+    if pool._reader is not None:
+        # A handler that hangs keeps nobody: it was not the pool that was told to wait for it.
+        pool._reader.join(_PATIENCE)
     listener = pool._listener
     if listener is None or listener.join(_PATIENCE):
         return
@@ -1181,6 +1218,9 @@ def _at_exit() -> None:
             _wait_for_listener(pool, logging.WARNING, pool._patience())
         _end_threads(False)
     _events.tell_all(_PATIENCE)
+    logs = sys.modules.get("manyhands._logs")
+    if logs is not None:
+        logs.handle_all(_PATIENCE)
     stop_teller()
     for pool in pools:
         # A program that an exception ends did not come to looking.
@@ -1220,7 +1260,7 @@ def _after_fork_in_child() -> None:
     _pools.clear()
     _future.forget_parent()
     _events.forget_parent()
-    for name in ("_encoding", "_launch", "_module_globals", "_threads"):
+    for name in ("_encoding", "_launch", "_logs", "_module_globals", "_threads"):
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

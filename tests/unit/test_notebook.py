@@ -325,6 +325,35 @@ def test_what_workers_print_is_shown_in_the_cell(notebook: Notebook, tmp_path: P
     assert sorted(cell.printed("stderr").splitlines()) == spoken
 
 
+def test_prints_are_of_the_cell_that_submitted(notebook: Notebook, tmp_path: Path) -> None:
+    """What comes for a cell that has ended is not kept here, but it is not of the running one."""
+    path = tmp_path / "go on"
+    notebook.run(
+        f"""
+        import os
+
+        def late(n):
+            deadline = time.monotonic() + 15
+            while not os.path.exists({str(path)!r}):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            print("late", n)
+            print("trouble", n, file=sys.stderr)
+
+        futures = [pool.submit(late, n) for n in range(2)]
+        """
+    )
+    printed = notebook.run(
+        f"""
+        open({str(path)!r}, "w").close()
+        print([future.result() for future in futures])
+        pool.submit(print, "of the", "second").result()
+        print("the end")
+        """
+    )
+    assert printed.splitlines() == ["[None, None]", "of the second", "the end"]
+
+
 def test_workers_that_print_much(notebook: Notebook) -> None:
     """More than pipes hold, while the cell shows nothing itself."""
     notebook.run(

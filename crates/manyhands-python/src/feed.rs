@@ -7,6 +7,7 @@ use crate::engine::TaskOptions;
 use crate::input::Input;
 use crate::local::Turn;
 use crate::outcome;
+use crate::output;
 use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
 use crate::store;
@@ -364,7 +365,7 @@ impl Feed {
         }
         self.decoder.forget_classes();
         loop {
-            let found = self.next_pieces();
+            let found = self.next_pieces(py);
             // Of slow input only what is needed: a result that is there does not wait for it.
             if !found || !self.input.is_slow() {
                 self.fill(py);
@@ -404,7 +405,7 @@ impl Feed {
     }
 
     /// Takes what has come of the block whose turn it is.
-    fn next_pieces(&mut self) -> bool {
+    fn next_pieces(&mut self, py: Python<'_>) -> bool {
         loop {
             let block = match self.block.take() {
                 Some(block) => block,
@@ -422,6 +423,7 @@ impl Feed {
             };
             let taken = block.take();
             if !taken.pieces.is_empty() {
+                output::settle(py, &self.runtime);
                 self.pieces = taken.pieces;
                 self.index = taken.first;
                 self.block = Some(block);
@@ -618,7 +620,7 @@ impl Source for Feed {
         if self.items_at < self.items.len() || !self.pieces.is_empty() {
             return true;
         }
-        let found = self.next_pieces();
+        let found = self.next_pieces(py);
         if found && !self.input.is_slow() {
             self.fill(py);
         }

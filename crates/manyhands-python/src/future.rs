@@ -4,7 +4,7 @@ use crate::bystanders::{detach, enter};
 use crate::crew_task::{CrewTask, End};
 use crate::pool::deadline_after;
 use crate::processes::wait_for;
-use crate::{nested, outcome, process};
+use crate::{nested, outcome, output, process};
 use manyhands_runtime::{Caller, Fate, Outcome, Pool, Task, Unseen};
 use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
@@ -46,7 +46,11 @@ impl Work {
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         match self {
             Self::Process(pool, task) => {
-                Ok(task.is_done() || wait_for(py, pool, task, deadline_after(timeout))?)
+                let is_done = task.is_done() || wait_for(py, pool, task, deadline_after(timeout))?;
+                if is_done {
+                    output::settle(py, pool);
+                }
+                Ok(is_done)
             }
             Self::Thread(task) => Ok(task.is_done() || task.wait(py, deadline_after(timeout))?),
             Self::Nested(caller, task) => {

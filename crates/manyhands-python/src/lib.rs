@@ -29,6 +29,7 @@ mod nested;
 mod notices;
 mod octets;
 mod outcome;
+mod output;
 mod pickle;
 mod pool;
 mod process;
@@ -64,6 +65,8 @@ mod _core {
     use super::nested::pool_of_this_worker;
     #[pymodule_export]
     use super::notices::notice;
+    #[pymodule_export]
+    use super::output::{OutputStream, put_output};
     #[pymodule_export]
     use super::pickle::pickle_by_table;
     #[pymodule_export]

@@ -9,6 +9,7 @@ use crate::functions::PyDefinition;
 use crate::inline::Inline;
 use crate::input::Input;
 use crate::nested::Nested;
+use crate::output::OutputStream;
 use crate::process;
 use crate::processes::Processes;
 use crate::results::{Counts, SourceHandle};
@@ -210,7 +211,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling, inner_threads))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, output, memory, recycling, inner_threads))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -225,6 +226,7 @@ impl PoolBase {
         options: Options<'_>,
         patience: Patience,
         events: Option<PyRef<'_, EventStream>>,
+        output: Option<(PyRef<'_, OutputStream>, Py<PyAny>)>,
         memory: Option<u64>,
         recycling: Freshness,
         inner_threads: Option<u32>,
@@ -236,7 +238,10 @@ impl PoolBase {
                 initializer,
                 show_args,
                 patience,
-                events.map(|stream| stream.events()),
+                (
+                    events.map(|stream| stream.events()),
+                    output.map(|(stream, wanted)| (stream.output(), wanted)),
+                ),
                 memory,
                 recycling_of(recycling),
                 inner_threads,

@@ -11,8 +11,8 @@ use crate::results::Source;
 use crate::{hooks, local, outcome, pool, process};
 use manyhands_os::coarse_nanos;
 use manyhands_runtime::{
-    Awaited, Block, Entry, Events, Initializer, Pool, PoolOptions, PoolStats, Recycling, Refused,
-    STALLED_AFTER, Task, TaskKind,
+    Awaited, Block, Entry, Events, Initializer, Output, Pool, PoolOptions, PoolStats, Recycling,
+    Refused, STALLED_AFTER, Task, TaskKind,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -55,6 +55,9 @@ fn forward_logs(pool: &Pool) -> PyResult<()> {
     Ok(())
 }
 
+/// Where it is told what happens, and what workers put out; with that `() -> int`: what they are to send, as bits.
+pub(crate) type Told = (Option<Arc<Events>>, Option<(Arc<Output>, Py<PyAny>)>);
+
 /// A pool of worker processes.
 pub(crate) struct Processes(Arc<Shared>);
 
@@ -68,6 +71,8 @@ pub(crate) struct Shared {
     index: AtomicU64,
     /// Which context variables travel with tasks, if any do.
     carrier: OnceLock<Arc<Carrier>>,
+    /// `() -> int`: what workers that are born now are to send of their output, as bits.
+    wanted_output: Option<Py<PyAny>>,
 }
 
 impl Shared {
@@ -88,6 +93,7 @@ impl Shared {
     #[cold]
     fn prepare(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
         hooks::prepare(function.py())?.call1((function,))?;
+        self.want_output(function.py())?;
         self.told_at.store(coarse_nanos(), Ordering::Relaxed);
         Ok(())
     }
@@ -97,6 +103,14 @@ impl Shared {
     fn tell_again(&self, py: Python<'_>, now: u64) -> PyResult<()> {
         self.told_at.store(now, Ordering::Relaxed);
         hooks::tell_birth_again(py)?.call0()?;
+        self.want_output(py)
+    }
+
+    /// After workers were told what they find at their birth: what they are to send.
+    fn want_output(&self, py: Python<'_>) -> PyResult<()> {
+        if let Some(wanted) = &self.wanted_output {
+            self.pool.want_output(wanted.call0(py)?.extract(py)?);
+        }
         Ok(())
     }
 
@@ -158,7 +172,7 @@ impl Processes {
         initializer: pool::Initializer<'_>,
         show_args: bool,
         (stuck_after, stalled_after): (Option<u64>, Option<u64>),
-        events: Option<Arc<Events>>,
+        (events, output): Told,
         memory: Option<u64>,
         recycling: Recycling,
         share: Option<u32>,
@@ -182,6 +196,7 @@ impl Processes {
                 })
             })
             .transpose()?;
+        let (output, wanted_output) = output.unzip();
         let cores = process::cpu_count();
         let pool = Pool::new(
             process::supervisor()?,
@@ -192,6 +207,7 @@ impl Processes {
                 stuck_after,
                 stalled_after: stalled_after.unwrap_or(STALLED_AFTER),
                 events,
+                output,
                 memory,
                 recycling,
                 share,
@@ -205,6 +221,7 @@ impl Processes {
             told_at: AtomicU64::new(0),
             index: AtomicU64::new(0),
             carrier: OnceLock::new(),
+            wanted_output,
         })))
     }
 }

@@ -9,6 +9,7 @@ use crate::needs;
 use crate::nested;
 use crate::notices;
 use crate::octets;
+use crate::output;
 use crate::pickle::{self, Dumped};
 use crate::seeds;
 use crate::store::{self, Exported};
@@ -257,13 +258,14 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
-    let birth = taken.ok_or_else(|| PyValueError::new_err("this worker was born already"))?;
-    let end = WorkerEnd::new(birth, manyhands_os::cpu_count())?;
+    let taken = taken.ok_or_else(|| PyValueError::new_err("this worker was born already"))?;
+    let end = WorkerEnd::new(taken, manyhands_os::cpu_count())?;
     let _first = STOP.set(end.stop_word());
     nested::set_caller(end.caller());
     set_share(py, &end)?;
     store::set_views(end.views());
     answer_dumps(py, &end)?;
+    output::begin(py, &end, &birth.content)?;
     let resolve = py.import("manyhands._resolve")?;
     let worker = py.import("manyhands._worker")?;
     Worker {

@@ -32,6 +32,8 @@ mod nested;
 #[cfg(not(manyhands_loom))]
 mod oom_watch;
 #[cfg(not(manyhands_loom))]
+mod output;
+#[cfg(not(manyhands_loom))]
 mod pool;
 #[cfg(not(manyhands_loom))]
 mod protocol;
@@ -73,6 +75,8 @@ pub use lease::{Buffer, Hold};
 pub use life_line::close_life_lines_after_fork;
 #[cfg(not(manyhands_loom))]
 pub use nested::caller::Caller;
+#[cfg(not(manyhands_loom))]
+pub use output::{LONGEST_NOTE, Note, Outlet, Output};
 #[cfg(not(manyhands_loom))]
 pub use pool::{
     Awaited, Initializer, Pool, PoolOptions, PoolStats, Recycling, Refused, STALLED_AFTER,

@@ -30,6 +30,7 @@ pub use waiting::Awaited;
 use crate::definition::Definition;
 use crate::drain_role::DrainRole;
 use crate::events::Events;
+use crate::output::Output;
 use crate::protocol::{TaskKind, WorkerKey};
 use crate::scheduler::{Scheduler, Slot};
 use crate::seat::Worker;
@@ -67,6 +68,8 @@ pub struct PoolOptions {
     pub stalled_after: u64,
     /// Where it tells what happens, if somebody listens.
     pub events: Option<Arc<Events>>,
+    /// Where what its workers put out for people goes, if somebody takes that.
+    pub output: Option<Arc<Output>>,
     /// How many bytes of memory its tasks may add together; none for any number.
     pub memory: Option<u64>,
     /// When workers give way to fresh ones, or leave.
@@ -263,6 +266,7 @@ pub struct Pool {
     requests: Socket,
     workers_requests: Socket,
     events: Option<Arc<Events>>,
+    output: Option<Arc<Output>>,
     budget: Option<Budget>,
     page: PoolPage,
     pub(crate) event: Event,
@@ -287,6 +291,7 @@ impl Pool {
             stuck_after,
             stalled_after,
             events,
+            output,
             memory,
             recycling,
             share,
@@ -310,6 +315,7 @@ impl Pool {
             recycling,
             share,
             events,
+            output,
             budget: memory.map(|limit| Budget::new(limit, workers)),
             page: PoolPage::create(workers as u32, share_of(share, cores, workers))?,
             event: Event::new()?,
@@ -489,6 +495,16 @@ impl Pool {
             state.balance_at = Some(monotonic_nanos() + BALANCE_AFTER);
             self.supervisor.command(Command::LookAgain(self.id));
         }
+    }
+
+    /// Where what its workers put out goes.
+    pub fn output(&self) -> Option<&Arc<Output>> {
+        self.output.as_ref()
+    }
+
+    /// Workers that are born from now on are to send this of their output, as bits.
+    pub fn want_output(&self, wanted: u32) {
+        self.page.set_wanted(wanted);
     }
 
     /// Whether the supervisor has logged anything that nobody has taken.

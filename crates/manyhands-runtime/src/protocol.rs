@@ -56,9 +56,14 @@
 //! and an error, is a result record. A *lap* record says how long some items took together, whose results
 //! came before it: their count stands for the number.
 //!
+//! **Output record**, in the result ring, of no task (kind 18): what a worker puts out for people, before the
+//! result of the task that did so; see `output`. The tag says what it is, which is the face's business;
+//! the duration stands for how many notes the worker has dropped before it. With a payload of no bytes
+//! it says only that.
+//!
 //! **Reserved**, so that what comes later changes no layout: the frozen bit of the queue word (a time
 //! limit freezes, asks, kills); section kinds 16 to 31 for the options of a task (time limit, seed,
-//! context); result kinds 18 to 31 for requests of a worker to its
+//! context); result kinds 19 to 31 for requests of a worker to its
 //! parent, which carry no number of a task; the attempt byte. A worker
 //! passes over sections that it does not know; a parent kills a worker whose result it does not know.
 
@@ -160,6 +165,9 @@ pub enum ResultKind {
     /// The worker wants a block of as many bytes as the duration says, and waits for the answer in its
     /// control block. No number.
     Ask = 17,
+    /// The payload is something that the worker puts out for people; the duration says how much it has dropped
+    /// before. No number.
+    Output = 18,
 }
 
 /// The head of a task record.
@@ -285,6 +293,7 @@ impl ResultHead {
             3 => ResultKind::Lap,
             16 => ResultKind::Release,
             17 => ResultKind::Ask,
+            18 => ResultKind::Output,
             _ => return Err(Malformed),
         };
         let head = Self {

@@ -24,6 +24,7 @@ use crate::block::{ITEM_WORD, LONGEST_ITEM, item_word, next_item};
 use crate::fail_point::fail_point;
 use crate::lease::{Buffer, Lease, any_released, set_worker, take_released};
 use crate::nested::caller::Caller;
+use crate::output::Outlet;
 use crate::protocol::{
     BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_GATHER, FLAG_MORE, FLAG_RETRY, FLAG_SECTIONS,
     FLAG_STREAM, FLAG_UNREAD, FLAG_WATCHED, HEAD, ITEM_MORE, LONGEST_RECORD, Reference, ResultHead,
@@ -37,7 +38,7 @@ use manyhands_os::{
     replace_standard_streams,
 };
 pub use manyhands_shm::Unwanted;
-use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, RingWriter, Share, TASK_AREA, Used};
+use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, Share, TASK_AREA, Used};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -57,6 +58,8 @@ const LAP_RECORD: usize = HEAD + 8;
 const LAP_ITEMS: u32 = 64;
 /// The most blocks that one record releases.
 const MOST_RELEASED: usize = 1024;
+/// How long an idle worker sleeps that has put out more than there is room for.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
 const SPIN_NANOS: u64 = 50_000;
 
@@ -67,9 +70,8 @@ const REST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct WorkerEnd {
     control: Arc<ControlBlock>,
-    page: PoolPage,
-    results: RingWriter,
-    event: Event,
+    page: Arc<PoolPage>,
+    outlet: Arc<Outlet>,
     socket: Socket,
     caller: Arc<Caller>,
     #[expect(dead_code, reason = "held: the kernel watches it")]
@@ -299,18 +301,19 @@ impl WorkerEnd {
         // SAFETY: the only writer of this block, which lives in the same value.
         let results = unsafe { control.result_writer() };
         fail_point("worker.started");
-        let page = PoolPage::open(birth.page)?;
+        let page = Arc::new(PoolPage::open(birth.page)?);
         let window = Arc::new(Window::open(birth.window)?);
         let socket = Socket::from_descriptor(birth.socket);
         let caller = Caller::new(birth.requests, birth.key, page.width() as usize);
         let control = Arc::new(control);
         set_worker(&control);
+        let event = Event::from_descriptor(birth.event);
+        let outlet = Outlet::new(results, control.clone(), page.clone(), event);
         Ok(Self {
             caller: Arc::new(caller),
             control,
             page,
-            results,
-            event: Event::from_descriptor(birth.event),
+            outlet: Arc::new(outlet),
             life_line: birth.life_line,
             slot: birth.key.slot,
             cores,
@@ -438,6 +441,16 @@ impl WorkerEnd {
     /// By which tasks of this worker submit tasks.
     pub fn caller(&self) -> Arc<Caller> {
         self.caller.clone()
+    }
+
+    /// What its threads put output for people into.
+    pub fn outlet(&self) -> Arc<Outlet> {
+        self.outlet.clone()
+    }
+
+    /// What of its output the parent wants.
+    pub fn wanted_output(&self) -> u32 {
+        self.page.wanted()
     }
 
     /// By which a signal handler learns whether what runs is to end.
@@ -664,8 +677,7 @@ impl WorkerEnd {
             payload: 0,
             duration: len as u64,
         };
-        self.write_record(&head, &[]);
-        self.results.publish(HEAD);
+        self.publish_record(&head, &[]);
         fail_point("worker.block_asked");
         loop {
             self.announce();
@@ -710,22 +722,26 @@ impl WorkerEnd {
                 payload: payload.len() as u32,
                 duration: 0,
             };
-            self.write_record(&head, &payload);
-            self.results.publish(head.length as usize);
+            self.publish_record(&head, &payload);
             fail_point("worker.released");
         }
         !released.is_empty()
     }
 
-    /// Writes a record to the ring, once there is room for it; it is published after that.
-    fn write_record(&mut self, head: &ResultHead, payload: &[u8]) {
-        let length = head.length as usize;
-        loop {
-            if let Some(record) = self.results.reserve(length) {
-                record[..HEAD].copy_from_slice(&head.encode());
-                record[HEAD..HEAD + payload.len()].copy_from_slice(payload);
-                break;
-            }
+    /// Publishes a record that is no result, once there is room for it.
+    fn publish_record(&mut self, head: &ResultHead, payload: &[u8]) {
+        let fill = |record: &mut [u8]| {
+            record[..HEAD].copy_from_slice(&head.encode());
+            record[HEAD..HEAD + payload.len()].copy_from_slice(payload);
+        };
+        self.publish(head.length as usize, fill);
+    }
+
+    /// Publishes so many bytes of the ring, once there is room for them and what was put out before them is
+    /// published.
+    #[inline]
+    fn publish(&mut self, length: usize, fill: impl Fn(&mut [u8])) {
+        while !self.outlet.publish(length, &fill) {
             self.wait_for_room(length);
         }
     }
@@ -762,16 +778,11 @@ impl WorkerEnd {
         fail_point("worker.finished");
         let tag = if more { tag | ITEM_MORE } else { tag };
         let length = ITEM_WORD + payload.len();
-        loop {
-            if let Some(record) = self.results.reserve(length) {
-                record[..ITEM_WORD].copy_from_slice(&item_word(tag, payload.len()));
-                record[ITEM_WORD..length].copy_from_slice(payload);
-                break;
-            }
-            self.wait_for_room(length);
-        }
-        fail_point("worker.record_written");
-        self.results.publish(length);
+        self.publish(length, |record| {
+            record[..ITEM_WORD].copy_from_slice(&item_word(tag, payload.len()));
+            record[ITEM_WORD..length].copy_from_slice(payload);
+            fail_point("worker.record_written");
+        });
         fail_point("worker.published");
         if !more {
             self.running = None;
@@ -830,8 +841,7 @@ impl WorkerEnd {
             payload: 8,
             duration,
         };
-        self.write_record(&head, &cpu.to_ne_bytes());
-        self.results.publish(LAP_RECORD);
+        self.publish_record(&head, &cpu.to_ne_bytes());
         fail_point("worker.lap_published");
     }
 
@@ -906,9 +916,11 @@ impl WorkerEnd {
             fail_point("worker.file_sent");
         }
         let inline = if by_file { &[] } else { payload };
-        self.write_record(&head, inline);
-        fail_point("worker.record_written");
-        self.results.publish(length);
+        self.publish(length, |record| {
+            record[..HEAD].copy_from_slice(&head.encode());
+            record[HEAD..HEAD + inline.len()].copy_from_slice(inline);
+            fail_point("worker.record_written");
+        });
         fail_point("worker.published");
         if more {
             self.announce();
@@ -931,11 +943,7 @@ impl WorkerEnd {
 
     /// Wakes the reader of the results, if it sleeps.
     fn announce(&self) {
-        match self.page.parent().take_sleeper() {
-            Some(Parked::Futex) => self.page.parent().wake(),
-            Some(Parked::Event) => self.event.signal(),
-            None => {}
-        }
+        self.outlet.announce();
         fail_point("worker.announced");
     }
 
@@ -943,7 +951,7 @@ impl WorkerEnd {
         self.announce();
         let word = self.control.worker();
         word.announce(Parked::Futex);
-        if self.results.reserve(length).is_none() {
+        if !self.outlet.has_room(length) {
             // Whether it was woken, interrupted or late, the caller looks again.
             let _why = word.sleep(None);
         }
@@ -972,7 +980,10 @@ impl WorkerEnd {
         let limit = (self.trimmed != Some(next)).then_some(REST);
         let mut rested = false;
         if !self.has_task() && !any_released() {
-            rested = word.sleep(limit) == Waited::TimedOut;
+            // Nobody wakes it when there is room for what was put out.
+            let has_room = self.outlet.flush();
+            let limit = if has_room { limit } else { Some(LOOK_FOR_ROOM) };
+            rested = word.sleep(limit) == Waited::TimedOut && has_room;
         }
         word.awake();
         fail_point("worker.woken");

@@ -7,17 +7,20 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const PAGE: usize = 4096;
-const MAGIC: u32 = 0x6d68_7032;
+const MAGIC: u32 = 0x6d68_7033;
 
 #[repr(C)]
 struct Layout {
     magic: AtomicU32,
     /// How many workers the pool has. Written by its parent.
     width: AtomicU32,
+    /// What of its output the parent wants to hear, as bits that mean something to the face alone. Written
+    /// by the parent.
+    wanted: AtomicU32,
     /// How many processors are each worker's, and the bit that says whether that was asked for. Written by
     /// its parent.
     share: AtomicU32,
-    _reserved: [u32; 13],
+    _reserved: [u32; 12],
     parent: ParkLine,
     spinner: SpinLine,
 }
@@ -101,6 +104,17 @@ impl PoolPage {
     pub fn set_width(&self, width: u32) {
         // Relaxed: a figure, by which workers choose how much they ask for at once.
         self.layout().width.store(width, Ordering::Relaxed);
+    }
+
+    /// What of their output workers that are born now are to send.
+    pub fn wanted(&self) -> u32 {
+        self.layout().wanted.load(Ordering::Relaxed)
+    }
+
+    /// Parent: workers that are born from now on are to send this of their output.
+    pub fn set_wanted(&self, wanted: u32) {
+        // Relaxed: it travels to a worker by the system calls of its birth.
+        self.layout().wanted.store(wanted, Ordering::Relaxed);
     }
 
     /// How many processors are a worker's that is born now.

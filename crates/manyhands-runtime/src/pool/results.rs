@@ -4,6 +4,7 @@ use super::again::Reason;
 use super::{Pool, Seat, State};
 use crate::events::{EventKind, How};
 use crate::fail_point::fail_point;
+use crate::output::Note;
 use crate::protocol::{
     FLAG_AGAIN, FLAG_MORE, FLAG_SECTIONS, Malformed, ResultHead, ResultKind, TaskKind,
 };
@@ -74,7 +75,7 @@ impl Pool {
             }
             let unread = worker.reader.unread().unwrap_or_default();
             let is_items = unread.get(3).is_some_and(|&tag| tag != 0);
-            let read = match self.take_request(worker) {
+            let read = match self.take_request(worker, slot) {
                 Ok(false) => match self.take_stopped(state, slot) {
                     Ok(false) if is_items => self.take_items(state, slot),
                     Ok(false) => self.take_record(state, slot),
@@ -126,8 +127,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes what stands first in the ring if it is of no task, but about the store.
-    fn take_request(&self, worker: &mut Worker) -> Result<bool, Malformed> {
+    /// Takes what stands first in the ring if it is of no task, but about the store, or for people.
+    fn take_request(&self, worker: &mut Worker, slot: Slot) -> Result<bool, Malformed> {
         let unread = worker.reader.unread().ok_or(Malformed)?;
         if unread.get(3).is_some_and(|&tag| tag != 0) {
             return Ok(false); // the result of an item
@@ -162,6 +163,19 @@ impl Pool {
                 fail_point("parent.block_granted");
                 worker.control.grant().answer(grant);
                 worker.wake();
+            }
+            ResultKind::Output => {
+                // Nobody listens to workers that were told to send nothing.
+                let output = self.output.as_ref().ok_or(Malformed)?;
+                output.push(Note {
+                    tag: head.tag,
+                    slot: slot.0,
+                    pid: worker.pid(),
+                    bytes: Box::from(payload),
+                    lost: head.duration,
+                });
+                worker.taken(head.length as usize);
+                fail_point("parent.output_taken");
             }
             _ => return Ok(false),
         }

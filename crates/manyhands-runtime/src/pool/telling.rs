@@ -340,10 +340,13 @@ impl Pool {
         }
     }
 
-    /// The pool is gone: nothing more happens.
+    /// The pool is gone: nothing more happens, and nothing more is put out.
     pub(crate) fn end_events(&self) {
         if let Some(events) = &self.events {
             events.finish();
+        }
+        if let Some(output) = &self.output {
+            output.finish();
         }
     }
 }

@@ -20,6 +20,7 @@ mod helpers;
 mod memory;
 mod nested;
 mod nonsense;
+mod output;
 mod paused;
 mod processes;
 mod recycling;

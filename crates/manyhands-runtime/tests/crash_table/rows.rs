@@ -3,6 +3,7 @@
 use crate::crash_table::blocks;
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{cancel_waiting, until_stats, wait};
+use crate::crash_table::output;
 use crate::crash_table::recycling;
 use crate::crash_table::site::{Job, LARGE, Site};
 use crate::crash_table::stored;
@@ -72,6 +73,8 @@ enum Load {
     RecycledBlocks,
     /// Tasks that submit tasks, by such workers.
     RecycledNested,
+    /// Tasks that put out something, two workers.
+    Output,
     /// The mixture in a pool that becomes larger and smaller while it runs.
     Resized,
 }
@@ -120,8 +123,9 @@ pub(crate) fn rows() -> Vec<Row> {
     use Load::{
         Blocks, BlocksAlone, BlocksByFile, BlocksCancelled, BlocksOfAllKinds, BlocksStolen,
         Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture, Nested,
-        NestedClosing, OneAndExit, Recycled, RecycledBlocks, RecycledClosing, RecycledInitializer,
-        RecycledNested, Resized, Spawned, Stored, StoredAlone, StoredClosing, StoredNested, Taught,
+        NestedClosing, OneAndExit, Output, Recycled, RecycledBlocks, RecycledClosing,
+        RecycledInitializer, RecycledNested, Resized, Spawned, Stored, StoredAlone, StoredClosing,
+        StoredNested, Taught,
     };
     use Loss::{AtMostOne, Finished, None, Unstarted};
     vec![
@@ -247,6 +251,15 @@ pub(crate) fn rows() -> Vec<Row> {
         row("worker.file_sent", 1, Nested, AtMostOne, 1..=1),
         row("worker.published", 4, Nested, None, 1..=1),
         row("worker.published", 9, NestedClosing, None, 1..=1),
+        // What it put out before is there, and nobody waits for what comes after.
+        row("worker.output_given", 1, Output, Finished, 1..=1),
+        row("worker.output_given", 5, Output, Finished, 1..=1),
+        row("worker.output_published", 1, Output, Finished, 1..=1),
+        row("worker.output_published", 6, Output, Finished, 1..=1),
+        row("worker.published", 3, Output, None, 1..=1),
+        row("worker.claimed", 4, Output, Unstarted, 1..=1),
+        row("parent.output_taken", 1, Output, AtMostOne, 0..=0),
+        row("parent.output_taken", 7, Output, AtMostOne, 0..=0),
         // What a worker may look at or write is free when it is dead; who asks for a block runs.
         row("worker.block_asked", 1, Stored, Finished, 1..=1),
         row("worker.block_asked", 4, StoredAlone, Finished, 1..=1),
@@ -538,6 +551,7 @@ impl Row {
             }
             Load::Stored | Load::StoredAlone | Load::StoredClosing => stored::submit(site, pool),
             Load::Taught => taught::submit(site, pool),
+            Load::Output => output::submit(site, pool),
             Load::StoredNested => {
                 let mut jobs = stored::submit(site, pool);
                 for count in [150_001, 150_003] {

@@ -52,6 +52,7 @@ impl Expected {
             ("ask_mirror", count) => Self::Asked(worker::big(count.parse().unwrap())),
             ("haunt", _) => Self::Value(b"haunted".to_vec()),
             ("hold", _) => Self::Value(b"held".to_vec()),
+            ("put", _) => Self::Value(b"put".to_vec()),
             ("stored", rest) => Self::of(rest.split_once(' ').unwrap().1),
             ("yield", rest) => Self::of(rest.splitn(3, ' ').last().unwrap()),
             _ => Self::Anything,

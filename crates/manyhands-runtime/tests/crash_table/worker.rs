@@ -38,12 +38,14 @@
 //! | `hold:ms`          | has a thread keep the buffers that came for so long          | `held`         |
 //! | `stored:n command` | checks the buffers that came, writes n bytes to a block if   | its value, and |
 //! |                    | n is not 0, then obeys the command, see `stored`             | the buffers    |
+//! | `put:count size`   | puts out so many notes of so many bytes, see `output`        | `put`          |
+//! | `put_and_die:` ... | the same, and sends itself SIGKILL                           | never          |
 //! | `initialized:`     | nothing                                                      | `yes` or `no`  |
 //!
 //! An initializer is a task of its own kind with the same commands.
 
 use crate::crash_table::scribble::scribble;
-use crate::crash_table::{asks, stored};
+use crate::crash_table::{asks, output, stored};
 use manyhands_runtime::{
     Birth, Buffer, Claimed, Filled, Next, Request, ResultKind, Section, TaskKind, Unreadable,
     Unwanted, WorkerEnd, Zygote,
@@ -568,6 +570,15 @@ impl Worker {
                     drop(held);
                 });
                 b"held".to_vec()
+            }
+            b"put" => {
+                output::put(&self.end.outlet(), text);
+                b"put".to_vec()
+            }
+            b"put_and_die" => {
+                output::put(&self.end.outlet(), text);
+                send_self(libc::SIGKILL);
+                unreachable!()
             }
             b"initialized" => if self.initialized { "yes" } else { "no" }.into(),
             _ => {

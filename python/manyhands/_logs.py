@@ -1,0 +1,177 @@
+"""The parent's side of forwarding: what workers are told of its logging, and the thread that
+handles their records.
+
+The records come by `output.rs` of the runtime, which says what holds of their order and loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import marshal
+import pickle
+import threading
+
+from manyhands import _cells, _core
+from manyhands._typing import Any
+
+__all__ = ["Reader", "forget_parent", "handle_all", "settings"]
+
+_log = logging.getLogger("manyhands")
+
+# As in `_forward`, which only workers import.
+_LOG, _OUTPUT, _ERRORS = 1, 2, 4
+
+_numbers = itertools.count(1)
+
+# Those whose pools have not ended, or not all of whose notes were handled.
+_running: set[Reader] = set()
+
+
+def settings() -> dict[str, Any] | None:
+    """What workers are told of the logging of this process, as plain values; None where nobody has
+    configured it: then theirs stays as it is, too."""
+    root = logging.getLogger()
+    is_configured = bool(root.handlers) or root.manager.disable > 0
+    levels = {"": root.level}
+    disabled = []
+    for name, logger in list(root.manager.loggerDict.items()):
+        if not isinstance(logger, logging.Logger):
+            continue
+        levels[name] = logger.level
+        if logger.disabled:
+            disabled.append(name)
+        if not is_configured and any(
+            not isinstance(handler, logging.NullHandler) for handler in logger.handlers
+        ):
+            is_configured = True
+    levels = {name: level for name, level in levels.items() if level != logging.NOTSET or not name}
+    if not is_configured and levels == {"": logging.WARNING} and not disabled:
+        return None
+    names = logging.getLevelNamesMapping() if hasattr(logging, "getLevelNamesMapping") else {}
+    return {
+        "levels": levels,
+        "disabled": disabled,
+        "disable": root.manager.disable,
+        "names": [(level, name) for name, level in names.items() if name not in _STANDARD],
+    }
+
+
+_STANDARD = frozenset(("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"))
+
+
+class Reader:
+    """Handles what the workers of a pool log, one record after another, in a thread of its own; in
+    a notebook it shows what they print, too.
+
+    It refers to the pool by nothing, and ends when the pool has: also after one that was dropped.
+    """
+
+    def __init__(self, name: str | None, logging: bool) -> None:
+        self._handles_logs = logging
+        self.stream = _core.OutputStream()
+        self._name = f"manyhands-{name if name is not None else next(_numbers)}"
+        self._generation = _core.process_generation()
+        self._thread: threading.Thread | None = None
+
+    def wanted(self) -> int:
+        """What workers that are born now are to send, as bits; with it the thread starts.
+
+        Called after it was said what workers find at their birth.
+        """
+        from manyhands import _launch
+
+        wanted = _LOG if self._handles_logs and _launch.has_logging else 0
+        if _cells.find_notebook():
+            wanted |= _OUTPUT
+        if wanted and self._thread is None and not self._start():
+            return 0
+        return wanted
+
+    def _start(self) -> bool:
+        _core.preload(["manyhands._forward"])
+        thread = threading.Thread(target=self._run, name=f"{self._name}-logs", daemon=True)
+        _running.add(self)
+        try:
+            thread.start()
+        except RuntimeError:
+            _running.discard(self)
+            return False  # from Python 3.12 on no thread starts once the interpreter ends
+        self._thread = thread
+        return True
+
+    def join(self, timeout: float | None) -> bool:
+        """Waits until all that came from a pool that has ended was handled; whether it was."""
+        thread = self._thread
+        if thread is None or self._generation != _core.process_generation():
+            return True
+        if thread is threading.current_thread():
+            return True  # a handler itself ends the pool: the rest is handled when it returns
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def unread(self) -> int:
+        """How many records were not handled, about."""
+        return self.stream.unread()
+
+    def _run(self) -> None:
+        try:
+            while (taken := self.stream.take()) is not None:
+                notes, lost = taken
+                for tag, slot, pid, data in notes:
+                    if tag == _LOG:
+                        self._handle(slot, pid, data)
+                    else:
+                        self._show(tag == _ERRORS, data)
+                    if self._generation != _core.process_generation():
+                        return  # a child that a handler forked came back from it
+                if lost:
+                    _log.warning(
+                        "%d log records or prints of the workers of %s were lost: they came faster "
+                        "than they were handled",
+                        lost,
+                        self._name,
+                    )
+        finally:
+            _running.discard(self)
+
+    def _handle(self, slot: int, pid: int, data: bytes) -> None:
+        try:
+            values = pickle.loads(data)
+        except BaseException:  # whatever `extra=` has carried, and what its import does
+            _log.exception("a log record of worker %d (process %d) cannot be read", slot, pid)
+            return
+        record = logging.makeLogRecord(values)
+        if record.processName is None:
+            record.processName = f"{self._name}-{slot}"
+        try:
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        except BaseException:  # a handler, or a filter, that keeps nothing to itself
+            _handle_error(record)
+
+    def _show(self, is_error: bool, data: bytes) -> None:
+        try:
+            _cells.show(is_error, *marshal.loads(data))
+        except Exception:  # the kernel's stream, which may be closed by now
+            _log.exception("what a worker of %s has printed cannot be shown", self._name)
+
+
+def _handle_error(record: logging.LogRecord) -> None:
+    """Has logging itself say that handling failed, as its handlers do."""
+    logging.Handler().handleError(record)
+
+
+def handle_all(timeout: float) -> None:
+    """Has handled what has come so far, for the end of the program."""
+    readers = list(_running)
+    for reader in readers:
+        reader.stream.finish()
+    for reader in readers:
+        reader.join(timeout)
+
+
+def forget_parent() -> None:
+    """In a child of fork: what workers of the parent log is not handled here."""
+    _running.clear()
