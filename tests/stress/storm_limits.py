@@ -330,7 +330,7 @@ MUST_HAPPEN = [
     *OPERATIONS,
     "rounds with witnesses",
     *("modest: value", "hog: memory", "item with a limit: value", "item with a limit: memory"),
-    *("object: value", "seeded: value", "seeded item: value", "seeded item: died"),
+    *("object: value", "seeded: value", "seeded item: value"),
     *(f"{kind} object closed" for kind in ("plain", "managed", "asynchronous")),
     *(f"{kind} object of a killed worker" for kind in ("plain", "managed", "asynchronous")),
 ]
