@@ -109,6 +109,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -132,6 +133,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -156,6 +158,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -181,6 +184,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -228,6 +232,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -250,6 +255,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -272,6 +278,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -294,6 +301,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -321,6 +329,7 @@ def options(
     retry: int | Retry | Unset | None = UNSET,
     seed: int | Unset | None = UNSET,
     task_memory: int | str | Unset | None = UNSET,
+    priority: int | Unset = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -328,5 +337,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
+    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory, priority)
     return PoolView(_shared, chosen)
