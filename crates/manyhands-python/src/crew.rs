@@ -552,7 +552,9 @@ impl Crew {
             return false;
         }
         queue.idle += 1;
-        let until = self.idle_for.map(|time| monotonic_nanos().saturating_add(time));
+        let until = self
+            .idle_for
+            .map(|time| monotonic_nanos().saturating_add(time));
         loop {
             if queue.permits > 0 {
                 queue.permits -= 1;
@@ -672,7 +674,10 @@ impl Crew {
 
     /// The thread is gone; gives what Python has of it.
     fn strike(&self, queue: &mut Queue, member: &Arc<Member>) -> Option<Py<PyAny>> {
-        let at = queue.members.iter().position(|it| Arc::ptr_eq(it, member))?;
+        let at = queue
+            .members
+            .iter()
+            .position(|it| Arc::ptr_eq(it, member))?;
         queue.members.remove(at);
         self.take_off(member);
         let mut threads = queue.threads.iter();

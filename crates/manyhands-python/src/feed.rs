@@ -455,7 +455,9 @@ impl Feed {
                 // The result may be there in a moment, the next item will not.
                 self.input.pull_nanos() / 8
             } else {
-                self.runtime.supply(self.priority).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+                self.runtime
+                    .supply(self.priority)
+                    .clamp(SHORTEST_WAIT, LONGEST_WAIT)
             };
         }
         let until = now + longest;

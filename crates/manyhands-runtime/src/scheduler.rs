@@ -434,14 +434,10 @@ impl<T: Work> Scheduler<T> {
             let keeps = place.keeps.max(usize::from(!is_there));
             place.items.saturating_sub(keeps)
         };
-        let (index, richest) = self
-            .places
-            .iter()
-            .enumerate()
-            .max_by_key(|(_, place)| {
-                let waiting = waiting(place);
-                ((waiting > 0).then_some(place.rank), waiting)
-            })?;
+        let (index, richest) = self.places.iter().enumerate().max_by_key(|(_, place)| {
+            let waiting = waiting(place);
+            ((waiting > 0).then_some(place.rank), waiting)
+        })?;
         let waiting = waiting(richest);
         (waiting > 0).then(|| (Slot(index as u32), waiting.div_ceil(2)))
     }

@@ -270,7 +270,8 @@ impl Pool {
         while wanted > 0
             && let Some(entry) = state.next_entry()
         {
-            if !state.scheduler.may_follow(slot, entry.rank()) || !self.admits(state, slot, &entry) {
+            if !state.scheduler.may_follow(slot, entry.rank()) || !self.admits(state, slot, &entry)
+            {
                 state.scheduler.put_first(entry);
                 break;
             }
