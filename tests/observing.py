@@ -38,6 +38,15 @@ def settle(pool: mh.Pool) -> None:
         time.sleep(0.001)
 
 
+def pids_of(pool: mh.Pool) -> list[int]:
+    """The processes of all workers of the pool, when those that are being started have one."""
+    deadline = time.monotonic() + _WATCHDOG_SECONDS
+    while not all(pids := [worker.pid for worker in pool.stats().workers]):
+        assert time.monotonic() < deadline, pool.stats()
+        time.sleep(0.001)
+    return [pid for pid in pids if pid is not None]
+
+
 def live(pool: mh.Pool) -> int:
     """How many bytes the object store holds."""
     found: int = pool.stats().store.live

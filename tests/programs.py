@@ -278,8 +278,7 @@ def run_file(folder: Path, source: str, *arguments: str, **options: Any) -> Ende
 def output_of(folder: Path, source: str, *arguments: str, **options: Any) -> str:
     """What the source prints as a script that has to end well and say nothing else."""
     ended = run_file(folder, source, *arguments, **options)
-    assert ended.code == 0, ended.err
-    assert ended.err == ""
+    assert (ended.code, ended.err) == (0, ""), f"ended with {ended.code}: {ended.err}"
     return ended.out
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from _pickle import loads
 from _thread import RLock
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from manyhands import _core, _resolve
+from manyhands._typing import Any, Generic, TypeVar
 
 __all__ = ["Broadcast", "arrived", "broadcast"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from manyhands._cpu import cpu_count
+from manyhands._typing import Any
 
 __all__ = [
     "ENGINES",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core, _nested
 from manyhands._config import configured, default_engine, default_show_args
@@ -12,6 +11,7 @@ from manyhands._future import Future
 from manyhands._options import UNSET, TaskOptions, Unset
 from manyhands._pool import Pool, PoolView
 from manyhands._results import Results
+from manyhands._typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
     from manyhands._retry import Retry

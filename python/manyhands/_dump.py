@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from manyhands._snapshot import Snapshot
+from manyhands._typing import Any
 
 __all__ = ["PoolDump", "WorkerDump", "make_dump", "worker_text"]
 
@@ -26,7 +25,7 @@ class WorkerDump(Snapshot):
 
     __slots__ = {  # noqa: RUF023 - in the order in which people read them
         "slot": "its place in the pool, from 0",
-        "pid": "its process id; 0 while it is being started",
+        "pid": "its process id; None while it is being started",
         "state": ("'starting', 'idle', 'busy' in a task, or 'stopped' by a signal or a debugger"),
         "task": "name of the function that it runs, or None; None for threads",
         "task_index": "number of its running task in the pool or map, or None",
@@ -39,7 +38,7 @@ class WorkerDump(Snapshot):
     }
 
     slot: int
-    pid: int
+    pid: int | None
     state: str
     task: str | None
     task_index: int | None
@@ -81,7 +80,8 @@ class PoolDump(Snapshot):
 
 def worker_text(worker: WorkerDump) -> str:
     """A worker as people read it."""
-    lines = [f"worker {worker.slot}, pid {worker.pid}: {_what(worker)}"]
+    process = "" if worker.pid is None else f", pid {worker.pid}"
+    lines = [f"worker {worker.slot}{process}: {_what(worker)}"]
     if worker.kernel is not None:
         lines.append(f"  did not answer within a second: {worker.kernel}")
     elif worker.stack:
@@ -128,7 +128,7 @@ def _make_worker(found: dict[str, Any]) -> WorkerDump:
             kernel += f" (in {wait})"
     if letter in ("T", "t"):
         state = "stopped"
-    elif found["pid"] == 0:
+    elif found["pid"] is None:
         state = "starting"
     else:
         state = "idle" if found["task_age"] is None else "busy"

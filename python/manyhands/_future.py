@@ -17,9 +17,9 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from manyhands import _core
+from manyhands._typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 

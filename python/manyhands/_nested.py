@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
 
 from manyhands import _core
+from manyhands._typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from manyhands._options import TaskOptions

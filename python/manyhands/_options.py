@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
 
 from manyhands import _core
 from manyhands._describe import name_of
+from manyhands._typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manyhands._retry import Retry

@@ -14,12 +14,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from manyhands import _core, _resolve
 from manyhands._broadcast import Broadcast, broadcast
 from manyhands._describe import is_coroutine_function, name_of
+from manyhands._typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from manyhands import _core, _events, _future, _nested, _resolve
 from manyhands._config import (
@@ -38,13 +37,14 @@ from manyhands._options import (
 from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, StoreStats, WorkerStats
 from manyhands._store import set_budget, set_budget_from_environment
+from manyhands._typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
 
     from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
+    from manyhands._typing import Self
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -1004,7 +1004,7 @@ class _Kept:
 
 
 def _state(worker: dict[str, Any]) -> str:
-    if worker["pid"] == 0:
+    if worker["pid"] is None:
         return "starting"
     return "idle" if worker["task_age"] is None else "busy"
 

@@ -1,10 +1,10 @@
 """Pickling for classes of libraries that do not say themselves what is best here.
 
-Most libraries hand large buffers out (PEP 574), and then nothing is needed. Tensors of PyTorch and
-frames of Polars are written into the middle of the pickle instead, which is copied from hand to
-hand. And plain arrays and tensors may lie in shared memory without knowing it. What stands here
-says how all these are sent. Nothing of it is imported, or asked, before the program itself has
-imported the library, or made shared memory.
+Most libraries hand large buffers out (PEP 574), and then nothing is needed. Tensors of PyTorch,
+frames of Polars, and arrays of NumPy with gaps are written into the middle of the pickle instead,
+which is copied from hand to hand. And plain arrays and tensors may lie in shared memory without
+knowing it. What stands here says how all these are sent. Nothing of it is imported, or asked,
+before the program itself has imported the library, or made shared memory.
 """
 
 from __future__ import annotations
@@ -65,9 +65,23 @@ def dumps(value: Any, buffer_callback: Callable[[PickleBuffer], Any] | None = No
         find()
     file = io.BytesIO()
     pickler = Pickler(file, 5, buffer_callback=buffer_callback)
-    pickler.dispatch_table = {**copyreg.dispatch_table, **TABLE}
+    table = {**copyreg.dispatch_table, **TABLE}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        table.setdefault(numpy.ndarray, contents)
+    pickler.dispatch_table = table
     pickler.dump(value)
     return file.getvalue()
+
+
+# ---- NumPy ----------------------------------------------------------------------------------
+
+
+def contents(array: Any) -> _Reduced:
+    """Of an array that is in no shared memory; one with gaps is sent without them."""
+    if not (array.flags.forc or array.dtype.hasobject):
+        array = array.copy()
+    return array.__reduce_ex__(5)
 
 
 # ---- PyTorch --------------------------------------------------------------------------------

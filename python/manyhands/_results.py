@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from manyhands import _core
@@ -20,13 +19,14 @@ from manyhands._errors import (
     WorkerDied,
 )
 from manyhands._snapshot import Snapshot
+from manyhands._typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from types import TracebackType
-    from typing import Self
 
     from manyhands._hints import Hint
+    from manyhands._typing import Self
 
 R = TypeVar("R")
 T = TypeVar("T")

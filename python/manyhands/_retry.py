@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from manyhands import _core
 from manyhands._errors import TaskMemoryExceeded, TaskTimeout
+from manyhands._typing import Any
 
 _Kinds = type[BaseException] | tuple[type[BaseException], ...]
 

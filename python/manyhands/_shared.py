@@ -18,10 +18,10 @@ import os
 from _pickle import dumps as _dumps
 from _thread import RLock
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from manyhands import _core
+from manyhands._typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np

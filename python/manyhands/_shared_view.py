@@ -72,7 +72,7 @@ def shared(array: np.ndarray[Any, Any]) -> SharedArray | None:
 def _reduce_plain(array: np.ndarray[Any, Any]) -> Any:
     """How a plain array is sent: one that lies in shared memory is that memory in the task, too."""
     found = shared(array)
-    return (array if found is None else found).__reduce_ex__(5)
+    return _reducers.contents(array) if found is None else found.__reduce_ex__(5)
 
 
 _reducers.add_arrays(np.ndarray, _reduce_plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, dataclass_transform
+from manyhands._typing import Any, NoReturn, dataclass_transform
 
 
 # Named tuples and dataclasses, which would do here, each take a millisecond of the import.

@@ -10,7 +10,7 @@ class WorkerStats(Snapshot):
 
     __slots__ = {  # noqa: RUF023 - in the order in which people read them
         "slot": "its place in the pool, from 0",
-        "pid": "its process id; 0 while it is being started",
+        "pid": "its process id; None while it is being started",
         "state": "'starting', 'idle', or 'busy' while it runs a task",
         "restarts": "how many workers the place has had before",
         "done": "tasks it has finished",
@@ -31,7 +31,7 @@ class WorkerStats(Snapshot):
     }
 
     slot: int
-    pid: int
+    pid: int | None
     state: str
     restarts: int
     done: int

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TypeVar
 
 from manyhands import _core
+from manyhands._typing import TypeVar
 
 __all__ = ["put", "set_budget", "set_budget_from_environment", "tell_spilled"]
 

@@ -393,8 +393,8 @@ def _run_with_a_kill(paths: Sequence[str], workers: int) -> tuple[Run, Kills]:
 def _kill_one(pool: Pool, killed: Sequence[int], done: int, total: int) -> int:
     """Kills a worker that lives; `killed` are those that may still be listed."""
     while True:
-        # A pid of 0 is a worker that is being born.
-        pids = [worker.pid for worker in pool.stats().workers if worker.pid > 0]
+        # One that is being started has none yet.
+        pids = [worker.pid for worker in pool.stats().workers if worker.pid is not None]
         for victim in pids:
             if victim in killed:
                 continue

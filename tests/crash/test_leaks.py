@@ -15,6 +15,7 @@ import pytest
 
 import manyhands as mh
 import procfs
+from observing import pids_of
 from programs import Program, program, program_test
 
 
@@ -120,7 +121,7 @@ def test_a_pool_in_a_cycle() -> None:
     owner.pool.owner = owner
     assert owner.pool.submit(abs, -1).result(20) == 1
     seen = weakref.ref(owner.pool)
-    pids = [worker.pid for worker in owner.pool.stats().workers]
+    pids = pids_of(owner.pool)
     assert pids
     del owner
     gc.collect()
@@ -254,7 +255,7 @@ def test_a_long_map_in_constant_memory() -> None:
         assert count == 100_000 * 10_000
         print(f"{(peak - base) / 1e6:.0f} MB over the base of {base / 1e6:.0f} MB")
         assert peak - base < 200e6
-        pids = [worker.pid for worker in pool.stats().workers]
+        pids = pids_of(pool)
         assert all(procfs.resident_bytes(pid) < 200e6 for pid in pids)
 
 
@@ -351,7 +352,7 @@ def test_no_processor_time_when_idle() -> None:
         pids = [
             os.getpid(),
             mh._core.zygote_pid(),
-            *[worker.pid for worker in pool.stats().workers],
+            *pids_of(pool),
         ]
 
         def ticks():

@@ -14,6 +14,7 @@ import pytest
 
 import manyhands as mh
 import procfs
+from observing import pids_of
 from programs import program, program_test, seed
 
 
@@ -36,7 +37,7 @@ def kills_in_a_map_of_short_items(ordered: bool, kills: int, chosen: int) -> Non
     def kill():
         choose = random.Random(chosen)
         while done < kills and not over.wait(0.01 * choose.random()):
-            workers = [worker.pid for worker in pool.stats().workers if worker.pid > 0]
+            workers = [worker.pid for worker in pool.stats().workers if worker.pid]
             if workers:
                 try:
                     os.kill(choose.choice(workers), signal.SIGKILL)
@@ -133,7 +134,7 @@ def test_all_workers_stand_still_in_an_ordered_map() -> None:
         list(pool.map(abs, range(10_000)))
         results = pool.map(abs, range(50_000))
         assert next(results) == 0
-        pids = [worker.pid for worker in pool.stats().workers]
+        pids = pids_of(pool)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
 
@@ -157,7 +158,7 @@ def test_the_zygote_is_killed_and_then_the_workers() -> None:
             zygote = mh._core.zygote_pid()
             if zygote > 0:
                 os.kill(zygote, signal.SIGKILL)
-            pids = [worker.pid for worker in pool.stats().workers if worker.pid > 0]
+            pids = [worker.pid for worker in pool.stats().workers if worker.pid]
             for pid in pids[: turn % 3]:
                 try:
                     os.kill(pid, signal.SIGKILL)

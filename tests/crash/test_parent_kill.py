@@ -19,6 +19,7 @@ import pytest
 
 import manyhands as mh
 import procfs
+from observing import pids_of
 from programs import Running, program, seed
 
 
@@ -97,10 +98,8 @@ def stuck_in_a_regular_expression() -> None:
 def with_a_stopped_worker() -> None:
     pool = mh.Pool(2)
     assert list(pool.map(abs, range(100))) == list(range(100))
-    while not all(worker.pid for worker in pool.stats().workers):
-        pass
-    for worker in pool.stats().workers:
-        os.kill(worker.pid, signal.SIGSTOP)
+    for pid in pids_of(pool):
+        os.kill(pid, signal.SIGSTOP)
     print("READY", flush=True)
     time.sleep(60)
 

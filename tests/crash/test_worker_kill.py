@@ -15,6 +15,7 @@ import pytest
 
 import manyhands as mh
 import procfs
+from observing import pids_of
 from programs import program_test, run_command, seed
 
 # Workers that are ended by SIGSEGV have nothing to say of it.
@@ -160,7 +161,7 @@ def test_all_workers_stand_still_for_a_while() -> None:
 
     with mh.Pool(2) as pool:
         assert list(pool.map(len, [b"12"] * 10)) == [2] * 10
-        pids = [worker.pid for worker in pool.stats().workers]
+        pids = pids_of(pool)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         futures = [pool.submit(both, large) for _ in range(20)]

@@ -87,7 +87,7 @@ def test_workers_and_zygote_at_once() -> None:
             victims = [worker.pid for worker in pool.stats().workers] + [mh._core.zygote_pid()]
             choose.shuffle(victims)
             for pid in victims:
-                if pid > 0:
+                if pid:
                     try:
                         os.kill(pid, signal.SIGKILL)
                     except ProcessLookupError:
@@ -102,7 +102,7 @@ def test_workers_and_zygote_at_once() -> None:
             if zygote > 0:
                 os.kill(zygote, signal.SIGKILL)
             for worker in pool.stats().workers:
-                if worker.pid > 0:
+                if worker.pid:
                     os.kill(worker.pid, signal.SIGKILL)
             done = 0
             while done < 50:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from observing import pids_of
 from programs import output_of
 
 
@@ -78,7 +79,7 @@ def test_one_note_with_index_arguments_worker_and_attempt(pool: mh.Pool) -> None
     )
     assert match, note
     assert int(match[1]) >= 1
-    assert int(match[2]) in {worker.pid for worker in pool.stats().workers} | {pid}
+    assert int(match[2]) in {*pids_of(pool)} | {pid}
 
 
 def test_the_index_in_a_map_is_the_items(pool: mh.Pool) -> None:

@@ -18,7 +18,7 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import closed_gate, pass_through
-from observing import until_released
+from observing import pids_of, until_released
 from programs import program_test
 
 Array = np.ndarray[Any, Any]
@@ -105,7 +105,7 @@ def warm(pool: mh.Pool, folder: Path) -> None:
 def test_workers_copy_nothing(pool: mh.Pool, tmp_path: Path, way: Callable[[Array], Turn]) -> None:
     warm(pool, tmp_path)
     function = way(make(3))
-    pids = [worker.pid for worker in pool.stats().workers]
+    pids = pids_of(pool)
     before = sum(map(procfs.anonymous_bytes, pids))
     seen = on_both(pool, tmp_path, function)
     assert dict(seen) == dict.fromkeys(pids, 3.0 * COUNT)
@@ -128,8 +128,8 @@ def test_what_a_task_writes_nobody_else_sees(
             total * COUNT
         ] * 2
     assert (array == 3).all()
-    for worker in pool.stats().workers:
-        os.kill(worker.pid, signal.SIGKILL)
+    for pid in pids_of(pool):
+        os.kill(pid, signal.SIGKILL)
     # Their successors get it as it was.
     assert [size for _, size in on_both(pool, tmp_path, function)] == [3.0 * COUNT] * 2
     assert (array == 3).all()

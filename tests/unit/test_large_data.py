@@ -20,6 +20,7 @@ import manyhands as mh
 import procfs
 from arrays import describe, drop_kept, keep, kept, same
 from gate import Gate, pass_through
+from observing import pids_of
 from programs import program, program_test
 
 Array = np.ndarray[Any, Any]
@@ -519,7 +520,7 @@ def large_data_in_rounds(rounds: int) -> None:
         grown = procfs.resident_bytes() - base
         print(f"{grown / 1e6:.0f} MB over the base of {base / 1e6:.0f} MB")
         assert grown < 100e6
-        workers = [worker.pid for worker in pool.stats().workers]
+        workers = pids_of(pool)
         assert workers
         assert all(procfs.resident_bytes(pid) < 400e6 for pid in workers)
         # What was in a message is closed when whoever closes it comes to it.
@@ -635,7 +636,7 @@ def many_arrays(count: int) -> None:
         grown = procfs.resident_bytes() - base
         print(f"{grown / 1e6:.0f} MB over the base of {base / 1e6:.0f} MB")
         assert grown < 100e6
-        workers = [worker.pid for worker in pool.stats().workers]
+        workers = pids_of(pool)
         assert workers
         assert all(procfs.resident_bytes(pid) < 300e6 for pid in workers)
 

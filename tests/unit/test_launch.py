@@ -417,10 +417,11 @@ def test_modules_are_imported_once_before_any_fork(tmp_path: Path, how: str) -> 
         results = list(pool.map(work, range(500)))
         print([n for n, pid in results] == list(range(500)))
         for worker in pool.stats().workers:
-            try:
-                os.kill(worker.pid, 9)
-            except ProcessLookupError:
-                pass
+            if worker.pid is not None:
+                try:
+                    os.kill(worker.pid, 9)
+                except ProcessLookupError:
+                    pass
         print(pool.submit(work, 1).result()[0])
         pids = [int(line) for line in open(sys.argv[1])]
         if how != "preload":

@@ -16,6 +16,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, closed_gate, pass_through
+from observing import pids_of
 from programs import output_of
 
 
@@ -36,7 +37,7 @@ def test_what_tasks_submit_runs_in_workers_of_the_same_pool(pool: mh.Pool) -> No
         return os.getpid(), set(pool.map(lambda _: os.getpid(), range(20)))
 
     asker, others = pool.submit(task).result(timeout=60)
-    pids = {worker.pid for worker in pool.stats().workers}
+    pids = {*pids_of(pool)}
     assert asker not in others
     assert {asker, *others} <= pids
 

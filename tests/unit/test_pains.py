@@ -22,6 +22,7 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through
+from observing import pids_of
 from programs import program_test
 
 
@@ -75,7 +76,7 @@ def test_millions_of_items_take_no_memory() -> None:
                 peak = max(peak, procfs.resident_bytes())
         assert progress["pulled"] == taken == results.summary.done == 3_123_120
         assert total == sum(range(1000)) * 3123 + sum(range(120))
-        pids = [worker.pid for worker in pool.stats().workers]
+        pids = pids_of(pool)
         print(f"{(peak - base) / 1e6:.0f} MB, {results.summary.wall:.1f} s")
         assert peak - base < 50e6
         assert all(procfs.resident_bytes(pid) < 100e6 for pid in pids)
@@ -200,7 +201,7 @@ def test_large_results_stream_in_constant_memory() -> None:
         assert count == 2_000_000_000
         print(f"{(peak - base) / 1e6:.0f} MB over {base / 1e6:.0f} MB")
         assert peak - base < 100e6
-        pids = [worker.pid for worker in pool.stats().workers]
+        pids = pids_of(pool)
         assert all(procfs.resident_bytes(pid) < 100e6 for pid in pids)
 
 
@@ -315,7 +316,7 @@ def test_short_items_share_their_overhead() -> None:
     count = 200_000
     with mh.Pool(2) as pool:
         warm(pool)
-        pids = [worker.pid for worker in pool.stats().workers]
+        pids = pids_of(pool)
         before = sum(map(switches, pids))
         start = time.perf_counter()
         assert pool.map(square, range(count)).run().done == count
@@ -661,7 +662,7 @@ def test_an_exception_names_its_item_and_shows_its_frames(pool: mh.Pool, on_erro
     else:
         [failure] = [result for result in results if isinstance(result, mh.Failure)]
         assert (failure.index, failure.input) == (700, (700, "x" * 500))
-        assert failure.pid in {worker.pid for worker in pool.stats().workers}
+        assert failure.pid in {*pids_of(pool)}
         assert failure.attempts == 1
         error = failure.exception
     assert type(error) is Needy

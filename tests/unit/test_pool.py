@@ -23,6 +23,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, closed_gate, pass_through, report_arrival
+from observing import pids_of
 from programs import program_test
 
 connection: str | None = None
@@ -212,7 +213,7 @@ def test_so_many_tasks_run_at_once_and_no_more(workers: int, gate: Gate, tmp_pat
         futures = [pool.submit(pass_and_tell_pid, gate.path) for _ in range(2 * workers)]
         gate.wait_arrivals(workers)
         assert sum(future.running() for future in futures) == workers
-        pids = {worker.pid for worker in pool.stats().workers}
+        pids = {*pids_of(pool)}
         gate.open()
         assert {future.result() for future in futures} <= pids
         assert len(pids) == workers
@@ -651,9 +652,24 @@ def test_cancelled_ones_leave_the_pool_usable(gate: Gate) -> None:
 
 def test_a_worker_that_was_killed_while_idle_costs_nothing(pool: mh.Pool) -> None:
     pool.submit(same, 1).result()
-    for worker in pool.stats().workers:
-        os.kill(worker.pid, 9)
+    for pid in pids_of(pool):
+        os.kill(pid, 9)
     assert [pool.submit(same, number).result() for number in range(10)] == list(range(10))
+
+
+def test_who_is_being_started_has_no_process() -> None:
+    """Signals to a pid of 0 would go to all of one's own."""
+    with mh.Pool(1) as pool:
+        seen = set()
+        for _ in range(20):
+            future = pool.submit(abs, -1)
+            while not future.done():
+                seen.update((worker.state, worker.pid) for worker in pool.stats().workers)
+            assert future.result() == 1
+            for pid in pids_of(pool):
+                os.kill(pid, 9)
+        assert ("starting", None) in seen
+        assert all(pid > 1 if pid is not None else state == "starting" for state, pid in seen)
 
 
 def test_a_task_may_kill_the_worker_after_its_result(gate: Gate, tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
-"""Tensors of PyTorch and frames of Polars: their buffers travel through the store."""
+"""Tensors of PyTorch, frames of Polars, arrays with gaps: their buffers go through the store."""
 
 from __future__ import annotations
 
 import copyreg
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import manyhands as mh
+from gate import Gate, pass_through
 from observing import live
 
 LARGE = 400_000
@@ -166,3 +168,55 @@ def test_a_model(pool: mh.Pool) -> None:
         assert torch.equal(pool.submit(model, sample).result().detach(), model(sample))
     state = pool.submit(same, model.state_dict()).result()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+# ---- NumPy ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("within", ["itself", "in a list", "in a dict", "a keyword"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda array: array[:, ::2],
+        lambda array: array[:, 100:300],
+        lambda array: array[::-1],
+        lambda array: array.reshape(20, 20, -1).transpose(1, 0, 2),
+    ],
+    ids=["steps", "columns", "backwards", "transposed"],
+)
+def test_arrays_with_gaps_are_not_in_the_pickle(
+    gate: Gate, within: str, cut: Callable[[Any], Any]
+) -> None:
+    """What NumPy writes into the pickle would be copied from hand to hand."""
+
+    def task(value: Any) -> Any:
+        array = value[0] if isinstance(value, list) else value
+        array = array["it"] if isinstance(array, dict) else array
+        total = int(array.sum())
+        array += 1
+        return total, array.flags.c_contiguous, array[::2]
+
+    array = cut(np.arange(160_000).reshape(400, 400))
+    with mh.Pool(1) as pool:
+        held = pool.submit(pass_through, gate.path)
+        gate.wait_arrivals(1)
+        before = pool.stats().store.in_flight
+        if within == "a keyword":
+            future = pool.submit(task, value=array)
+        else:
+            value = {"itself": array, "in a list": [array], "in a dict": {"it": array}}[within]
+            future = pool.submit(task, value)
+        assert pool.stats().store.in_flight - before >= array.nbytes
+        expected = array + 1
+        gate.open()
+        held.result(60)
+        total, is_contiguous, half = future.result(60)
+    assert (total, is_contiguous) == (array.sum(), True)
+    assert (half == expected[::2]).all()
+    assert (array == cut(np.arange(160_000).reshape(400, 400))).all()
+
+
+def test_arrays_of_objects_with_gaps() -> None:
+    array = np.array([[number, str(number)] for number in range(40_000)], dtype=object)[::2]
+    with mh.Pool(1) as pool:
+        assert (pool.submit(np.asarray, array).result(60) == array).all()

@@ -70,7 +70,7 @@ def kill_workers(pool: mh.Pool, most: int = 8) -> int:
     """Kills workers that were born; how many."""
     kills = 0
     for worker in pool.stats().workers[:most]:
-        if worker.pid > 0:  # else it is being born
+        if worker.pid:  # else it is being born
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
                 kills += 1

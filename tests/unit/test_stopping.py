@@ -20,6 +20,7 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through
+from observing import pids_of
 from programs import program, seed
 
 
@@ -108,7 +109,7 @@ def test_a_task_that_is_asked_to_end_can_clean_up(pool: mh.Pool, tmp_path: Path)
         pool.options(task_timeout=0.05, grace=30).submit(work).result()
     assert "is to end" in path.read_text()
     after = {future.result() for future in [pool.submit(os.getpid) for _ in range(50)]}
-    assert after <= before | {worker.pid for worker in pool.stats().workers}
+    assert after <= before | {*pids_of(pool)}
     assert [worker.restarts for worker in pool.stats().workers] == [0] * len(after)
 
 
@@ -392,7 +393,7 @@ def test_terminate(gate: Gate) -> None:
     pool = mh.Pool(2)
     futures = [pool.submit(task) for task in (*ENDLESS, *ENDLESS)]
     until_running(futures[0])
-    pids = [worker.pid for worker in pool.stats().workers]
+    pids = pids_of(pool)
     pool.terminate()
     assert all(future.cancelled() for future in futures)
     assert not any(procfs.is_alive(pid) for pid in pids)

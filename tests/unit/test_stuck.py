@@ -21,6 +21,7 @@ import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through, report_arrival
 from manyhands import _pool
+from observing import pids_of
 
 SOON = 0.2
 
@@ -360,7 +361,7 @@ def lose_the_next_wake_up() -> None:
 def test_a_wake_up_that_was_lost_is_made_good(warnings: Callable[[], list[str]]) -> None:
     with mh.Pool(1) as pool:
         pool.submit(lose_the_next_wake_up).result()
-        (pid,) = [worker.pid for worker in pool.stats().workers]
+        (pid,) = pids_of(pool)
         until(lambda: procfs.thread_count(pid) == 1)
         assert pool.submit(abs, -1).result() == 1
         until(lambda: pool.stats() and warnings())

@@ -1,11 +1,11 @@
 //! The C pickler, called without ceremony, and what its output names.
 
 use crate::hooks;
-use crate::store::{Collector, Exported, StoredBuffer};
+use crate::store::{Collector, Exported, LARGE, StoredBuffer};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -91,21 +91,26 @@ pub(crate) fn pickle_by_table() {
     BY_TABLE.store(true, Ordering::Relaxed);
 }
 
+/// `sys.modules`.
+fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
+    static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    let modules = MODULES.get_or_try_init(py, || {
+        let modules = py.import("sys")?.getattr("modules")?;
+        PyResult::Ok(modules.cast_into::<PyDict>()?.unbind())
+    })?;
+    Ok(modules.bind(py))
+}
+
 /// Whether something has to be pickled by the table: the program has imported one of the libraries that need
 /// it, or has made shared memory.
 fn is_by_table(py: Python<'_>) -> PyResult<bool> {
-    static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
     /// How many modules there were when none of the libraries was among them.
     static WITHOUT: AtomicUsize = AtomicUsize::new(0);
     // Relaxed, all: under the GIL, and at worst it is asked once more.
     if BY_TABLE.load(Ordering::Relaxed) {
         return Ok(true);
     }
-    let modules = MODULES.get_or_try_init(py, || {
-        let modules = py.import("sys")?.getattr("modules")?;
-        PyResult::Ok(modules.cast_into::<PyDict>()?.unbind())
-    })?;
-    let modules = modules.bind(py);
+    let modules = modules(py)?;
     if WITHOUT.load(Ordering::Relaxed) == modules.len() {
         return Ok(false);
     }
@@ -119,13 +124,72 @@ fn is_by_table(py: Python<'_>) -> PyResult<bool> {
     Ok(found)
 }
 
+/// The class of NumPy's arrays, if the program has imported it.
+fn array_class(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(class) = CLASS.get(py) {
+        return Ok(Some(class.bind(py)));
+    }
+    let Some(numpy) = modules(py)?.get_item(intern!(py, "numpy"))? else {
+        return Ok(None);
+    };
+    // One that is still being imported may have none yet.
+    let Some(class) = numpy.getattr_opt(intern!(py, "ndarray"))? else {
+        return Ok(None);
+    };
+    Ok(Some(CLASS.get_or_init(py, || class.unbind()).bind(py)))
+}
+
+/// How many values of a list, tuple or dictionary are looked at, and how deep.
+const MOST_LOOKED_AT: usize = 16;
+const DEEPEST: u32 = 3;
+
+/// Whether there is a large array that is not contiguous: NumPy writes the contents of those into the pickle.
+fn has_strided(class: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, depth: u32) -> PyResult<bool> {
+    let py = value.py();
+    if value.get_type().is(class) {
+        let size: usize = value.getattr(intern!(py, "nbytes"))?.extract()?;
+        let flags = intern!(py, "flags");
+        return Ok(size >= LARGE
+            && !value
+                .getattr(flags)?
+                .getattr(intern!(py, "forc"))?
+                .is_truthy()?);
+    }
+    if depth == DEEPEST {
+        return Ok(false);
+    }
+    let any = |values: &mut dyn Iterator<Item = Bound<'_, PyAny>>| {
+        for value in values.take(MOST_LOOKED_AT) {
+            if has_strided(class, &value, depth + 1)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    if let Ok(tuple) = value.cast_exact::<PyTuple>() {
+        any(&mut tuple.iter())
+    } else if let Ok(list) = value.cast_exact::<PyList>() {
+        any(&mut list.iter())
+    } else if let Ok(dict) = value.cast_exact::<PyDict>() {
+        any(&mut dict.iter().map(|(_, value)| value))
+    } else {
+        Ok(false)
+    }
+}
+
 /// Calls `_pickle.dumps(value, 5)`, or what does the same by the table.
 fn call_dumps<'py>(
     py: Python<'py>,
     value: &Bound<'py, PyAny>,
     keywords: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let bytes = if is_by_table(py)? {
+    let by_table = is_by_table(py)?
+        || match array_class(py)? {
+            Some(class) => has_strided(class, value, 0)?,
+            None => false,
+        };
+    let bytes = if by_table {
         hooks::dumps_by_table(py)?.call((value,), keywords)?
     } else {
         function(py, &DUMPS, "dumps")?.call((value, 5), keywords)?

@@ -348,7 +348,10 @@ fn stats_dict<'py>(py: Python<'py>, stats: &PoolStats) -> PyResult<Bound<'py, Py
             item.set_item("task_index", worker.task_index)?;
             let task = worker.definition.as_ref().map(|known| known.label());
             item.set_item("task", task)?;
-            item.set_item("resident", manyhands_os::resident_bytes(worker.pid))?;
+            item.set_item(
+                "resident",
+                worker.pid.and_then(manyhands_os::resident_bytes),
+            )?;
             item.set_item("waiting", worker.waiting)?;
             item.set_item("age", worker.age as f64 / 1e9)?;
             item.set_item("leases", worker.leases)?;

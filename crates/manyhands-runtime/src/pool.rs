@@ -112,8 +112,8 @@ enum Phase {
 pub struct WorkerStats {
     /// Its slot.
     pub slot: u32,
-    /// Its process id, 0 while it is being born.
-    pub pid: i32,
+    /// Its process id, once it is born.
+    pub pid: Option<i32>,
     /// How many workers the slot had before.
     pub restarts: u32,
     /// Tasks and items finished.

@@ -293,7 +293,7 @@ impl Pool {
             workers.push(WorkerStats {
                 slot: slot.0,
                 // A worker may run before the zygote has told of it.
-                pid: worker.pid(),
+                pid: Some(worker.pid()).filter(|&pid| pid != 0),
                 restarts: worker.generation - 1,
                 done: worker.finished,
                 busy_nanos: worker.busy_nanos,

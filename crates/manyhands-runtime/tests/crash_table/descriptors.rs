@@ -133,7 +133,7 @@ fn no_descriptors_in_flight(site: &Site) {
         stats
             .workers
             .iter()
-            .filter(|worker| worker.pid != 0)
+            .filter(|worker| worker.pid.is_some())
             .count()
             == 2
     });

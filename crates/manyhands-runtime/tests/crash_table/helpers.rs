@@ -37,8 +37,7 @@ pub(crate) fn worker_pids(pool: &Pool) -> Vec<i32> {
     let workers = pool.stats().workers;
     workers
         .iter()
-        .map(|worker| worker.pid)
-        .filter(|&pid| pid != 0)
+        .filter_map(|worker| worker.pid)
         .collect()
 }
 

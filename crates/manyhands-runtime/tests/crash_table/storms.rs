@@ -149,9 +149,9 @@ pub(crate) fn kill_one(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) -
     if stats.done != kills.done {
         (kills.done, kills.in_a_row) = (stats.done, 0);
     }
-    let pids = stats.workers.iter().map(|worker| worker.pid);
+    let pids = stats.workers.iter().filter_map(|worker| worker.pid);
     let pids: Vec<i32> = pids
-        .filter(|pid| *pid != 0 && !kills.pids.contains(pid))
+        .filter(|pid| !kills.pids.contains(pid))
         .collect();
     if pids.is_empty() || kills.in_a_row >= MOST_IN_A_ROW {
         return false;
@@ -484,7 +484,7 @@ fn parent_killed(site: &Site, number: u64) {
         if number % 3 == 2
             && let Some(worker) = pool.stats().workers.iter().find(|worker| worker.done > 0)
         {
-            signal(worker.pid, libc::SIGSTOP);
+            signal(worker.pid.unwrap(), libc::SIGSTOP);
         }
         wait(&pool, &jobs[0].task);
     }

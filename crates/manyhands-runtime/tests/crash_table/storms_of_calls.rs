@@ -251,7 +251,7 @@ fn parent_killed(site: &Site, number: u64) {
         if number % 2 == 1
             && let Some(worker) = pool.stats().workers.iter().find(|worker| worker.done > 0)
         {
-            signal(worker.pid, libc::SIGSTOP);
+            signal(worker.pid.unwrap(), libc::SIGSTOP);
         }
         wait(&pool, &jobs[0].task);
     }
