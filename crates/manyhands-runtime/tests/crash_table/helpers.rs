@@ -35,10 +35,7 @@ pub(crate) fn until_stats(pool: &Pool, mut wanted: impl FnMut(&PoolStats) -> boo
 /// Pids of the workers that are born.
 pub(crate) fn worker_pids(pool: &Pool) -> Vec<i32> {
     let workers = pool.stats().workers;
-    workers
-        .iter()
-        .filter_map(|worker| worker.pid)
-        .collect()
+    workers.iter().filter_map(|worker| worker.pid).collect()
 }
 
 /// Cancels a task if it has not started; whether it is cancelled.

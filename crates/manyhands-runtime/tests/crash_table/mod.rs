@@ -21,6 +21,7 @@ mod memory;
 mod nested;
 mod nonsense;
 mod paused;
+mod priorities;
 mod processes;
 mod recycling;
 mod rows;

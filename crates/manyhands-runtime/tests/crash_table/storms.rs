@@ -150,9 +150,7 @@ pub(crate) fn kill_one(pool: &Pool, random: &mut Random, kills: &Mutex<Kills>) -
         (kills.done, kills.in_a_row) = (stats.done, 0);
     }
     let pids = stats.workers.iter().filter_map(|worker| worker.pid);
-    let pids: Vec<i32> = pids
-        .filter(|pid| !kills.pids.contains(pid))
-        .collect();
+    let pids: Vec<i32> = pids.filter(|pid| !kills.pids.contains(pid)).collect();
     if pids.is_empty() || kills.in_a_row >= MOST_IN_A_ROW {
         return false;
     }
