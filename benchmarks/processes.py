@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.01
@@ -45,6 +47,67 @@ def descendants(root: int) -> set[int]:
                 found.add(child)
                 unvisited.append(child)
     return found - zombies
+
+
+class Load:
+    """What goes on below this process while a block runs, looked at again and again.
+
+    Processes that end between two looks are known as they were at the last one.
+    """
+
+    def __init__(self) -> None:
+        self._ticks: dict[int, int] = {}
+        self._threads: dict[int, int] = {}
+        self._running: list[int] = []
+        self._end = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._begin = time.perf_counter()
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._begin
+        self._end.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(_POLL_SECONDS):
+            running = 0
+            for pid in descendants(os.getpid()):
+                states, ticks = _threads(pid)
+                if states:
+                    self._ticks[pid] = ticks
+                    self._threads[pid] = max(self._threads.get(pid, 0), len(states))
+                running += states.count("R")
+            self._running.append(running)
+
+    def threads(self) -> int:
+        """The most threads that each process had, all together."""
+        return sum(self._threads.values())
+
+    def running(self) -> float:
+        """How many threads ran or could have run, in the mean."""
+        return sum(self._running) / max(1, len(self._running))
+
+    def used(self, cores: int) -> float:
+        """The share of these processors' time that was used."""
+        seconds = sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
+        return seconds / (self.seconds * cores)
+
+
+def _threads(pid: int) -> tuple[list[str], int]:
+    """The states of the threads of a process, and the time they have used, in ticks."""
+    states, ticks = [], 0
+    try:
+        for entry in Path(f"/proc/{pid}/task").iterdir():
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            states.append(fields[0])
+            ticks += int(fields[11]) + int(fields[12])
+    except OSError:
+        pass  # it, or one of them, ended meanwhile
+    return states, ticks
 
 
 def end_descendants(grace_seconds: float) -> int:

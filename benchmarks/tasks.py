@@ -115,3 +115,13 @@ def faults_with_writing(job: tuple[Array, int]) -> tuple[int, int]:
 
 def _faults() -> tuple[int, int]:
     return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def multiply(size: int) -> int:
+    """Multiply matrices of so many rows, by the library that NumPy has for it."""
+    import numpy
+
+    matrix = numpy.ones((size, size))
+    for _ in range(10):
+        matrix = matrix @ matrix / size
+    return round(float(matrix[0, 0]))

@@ -35,6 +35,8 @@ class Gate:
 
     def close_files(self) -> None:
         """Opens the gate and gives the descriptors back."""
+        # A child that a test has forked may have a copy of the descriptor, and with it the lock.
+        self.open()
         os.close(self._lock)
         os.close(self._arrivals)
 

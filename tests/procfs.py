@@ -27,8 +27,13 @@ def marked(token: str) -> list[int]:
 
 def stat(pid: int) -> tuple[str, int]:
     """State letter and parent of a process; ("", 0) if there is none."""
+    return stat_of(f"/proc/{pid}")
+
+
+def stat_of(path: str) -> tuple[str, int]:
+    """The same of a process or thread by its folder."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"{path}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return "", 0
@@ -43,6 +48,36 @@ def children(pid: int) -> dict[int, str]:
             state, parent = stat(int(name))
             if parent == pid and state:
                 found[int(name)] = state
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """The living processes below this one."""
+    below: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            state, parent = stat(int(name))
+            if state and state not in "ZX":
+                below.setdefault(parent, []).append(int(name))
+    found: set[int] = set()
+    unvisited = [pid]
+    while unvisited:
+        children = below.get(unvisited.pop(), [])
+        found.update(children)
+        unvisited += children
+    return found
+
+
+def threads(pid: int) -> list[tuple[str, int]]:
+    """The threads of a process: state letter, and processor time used, in ticks."""
+    found = []
+    for name in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{name}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue  # it ended meanwhile
+        found.append((fields[0], int(fields[11]) + int(fields[12])))
     return found
 
 

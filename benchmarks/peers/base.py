@@ -113,6 +113,10 @@ class Peer(ABC):
         """As `open`, with threads of this process for workers."""
         raise NotOffered
 
+    def nested(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        """In a task: a map over a pool of its own, of as many workers as the library chooses."""
+        raise NotOffered
+
     def is_installed(self) -> bool:
         return self.module is None or importlib.util.find_spec(self.module) is not None
 

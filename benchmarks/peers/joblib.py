@@ -52,6 +52,11 @@ class Joblib(Peer):
     def open(self, workers: int, preload: tuple[str, ...] = ()) -> Session:
         return ParallelSession(workers)
 
+    def nested(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        from joblib import Parallel, delayed
+
+        return list(Parallel(n_jobs=-1)(delayed(function)(item) for item in items))
+
 
 PEER = Joblib(
     key="joblib",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.base import ExecutorSession, Peer, Program, Session
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.peers.base import ExecutorSession, Function, Peer, Program, Session
 
 
 class Loky(Peer):
@@ -10,6 +13,11 @@ class Loky(Peer):
         from loky import get_reusable_executor
 
         return ExecutorSession(get_reusable_executor(max_workers=workers), workers)
+
+    def nested(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        from loky import get_reusable_executor
+
+        return list(get_reusable_executor().map(function, items))
 
 
 PEER = Loky(

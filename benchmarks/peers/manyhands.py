@@ -47,6 +47,12 @@ class Manyhands(Peer):
         pool = mh.Pool(workers, preload=list(preload)) if preload else mh.Pool(workers)
         return ManyhandsSession(pool, workers)
 
+    def nested(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        import manyhands as mh
+
+        with mh.Pool() as pool:
+            return list(pool.map(function, items))
+
     def open_threads(self, workers: int) -> Session:
         import manyhands as mh
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.peers.base import ExecutorSession, Peer, Program, Session
+from benchmarks.peers.base import ExecutorSession, Function, Peer, Program, Session
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,11 @@ class Executor(Peer):
         if preload and self.method == "forkserver":
             context.set_forkserver_preload(list(preload))
         return ExecutorSession(ProcessPoolExecutor(workers, mp_context=context), workers)
+
+    def nested(self, function: Function, items: Sequence[Any]) -> list[Any]:
+        context = multiprocessing.get_context(self.method)
+        with ProcessPoolExecutor(mp_context=context) as executor:
+            return list(executor.map(function, items))
 
 
 PEERS = tuple(

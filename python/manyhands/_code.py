@@ -26,6 +26,8 @@ __all__ = [
     "Function",
     "LruCache",
     "Survey",
+    "assigned_names",
+    "attribute_names",
     "content_of",
     "global_names",
     "holds",
@@ -90,6 +92,9 @@ _LOADS: tuple[tuple[int, int], ...] = tuple(
     )
     if name in _OPCODES
 )
+_STORES: tuple[int, ...] = tuple(
+    _OPCODES[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL") if name in _OPCODES
+)
 # By identity: comparing code objects would compare their contents. The code is kept so that its
 # address cannot be used again.
 _names_cache: dict[int, tuple[types.CodeType, tuple[str, ...]]] = {}
@@ -125,17 +130,39 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
     return result
 
 
-def _attribute_names(code: types.CodeType) -> set[str]:
+def attribute_names(code: types.CodeType) -> set[str]:
+    """All names of the code and the code nested in it, among them those of attributes."""
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _attribute_names(constant)
+            found |= attribute_names(constant)
+    return found
+
+
+def assigned_names(code: types.CodeType) -> set[str]:
+    """The globals that the code, and the code nested in it, binds."""
+    found: set[str] = set()
+    raw = code.co_code
+    operations, arguments = raw[::2], raw[1::2]
+    for operation in _STORES:
+        at = operations.find(operation)
+        while at >= 0:
+            argument = arguments[at]
+            before, shift = at - 1, 8
+            while before >= 0 and operations[before] == _EXTENDED_ARG:
+                argument |= arguments[before] << shift
+                before, shift = before - 1, shift + 8
+            found.add(code.co_names[argument])
+            at = operations.find(operation, at + 1)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= assigned_names(constant)
     return found
 
 
 def submodules_used(code: types.CodeType, package: types.ModuleType) -> Iterator[str]:
     """Submodules that the code may reach as attributes, as after `import package.submodule`."""
-    attributes = _attribute_names(code)
+    attributes = attribute_names(code)
     pending = [package.__name__]
     while pending:
         prefix = pending.pop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from manyhands import _core
 from manyhands._cpu import cpu_count
 from manyhands._typing import Any
 
@@ -12,6 +13,7 @@ __all__ = [
     "ENGINES",
     "MOST_WORKERS",
     "check_engine",
+    "check_inner_threads",
     "check_workers",
     "configure",
     "configured",
@@ -25,6 +27,8 @@ ENGINES = ("process", "thread", "inline")
 # What the table of life lines has room for, less some zygotes.
 MOST_WORKERS = 4000
 
+_MOST_INNER_THREADS = 4096
+
 # The most threads of a pool that was not told, as of the standard library's.
 _MOST_DEFAULT_THREADS = 32
 
@@ -34,7 +38,7 @@ _UNCHANGED: Any = object()
 class Settings:
     """What the program has configured; None where it has not."""
 
-    __slots__ = ("context", "engine", "progress", "show_args", "workers")
+    __slots__ = ("context", "engine", "inner_threads", "progress", "show_args", "workers")
 
     def __init__(self) -> None:
         self.workers: int | None = None
@@ -42,6 +46,7 @@ class Settings:
         self.progress: Any = None
         self.show_args: bool | None = None
         self.context: tuple[str, ...] | None = None
+        self.inner_threads: int | None = None
 
 
 configured = Settings()
@@ -54,6 +59,7 @@ def configure(
     progress: Any = _UNCHANGED,
     show_args: bool | None = _UNCHANGED,
     context: Sequence[str] | None = _UNCHANGED,
+    inner_threads: int | None = _UNCHANGED,
 ) -> None:
     """Sets what holds where a call and its pool say nothing else.
 
@@ -66,6 +72,7 @@ def configure(
         progress: as the option of `map`; else `MANYHANDS_PROGRESS`.
         show_args: whether errors show shortened arguments; else `MANYHANDS_SHOW_ARGS`.
         context: names of the context variables that travel with tasks, as in `Pool`.
+        inner_threads: how many threads libraries have inside of a worker process, as in `Pool`.
 
     >>> import manyhands as mh
     >>> mh.configure(engine="inline")
@@ -90,6 +97,10 @@ def configure(
 
             context = check_names(context)
         changed["context"] = context
+    if inner_threads is not _UNCHANGED:
+        if inner_threads is not None:
+            inner_threads = check_inner_threads(inner_threads)
+        changed["inner_threads"] = inner_threads
     # All or nothing: a value that is refused above leaves everything as it was.
     for name, value in changed.items():
         setattr(configured, name, value)
@@ -114,6 +125,25 @@ def check_workers(workers: object) -> int:
     return workers
 
 
+def check_inner_threads(value: object, engine: str | None = None) -> int:
+    """The number, if workers of that engine can have so many threads inside.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of its range, or the engine has no worker processes.
+    """
+    if engine is not None and engine != "process":
+        raise ValueError(
+            f'inner_threads= is for engine="process": with engine="{engine}" tasks share the '
+            "libraries of this program, and with them their threads"
+        )
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"inner_threads must be a whole number, not {type(value).__name__}")
+    if not 1 <= value <= _MOST_INNER_THREADS:
+        raise ValueError(f"inner_threads must be from 1 to {_MOST_INNER_THREADS}, not {value}")
+    return value
+
+
 def default_engine() -> str:
     """The engine of a pool that was not told.
 
@@ -129,8 +159,9 @@ def default_engine() -> str:
 def default_workers(engine: str) -> int:
     """How many workers a pool of that engine has that was not told.
 
-    Processes: one per processor. Threads, which mostly wait: four more, and at most 32. The calling
-    thread is one, whatever is asked for.
+    Processes: one per processor; in a worker, one for each that is its share, also where
+    `MANYHANDS_WORKERS`, which is the program's, says more. Threads, which mostly wait: four more,
+    and at most 32. The calling thread is one, whatever is asked for.
 
     Raises:
         ValueError: `MANYHANDS_WORKERS` is not a whole number above 0.
@@ -143,7 +174,8 @@ def default_workers(engine: str) -> int:
     if text:
         if not text.isdecimal() or int(text) == 0:
             raise ValueError(f"MANYHANDS_WORKERS must be a whole number above 0, not {text!r}")
-        return check_workers(int(text))
+        count, share = check_workers(int(text)), _core.cpu_share()
+        return count if share is None or engine == "thread" else min(count, share)
     processors = cpu_count()
     return min(_MOST_DEFAULT_THREADS, processors + 4) if engine == "thread" else processors
 

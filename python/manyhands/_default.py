@@ -22,7 +22,7 @@ C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None]
+_Key = tuple[str, int | None, bool, bool, tuple[str, ...] | None, int | None]
 
 # How many pools are kept that nobody asks for any more.
 _MOST_POOLS = 8
@@ -45,7 +45,8 @@ def _shared(engine: str | None = None, workers: int | None = None, copy: bool = 
                 return running
     if engine == "inline":
         workers = None
-    key = (engine, workers, copy, default_show_args(), configured.context)
+    settings = default_show_args(), configured.context, configured.inner_threads
+    key = (engine, workers, copy, *settings)
     generation = _core.process_generation()
     pool = _pools.get(key)
     if pool is not None and _generation == generation:

@@ -51,6 +51,7 @@ from manyhands._code import (
     top_of,
 )
 from manyhands._errors import NotPicklable
+from manyhands._module_globals import watch
 
 __all__ = ["MISSING", "Check", "Definer"]
 
@@ -142,8 +143,10 @@ class Definer(Generic[D]):
             NotPicklable: the callable cannot be sent; the message names the part that cannot.
         """
         with self._lock:
+            watched = watch(fn, getattr(fn, "__qualname__", "a function"))
+            watching = () if watched is None else (self._make(watched, (), None),)
             if (place := module_path(fn)) is not None:
-                return self.reference(fn, *place)
+                return self.reference(fn, *place, watching)
             survey = Survey(fn)
             path = main_path(fn)
             if path is not None:
@@ -167,7 +170,9 @@ class Definer(Generic[D]):
                 checks = survey.checks
                 needs = pickled.needs
             definitions, more = self._closure(names)
-            made = self._make(_plain_dumps(payload, PROTOCOL), (*definitions, *needs), stored)
+            # What is compared comes last: the others may have imported the modules.
+            needs = (*definitions, *needs, *watching)
+            made = self._make(_plain_dumps(payload, PROTOCOL), needs, stored)
             return made, _distinct([*checks, *more])
 
     def dumps(self, obj: Any, root: str = "the object") -> tuple[bytes, tuple[D, ...]]:
@@ -252,7 +257,9 @@ class Definer(Generic[D]):
 
     # -- references
 
-    def reference(self, fn: Any, module: types.ModuleType, qualname: str) -> tuple[D, list[Check]]:
+    def reference(
+        self, fn: Any, module: types.ModuleType, qualname: str, needs: tuple[D, ...] = ()
+    ) -> tuple[D, list[Check]]:
         top = top_of(qualname)
         checks: list[Check] = [("global", module.__dict__, top, module.__dict__[top])]
         code = getattr(fn, "__code__", None)
@@ -265,7 +272,7 @@ class Definer(Generic[D]):
             fallback = self._fallback(fn)
             helpers = self._helpers(fn, checks)
         payload = ("reference", module.__name__, qualname, digest, fallback, helpers)
-        return self._make(_plain_dumps(payload, PROTOCOL), (), None), checks
+        return self._make(_plain_dumps(payload, PROTOCOL), needs, None), checks
 
     def _fallback(self, fn: Any) -> bytes | None:
         """The function by value, if that is possible without any other definition."""

@@ -48,7 +48,7 @@ def find_facts() -> Facts:
     """All facts, with the advice that follows from them.
 
     >>> sorted(find_facts()["cpus"])
-    ['affinity', 'load', 'machine', 'quota', 'quota_source', 'to_use']
+    ['affinity', 'load', 'machine', 'quota', 'quota_source', 'share', 'to_use']
     """
     from manyhands import __version__
 
@@ -74,6 +74,8 @@ def find_facts() -> Facts:
             "affinity": affinity,
             "quota": quota,
             "quota_source": quota_source,
+            # Of the worker that this process is.
+            "share": _core.cpu_share(),
             "to_use": _core.cpu_count(),
             "load": _load(),
         },
@@ -301,6 +303,8 @@ def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "  machine", str(cpus["machine"])
     yield "  affinity", str(cpus["affinity"])
     yield "  quota", _limit(cpus["quota"], cpus["quota_source"], lambda quota: f"{quota:g}")
+    if cpus["share"] is not None:
+        yield "  worker's share", str(cpus["share"])
     yield "load", "unknown" if cpus["load"] is None else f"{cpus['load']:g}"
     yield "memory", f"{_size(memory['machine'])}, {_size(memory['available'])} available"
     yield "  limit", _limit(memory["limit"], memory["limit_source"], _size)

@@ -106,13 +106,24 @@ def _umask() -> int:
     return -1
 
 
+def _environ() -> dict[str, str]:
+    """The environment; in a worker without what was set there for that worker alone."""
+    environ = dict(os.environ)
+    worker = sys.modules.get("manyhands._worker")
+    if worker is not None:
+        for name, value in worker.threads_here.items():
+            if environ.get(name) == value:
+                del environ[name]
+    return environ
+
+
 def birth() -> bytes:
     """What a worker finds at its birth: a marshalled dict that `_worker` reads."""
     main = sys.modules.get("__main__")
     path: list[Any] = sys.path  # some programs put other things than text there
     content: dict[str, Any] = {
         "path": [entry for entry in path if isinstance(entry, str)],
-        "environ": dict(os.environ),
+        "environ": _environ(),
         "argv": [str(argument) for argument in getattr(sys, "argv", [])],
         "prefixes": (sys.prefix, sys.exec_prefix),
         "executable": sys.executable or "",

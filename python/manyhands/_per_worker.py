@@ -5,6 +5,9 @@ as a name where it is a global of a module that workers import. What handles hav
 *keeper*: a worker process has one, and elsewhere each thread has its own, so also the threads of a
 pool. A keeper makes each object once, and closes what it has made once, the last one first.
 
+What is asynchronous is made, used and closed on the event loop of its keeper (`_worker_loop`),
+which is there from the first such object on and ends after the last one is closed.
+
 A child of fork starts with nothing: it neither uses nor closes what its parent has made.
 """
 
@@ -14,7 +17,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from weakref import WeakValueDictionary
+from types import CoroutineType
+from weakref import WeakValueDictionary, ref
 
 from manyhands import _core, _resolve
 from manyhands._broadcast import Broadcast, broadcast
@@ -22,15 +26,21 @@ from manyhands._describe import is_coroutine_function, name_of
 from manyhands._typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Awaitable
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+    from manyhands._worker_loop import WorkerLoop
 
 __all__ = ["PerWorker", "arrived", "close_here", "per_worker"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _Recipe = tuple[Callable[[], Any], Callable[[Any], object] | None]
 
-_GENERATOR = 0x20  # of `co_flags`
+# Of `co_flags`.
+_GENERATOR = 0x20
+_ASYNCHRONOUS_GENERATOR = 0x200
 
 _known: WeakValueDictionary[str, PerWorker[Any]] = WeakValueDictionary()
 
@@ -63,15 +73,74 @@ class PerWorker(Generic[T]):
 
         In a worker process all threads get the same one; elsewhere each thread has its own.
 
+        An asynchronous one is made on the event loop of the worker, for which this waits. In a
+        coroutine on that loop (see `run`) it is given if it is there already.
+
         Raises:
             RuntimeError: the worker is leaving and has closed the object, or the factory asks for
-                what it is about to make.
-            TypeError: the factory has made something asynchronous.
+                what it is about to make, or an asynchronous object is to be made on an event loop
+                that waits for this.
 
         What the factory raises is raised here, and the next call asks the factory again.
         """
         found: T = _keeper().get(self)
         return found
+
+    def run(self, coroutine: Awaitable[R]) -> R:
+        """Runs a coroutine on the event loop of this worker, and gives what comes of it.
+
+        For what asynchronous objects do: it is the loop on which they were made. The object is made
+        first, if it is not there yet, so that `get()` in the coroutine gives it at once. The loop
+        runs in a thread of its own as long as the worker has objects, also between tasks. The
+        coroutine runs in a copy of the caller's context; where the task is to end, by a time limit
+        or because it is cancelled, so is the coroutine.
+
+        Args:
+            coroutine: what to run, or anything else that can be awaited.
+
+        Raises:
+            TypeError: it cannot be awaited.
+            RuntimeError: it is called on that loop, where the coroutine is to be awaited.
+
+        What the coroutine raises, and the factory, is raised here.
+
+        >>> import manyhands as mh
+        >>> class Client:
+        ...     async def ask(self, number):
+        ...         return number * 2
+        ...     async def aclose(self):
+        ...         pass
+        >>> async def connect():
+        ...     return Client()
+        >>> client = mh.per_worker(connect)
+        >>> def ask(number):
+        ...     return client.run(client.get().ask(number))
+        >>> with mh.Pool(2) as pool:
+        ...     list(pool.map(ask, [1, 2]))
+        [2, 4]
+        """
+        if not hasattr(type(coroutine), "__await__"):
+            raise TypeError(
+                f"run() takes a coroutine, as an async def function makes it, not "
+                f"{type(coroutine).__name__}"
+            )
+        has_begun = False
+
+        async def awaited() -> R:
+            nonlocal has_begun
+            has_begun = True
+            return await coroutine
+
+        try:
+            keeper = _keeper()
+            if keeper.is_on_loop():
+                raise RuntimeError("run() would wait for its own event loop: await the coroutine")
+            keeper.get(self)
+            result: R = keeper.loop().call(awaited)
+        finally:
+            if not has_begun and isinstance(coroutine, CoroutineType):
+                coroutine.close()  # else it is said of it that nobody has awaited it
+        return result
 
     def __reduce__(self) -> Any:
         name = self._global_name()
@@ -117,6 +186,16 @@ class PerWorker(Generic[T]):
 @overload
 def per_worker(factory: Callable[[], AbstractContextManager[T]]) -> PerWorker[T]: ...
 @overload
+def per_worker(factory: Callable[[], AbstractAsyncContextManager[T]]) -> PerWorker[T]: ...
+@overload
+def per_worker(
+    factory: Callable[[], Awaitable[AbstractAsyncContextManager[T]]],
+) -> PerWorker[T]: ...
+@overload
+def per_worker(
+    factory: Callable[[], Awaitable[T]], *, close: Callable[[T], object] | None = None
+) -> PerWorker[T]: ...
+@overload
 def per_worker(
     factory: Callable[[], T], *, close: Callable[[T], object] | None = None
 ) -> PerWorker[T]: ...
@@ -136,18 +215,25 @@ def per_worker(
     ("manyhands", a warning). Leaving takes at most 5 seconds in a worker process; one that takes
     longer is killed. A worker that is killed closes nothing.
 
+    Asynchronous objects are made and closed on an event loop that each worker has for them, and
+    used there by `handle.run(coroutine)`. Asynchronous is what a factory or a `close` that is an
+    `async def` function makes or closes, and what a plain factory gives if that can be awaited or
+    is an asynchronous context manager alone.
+
     Args:
         factory: makes the object; called without arguments. What it and `close` capture is sent
             once to each worker, as it is when the handle is first sent. If it returns a context
             manager, that is entered, `get()` gives what its `__enter__` gave, and it is exited in
             the end. A generator function decorated by `contextlib.contextmanager` is such a one.
+            So is, on the event loop, one decorated by `contextlib.asynccontextmanager`.
         close: called with the object in the end, which is not entered then. Without it an object
-            that is no context manager is closed by its method `close()`, if it has one. For objects
-            whose `with` is about something else: that of a `sqlite3.Connection` is a transaction.
+            that is no context manager is closed by its method `close()`, if it has one; an
+            asynchronous object by `aclose()` before that. For objects whose `with` is about
+            something else: that of a `sqlite3.Connection` is a transaction.
 
     Raises:
-        TypeError: `factory` or `close` cannot be called; the factory is asynchronous, which nobody
-            awaits yet, or a generator function that is not decorated.
+        TypeError: `factory` or `close` cannot be called; the factory is a generator function that
+            is not decorated.
 
     >>> import manyhands as mh
     >>> def connect():
@@ -163,25 +249,17 @@ def per_worker(
         raise TypeError(f"factory must be callable, not {type(factory).__name__}")
     if close is not None and not callable(close):
         raise TypeError(f"close must be callable, not {type(close).__name__}")
-    for function, role in ((factory, "factory"), (close, "close function")):
-        if is_coroutine_function(function):
-            raise TypeError(_not_awaited(name_of(function), role))
-    if getattr(getattr(factory, "__code__", None), "co_flags", 0) & _GENERATOR:
+    flags = getattr(getattr(factory, "__code__", None), "co_flags", 0)
+    if flags & (_GENERATOR | _ASYNCHRONOUS_GENERATOR):
+        kind = "async" if flags & _ASYNCHRONOUS_GENERATOR else ""
         raise TypeError(
             f"{name_of(factory)} is a generator function, and would make a generator: decorate it "
-            "by contextlib.contextmanager, so that what it yields is the object"
+            f"by contextlib.{kind}contextmanager, so that what it yields is the object"
         )
     made = _make(_resolve.new_token(), name_of(factory))
     made._recipe = factory, close
     made._home = sys._getframe(1).f_globals.get("__name__")
     return made
-
-
-def _not_awaited(name: str, role: str) -> str:
-    return (
-        f"{name} is an asynchronous {role}, and nobody would await it: per_worker() takes plain "
-        "functions and plain context managers alone, so far"
-    )
 
 
 def _make(token: str, label: str) -> PerWorker[Any]:
@@ -229,6 +307,24 @@ class _Keeper:
         # In the order in which they were made: token and name of the handle, and what closes it.
         self._closers: list[tuple[str, str, Callable[[], object]]] = []
         self._is_leaving = False
+        self._loop: WorkerLoop | None = None
+        self._loop_lock = threading.Lock()
+
+    def loop(self) -> WorkerLoop:
+        """The event loop of what is asynchronous."""
+        if self._loop is None:
+            from manyhands._worker_loop import WorkerLoop
+
+            with self._loop_lock:
+                if self._loop is None:
+                    # Not held by its thread: else it would not go with the thread that it is of.
+                    keeper = ref(self)
+                    self._loop = WorkerLoop(lambda: setattr(_threads, "owner", keeper))
+        return self._loop
+
+    def is_on_loop(self) -> bool:
+        """Whether this thread is that of the event loop, which cannot wait for itself."""
+        return self._loop is not None and self._loop.is_here()
 
     def get(self, handle: PerWorker[Any]) -> Any:
         place = self._places.get(handle._token)
@@ -238,10 +334,17 @@ class _Keeper:
             place = self._places.setdefault(handle._token, _Place())
         if place.has_value:
             return place.value
-        with place.lock:
+        if not place.lock.acquire(blocking=not self.is_on_loop()):
+            raise RuntimeError(
+                f"{handle._label} is about to make what is asked for here, on the event loop that "
+                "it may need: ask for it before run()"
+            )
+        try:
             if not place.has_value:
                 self._fill(place, handle)
             return place.value
+        finally:
+            place.lock.release()
 
     def _fill(self, place: _Place, handle: PerWorker[Any]) -> None:
         if self._is_leaving:
@@ -250,7 +353,7 @@ class _Keeper:
             raise RuntimeError(f"{handle._label} asks for the object that it is about to make")
         place.is_making = True
         try:
-            place.value, closer = _open(handle._how(), handle._label)
+            place.value, closer = _open(self, handle._how(), handle._label)
             self._closers.append((handle._token, handle._label, closer))
             place.has_value = True
         finally:
@@ -264,16 +367,21 @@ class _Keeper:
             # What is closed later may still use it; what asks anew gets nothing that is closed.
             self._places.pop(token, None)
             try:
-                closer()
+                answer = closer()
+                if hasattr(type(answer), "__await__"):
+                    self.loop().call(lambda answer=answer: answer)  # type: ignore[misc]
             except BaseException:  # a SystemExit would leave the others open
                 import logging
 
                 logging.getLogger("manyhands").warning(
-                    "what %s made in process %d was not closed as it should be",
+                    "what %s made in %s was not closed as it should be",
                     label,
-                    os.getpid(),
+                    _whose(),
                     exc_info=True,
                 )
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
 
     def __del__(self) -> None:
         # Of a thread that has ended. In a child of fork it is the parent's to close.
@@ -287,23 +395,83 @@ def _left(handle: PerWorker[Any]) -> RuntimeError:
     )
 
 
-def _open(recipe: _Recipe, label: str) -> tuple[Any, Callable[[], object]]:
-    """The object, and what closes it."""
+def _whose() -> str:
+    """The worker that this thread is of, for messages."""
+    if _core.pool_of_this_worker() is not None and not _is_of_crew():
+        return f"worker {os.getpid()}"
+    return f"{threading.current_thread().name}, process {os.getpid()}"
+
+
+def _open(keeper: _Keeper, recipe: _Recipe, label: str) -> tuple[Any, Callable[[], object]]:
+    """The object, and what closes it, or gives what is to be awaited for that.
+
+    That refers to no keeper, which would not go with its thread else.
+    """
     factory, close = recipe
+    if is_coroutine_function(factory) or (close is not None and is_coroutine_function(close)):
+        return _open_on_loop(keeper, factory, close, label)
     made = factory()
     kind = type(made)
     if hasattr(kind, "__await__") or (
         close is None and hasattr(kind, "__aenter__") and not hasattr(kind, "__enter__")
     ):
-        if hasattr(kind, "__await__") and hasattr(made, "close"):
-            made.close()  # a coroutine, of which nobody hears that it was not awaited
-        raise TypeError(_not_awaited(label, "factory"))
+        try:
+            return _open_on_loop(keeper, lambda: made, close, label)
+        finally:
+            if kind is CoroutineType:
+                made.close()  # of one that was not awaited it would be said; else this is nothing
     if close is not None:
         chosen = close
         return made, lambda: chosen(made)
     if hasattr(kind, "__enter__") and hasattr(kind, "__exit__"):
         return kind.__enter__(made), lambda: kind.__exit__(made, None, None, None)
     closer = getattr(made, "close", None)
+    return made, closer if callable(closer) else _nothing
+
+
+def _open_on_loop(
+    keeper: _Keeper,
+    factory: Callable[[], Any],
+    close: Callable[[Any], object] | None,
+    label: str,
+) -> tuple[Any, Callable[[], object]]:
+    """The same for what is asynchronous."""
+    if keeper.is_on_loop():
+        raise RuntimeError(
+            f"what {label} makes is asynchronous, and get() cannot wait for it on the event loop: "
+            "ask for it before run()"
+        )
+    loop = keeper.loop()
+    opened: list[tuple[Any, Callable[[], Any]]] = []
+
+    async def open_it() -> None:
+        made = factory()
+        if hasattr(type(made), "__await__"):
+            made = await made
+        opened.append(await _entered(made, close))
+
+    try:
+        loop.call(open_it)
+    except BaseException:
+        if opened:  # the task was asked to end just then
+            loop.call(opened[0][1])
+        raise
+    [(value, closer)] = opened
+    return value, lambda: loop.call(closer)
+
+
+async def _entered(
+    made: Any, close: Callable[[Any], object] | None
+) -> tuple[Any, Callable[[], object]]:
+    """The object, and what closes it, both on the event loop; what closes may be asynchronous."""
+    kind = type(made)
+    if close is not None:
+        return made, lambda: close(made)
+    if hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__"):
+        return await kind.__aenter__(made), lambda: kind.__aexit__(made, None, None, None)
+    if hasattr(kind, "__enter__") and hasattr(kind, "__exit__"):
+        return kind.__enter__(made), lambda: kind.__exit__(made, None, None, None)
+    closer = getattr(made, "aclose", None) or getattr(made, "close", None)
     return made, closer if callable(closer) else _nothing
 
 
@@ -315,6 +483,8 @@ class _Threads(threading.local):
     """The keepers of threads: each goes with its thread."""
 
     keeper: _Keeper | None = None
+    # In the thread of an event loop: the keeper that has the loop.
+    owner: ref[_Keeper] | None = None
 
 
 _threads = _Threads()
@@ -334,6 +504,8 @@ def _keeper() -> _Keeper:
                     _process = _Keeper()
         return _process
     keeper = _threads.keeper
+    if keeper is None and _threads.owner is not None:
+        keeper = _threads.owner()
     if keeper is None:
         keeper = _threads.keeper = _Keeper()
     return keeper

@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError, Executor
 from manyhands import _core, _events, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
+    check_inner_threads,
     check_workers,
     configured,
     default_engine,
@@ -87,8 +88,8 @@ class Pool(_core.PoolBase, Executor):
 
     Args:
         workers: the most workers; by default `mh.configure`'s, else `MANYHANDS_WORKERS`, else
-            `cpu_count()` processes, or `min(32, cpu_count() + 4)` threads. Inline there is one, the
-            calling thread.
+            `cpu_count()` processes, which in a task is the share of its worker, or
+            `min(32, cpu_count() + 4)` threads. Inline there is one, the calling thread.
         engine: "process", "thread" or "inline"; by default `mh.configure`'s, else
             `MANYHANDS_ENGINE`, else "process".
         copy: for engine="inline", whether arguments and results are copied. Processes always copy,
@@ -195,6 +196,7 @@ class Pool(_core.PoolBase, Executor):
         recycle_rss: int | str | None = None,
         recycle_age: float | None = None,
         idle_timeout: float | None = None,
+        inner_threads: int | None = None,
         **unknown: object,
     ) -> Self:
         _refuse_unknown(unknown)
@@ -259,6 +261,10 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._recycling import recycling
 
             recycled = recycling(engine, *wishes)
+        if inner_threads is not None:
+            inner_threads = check_inner_threads(inner_threads, engine)
+        else:
+            inner_threads = configured.inner_threads
         pool = super().__new__(
             cls,
             engine,
@@ -272,6 +278,7 @@ class Pool(_core.PoolBase, Executor):
             None if listener is None else listener.stream,
             budget,
             recycled,
+            inner_threads,
             priority,
         )
         if names and engine == "process":
@@ -298,20 +305,9 @@ class Pool(_core.PoolBase, Executor):
         options = TaskOptions()
         native = options.native()
         watch = (None, _stalled_after)
+        rest = None, None, _NEVER_RECYCLED, None, 0
         pool = _core.PoolBase.__new__(
-            cls,
-            "nested",
-            workers,
-            None,
-            True,
-            True,
-            "",
-            native,
-            watch,
-            None,
-            None,
-            _NEVER_RECYCLED,
-            0,
+            cls, "nested", workers, None, True, True, "", native, watch, *rest
         )
         pool._options = options
         pool._exit_grace = None
@@ -363,6 +359,7 @@ class Pool(_core.PoolBase, Executor):
             recycle_rss: int | str | None = None,
             recycle_age: float | None = None,
             idle_timeout: float | None = None,
+            inner_threads: int | None = None,
         ) -> None: ...
 
     # Stricter than `Executor.map`: items have to fit the function.
@@ -1255,7 +1252,7 @@ def _after_fork_in_child() -> None:
     _pools.clear()
     _future.forget_parent()
     _events.forget_parent()
-    for name in ("_encoding", "_launch", "_threads"):
+    for name in ("_encoding", "_launch", "_module_globals", "_threads"):
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

@@ -23,6 +23,8 @@ FOREIGN = {
     "maxtasksperchild": "recycle_after_tasks",
     "max_tasks_per_child": "recycle_after_tasks",
     "worker_lifespan": "recycle_after_tasks",
+    "inner_max_num_threads": "inner_threads",
+    "threads_per_worker": "inner_threads",
 }
 
 

@@ -151,6 +151,37 @@ def _load_context(pickled: bytes, buffers: Sequence[Any]) -> Any:
     return _context.load(_loads(pickled, buffers=buffers))
 
 
+def _load_globals(
+    module_name: str | None,
+    found: Sequence[tuple[str, str, tuple[str, Any]]],
+    function: tuple[str, str, int],
+) -> None:
+    """Compares globals of modules with those of the program: see `_module_globals`."""
+    if module_name is not None and module_name not in sys.modules:
+        try:
+            _module(module_name)
+        except Exception:
+            return  # the function's own definition will say it
+    differing = []
+    for name, variable, (kind, value) in found:
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        here = module.__dict__.get(variable, Nothing)
+        if kind == "is":
+            is_same = type(here) is type(value) and (here == value or value != value)
+        elif kind == "path":
+            is_same = hasattr(here, "__fspath__") and str(here) == value
+        else:
+            is_same = here is not None and here is not Nothing
+        if not is_same:
+            differing.append((name, variable, (kind, value), here))
+    if differing:
+        from manyhands import _module_globals
+
+        _module_globals.notice(differing, function)
+
+
 def _hold() -> None:
     """There is nothing to know: it is needed for what the parent keeps with it."""
 
@@ -210,6 +241,7 @@ _share = (0, 0.0)
 _NAMING: dict[str, Callable[..., Any]] = {
     "reference": _load_reference,
     "main": _load_main,
+    "globals": _load_globals,
     "held": _hold,
 }
 _PICKLED: dict[str, Callable[..., Any]] = {
@@ -280,8 +312,8 @@ def _code_digest(code: types.CodeType) -> bytes:
 # --------------------------------------------------------- constructors that pickles refer to
 
 
-class _Empty:
-    """Stands for the missing content of a cell."""
+class Nothing:
+    """Stands for the missing content of a cell, and for a global that is not there."""
 
 
 def _module(name: str) -> types.ModuleType:
@@ -336,7 +368,7 @@ def _fill_function(function: Any, state: dict[str, Any]) -> None:
         except ImportError:
             continue
     for cell, content in state.pop("cells", ()):
-        if content is not _Empty:
+        if content is not Nothing:
             cell.cell_contents = content
     if (space := state.pop("space", None)) is not None:
         _fill_namespace(*space)

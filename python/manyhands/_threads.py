@@ -59,9 +59,11 @@ def _run(member: _core.CrewMember) -> None:
             member.work()
     finally:
         # Before its pool hears that it has left: who waited for that finds all closed.
-        close_per_worker()
-        member.leave()
-        _running.pop(threading.current_thread(), None)
+        try:
+            close_per_worker()
+        finally:
+            member.leave()
+            _running.pop(threading.current_thread(), None)
 
 
 def _initialize(member: _core.CrewMember) -> bool:

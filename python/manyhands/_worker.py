@@ -23,18 +23,26 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 __all__ = [
+    "ALLOCATOR",
     "NO_THREADS",
     "encode_error",
     "end_forked_child",
     "idle",
     "main",
     "take_paths",
+    "take_share",
+    "threads_here",
     "write_stacks",
 ]
 
 _IN_WORKER = "MANYHANDS_DEPTH"
 
 _zygotes_main: Any = None
+_users_threads: dict[str, str] = {}
+
+# The variables for numbers of threads as they were set in this worker for its own sake; what the
+# user has set is not among them.
+threads_here: dict[str, str] = {}
 
 
 def main(birth: _core.Birth) -> NoReturn:
@@ -74,7 +82,12 @@ def _be_born(content: dict[str, Any]) -> None:
     global _zygotes_main
     take_paths(content)
     environ = content["environ"]
-    for name in [name for name in os.environ if name not in environ and name not in NO_THREADS]:
+    for name, value in NO_THREADS.items():
+        if name in environ:
+            _users_threads[name] = environ[name]
+        else:
+            threads_here[name] = value
+    for name in [name for name in os.environ if name not in environ and name not in _KEPT]:
         del os.environ[name]
     for name, value in environ.items():
         if os.environ.get(name) != value:
@@ -102,8 +115,20 @@ def _be_born(content: dict[str, Any]) -> None:
     _reseed()
 
 
+def take_share(count: int, is_given: bool) -> None:
+    """So many processors are this worker's: libraries get as many threads.
+
+    Where that is one, as the zygote has it, and the user has set nothing else, nothing is to do.
+    """
+    global threads_here
+    if count != 1 or is_given or _users_threads:
+        from manyhands import _inner_threads
+
+        threads_here = _inner_threads.set_up(count, is_given, _users_threads)
+
+
 # Libraries that start threads when they load start none in the zygote: a process with threads
-# cannot be forked, and workers are many already. What the user set counts.
+# cannot be forked. What a worker has instead, see `_inner_threads`.
 NO_THREADS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -113,9 +138,12 @@ NO_THREADS = {
     "VECLIB_MAXIMUM_THREADS": "1",
     "POLARS_MAX_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
-    # Of the allocator in Arrow, which pandas imports.
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
+
+# The same for the allocator in Arrow, which pandas imports: the user's own settings count.
+ALLOCATOR = ("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
+_KEPT = {*NO_THREADS, ALLOCATOR[0]}
 
 
 def take_paths(content: dict[str, Any]) -> None:

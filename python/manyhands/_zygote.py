@@ -24,8 +24,9 @@ def main(version: tuple[int, int]) -> None:
     socket, life_line = int(sys.argv[-2]), int(sys.argv[-1])
     zygote = _core.Zygote(socket, life_line, sys.hexversion)
     real_package()
-    for name, value in _worker.NO_THREADS.items():
-        os.environ.setdefault(name, value)
+    # Whatever the user has set: workers get that when they are born.
+    os.environ.update(_worker.NO_THREADS)
+    os.environ.setdefault(*_worker.ALLOCATOR)
     while True:
         request = zygote.next()
         if request is None:

@@ -283,3 +283,45 @@ def test_callbacks_that_use_the_pool() -> None:
         while not waited:
             time.sleep(0.001)
         assert waited == [2]
+
+
+@program_test
+def test_tasks_of_threads_that_meet_are_never_left_beside_an_idle_thread() -> None:
+    def meet(barrier):
+        barrier.wait(20)
+
+    # On one processor a thread that finds nothing to do is easily overtaken before it sleeps.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    met = 0
+    for _ in range(60):
+        with mh.Pool(2, engine="thread") as pool:
+            for first in [pool.submit(abs, -1) for _ in range(2)]:
+                assert first.result(20) == 1
+            barrier = threading.Barrier(2)
+            for future in [pool.submit(meet, barrier) for _ in range(2)]:
+                future.result(25)
+            met += 1
+    assert met == 60
+
+
+@program_test
+def test_an_idle_thread_is_woken_while_another_has_yet_to_initialize() -> None:
+    def initialize():
+        born.append(threading.get_ident())
+        if len(born) > 1:
+            second_begins.set()
+            assert second_goes_on.wait(25)
+
+    born: list[int] = []
+    second_begins, second_goes_on, first_goes_on = (threading.Event() for _ in range(3))
+    with mh.Pool(2, engine="thread", initializer=initialize) as pool:
+        long = pool.submit(first_goes_on.wait, 25)
+        more = pool.submit(abs, -1)
+        assert second_begins.wait(20)
+        first_goes_on.set()
+        assert long.result(20)
+        assert more.result(20) == 1
+        for number in range(50):
+            assert pool.submit(abs, -number).result(20) == number
+        second_goes_on.set()
+    assert len(born) == 2

@@ -81,6 +81,7 @@ class Books:
                 error.add_note(entry.what)
                 raise
             assert entry.future.done()
+            assert first != "memory" or entry.what == "hog", f"{entry.what} took too much memory"
             if first == "value":
                 entry.check(entry.future.result())
                 entry.check(entry.future.result())
@@ -116,6 +117,8 @@ def name_of(error: BaseException | None) -> str:
         return "value"
     if isinstance(error, mh.TaskTimeout):
         return "timeout"
+    if isinstance(error, mh.TaskMemoryExceeded):
+        return "memory"
     if isinstance(error, Odd):
         return "failed"
     if isinstance(error, concurrent.futures.CancelledError):

@@ -11,13 +11,17 @@ The promises, each checked by an assertion:
 * every future ends, and ends once: its callback is called once, and its outcome stays;
 * a value is that of its own task, and a failure is one that may happen to it;
 * a map gives each of its items once;
+* a task that takes more memory than it may fails so, and no other does;
+* objects of workers are closed once, but for those of workers that were killed;
+* what a seeded task draws is its own, whatever happens;
 * an array is the one that was meant, whoever has used its memory before and whoever writes to it;
 * when the pools of a round are closed and its arrays are dropped, what they had is gone: processes,
   descriptors, threads, memory files, what is in the object store and who looks at it;
 * each operation and each kind of ending did happen.
 
 The arrays that one operation leaves to others are what came of it, which the seed does not decide.
-The operations with arrays are in `storm_arrays`, what may come of tasks in `storm_books`.
+The operations with arrays are in `storm_arrays`, those with limits, objects of workers and seeds in
+`storm_limits`, what may come of tasks in `storm_books`.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 import storm_arrays
+import storm_limits
 from storm_books import LIMIT, Books, Odd, ending, name_of
 
 import manyhands as mh
@@ -127,13 +132,14 @@ class User(threading.Thread):
         pools: list[mh.Pool],
         books: Books,
         shelf: storm_arrays.Shelf,
+        ledger: storm_limits.Ledger,
         folder: Path,
         number: int,
         seed: int,
     ) -> None:
         super().__init__(daemon=True, name=f"user {number}")
         self.pools, self.books, self.number, self.seed = pools, books, number, seed
-        self.shelf, self.folder = shelf, folder
+        self.shelf, self.ledger, self.folder = shelf, ledger, folder
         self.first = self.last = 0
         self.until = 0.0
         self.problem: str | None = None
@@ -352,7 +358,8 @@ def kill(user: User, choose: random.Random, pool: mh.Pool) -> None:
 
 
 def kill_zygote(user: User, _choose: random.Random, _pool: mh.Pool) -> None:
-    send(user, mh._core.zygote_pid(), signal.SIGKILL)
+    if send(user, mh._core.zygote_pid(), signal.SIGKILL):
+        user.ledger.no_witness = True
 
 
 def stop(user: User, choose: random.Random, pool: mh.Pool) -> None:
@@ -390,6 +397,8 @@ def renew(user: User, choose: random.Random, pool: mh.Pool) -> None:
         grace=choose.choice((0.02, 0.2)),
         recycle_after_tasks=choose.choice((None, 3, 50)),
         idle_timeout=choose.choice((None, 0.05)),
+        memory_limit=choose.choice((None, None, "300MB", "50%")),
+        on_event=user.ledger.tell,
     )
     place = choose.randrange(len(user.pools))
     old, user.pools[place] = user.pools[place], new
@@ -448,6 +457,7 @@ OPERATIONS: dict[str, tuple[int, Callable[[User, random.Random, mh.Pool], None]]
     "leave a block": (2, leave_a_block),
     "look": (3, look),
     **storm_arrays.OPERATIONS,
+    **storm_limits.OPERATIONS,
 }
 MUST_HAPPEN = [
     *OPERATIONS,
@@ -457,6 +467,7 @@ MUST_HAPPEN = [
     *("flaky: value", "poison: died", "nested: value", "cancelled in time", "told"),
     *("SIGKILL", "SIGSTOP", "SIGCONT"),
     *storm_arrays.MUST_HAPPEN,
+    *storm_limits.MUST_HAPPEN,
 ]
 
 
@@ -501,16 +512,28 @@ def until_gone(base: tuple[int, int, list[str]] | None) -> None:
 
 
 def play(
-    number: int, until: float, seed: int, first: list[int], folder: Path
+    number: int,
+    until: float,
+    seed: int,
+    first: list[int],
+    folder: Path,
+    ledger: storm_limits.Ledger,
 ) -> collections.Counter[str]:
     """One round; nothing here holds anything of it afterwards."""
     books, shelf = Books(), storm_arrays.Shelf()
     store = BUDGETS[number % len(BUDGETS)]
     pools = [
-        mh.Pool(workers, grace=0.1, store=store, recycle_after_tasks=most)
-        for workers, most in ((3, 20), (2, None), (1, 5))[:POOLS]
+        mh.Pool(
+            workers,
+            grace=0.1,
+            store=store,
+            recycle_after_tasks=most,
+            memory_limit=limit,
+            on_event=ledger.tell,
+        )
+        for workers, most, limit in ((3, 20, None), (2, None, "400MB"), (1, 5, None))[:POOLS]
     ]
-    users = [User(pools, books, shelf, folder, place, seed) for place in range(len(first))]
+    users = [User(pools, books, shelf, ledger, folder, place, seed) for place in range(len(first))]
     for user in users:
         user.until, user.last = until, first[user.number]
         user.start()
@@ -531,7 +554,7 @@ def play(
     return books.counts
 
 
-def storm(seconds: float, seed: int, threads: int) -> None:
+def storm(seconds: float, seed: int, threads: int, ledger: storm_limits.Ledger) -> None:
     with mh.Pool(1) as pool:
         # All that comes with the first pool and stays is there: with the zygote also the teller
         # and the object store.
@@ -548,9 +571,11 @@ def storm(seconds: float, seed: int, threads: int) -> None:
     while time.monotonic() < end:
         with tempfile.TemporaryDirectory() as folder:
             until = min(end, time.monotonic() + ROUND_SECONDS)
-            total += play(rounds, until, seed, first, Path(folder))
+            total += play(rounds, until, seed, first, Path(folder), ledger)
         until_gone(base)
+        ledger.check()
         rounds += 1
+    total += ledger.counts
     print(f"{rounds} rounds; operations of each thread: {first}")
     for name, count in sorted(total.items()):
         print(f"{count:8} {name}")
@@ -571,7 +596,8 @@ def main() -> None:
     watchdog.daemon = True
     watchdog.start()
     faulthandler.dump_traceback_later(seconds + 60, exit=True)
-    storm(seconds, seed, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        storm(seconds, seed, threads, storm_limits.Ledger(Path(folder) / "ledger"))
     faulthandler.cancel_dump_traceback_later()
     watchdog.cancel()
     print("all is well")

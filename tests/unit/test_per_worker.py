@@ -9,7 +9,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -414,19 +414,12 @@ def test_what_a_task_returns_is_the_handle() -> None:
         foreign.get()
 
 
-async def _coroutine() -> None: ...
-
-
-def _makes_a_coroutine() -> object:
-    return _coroutine()
-
-
 def _generator() -> Iterator[int]:
     yield 1
 
 
-class _Asynchronous:
-    async def __aenter__(self) -> None: ...
+async def _asynchronous_generator() -> AsyncIterator[int]:
+    yield 1
 
 
 @pytest.mark.parametrize(
@@ -434,10 +427,9 @@ class _Asynchronous:
     [
         (lambda: mh.per_worker(3), "factory must be callable, not int"),  # type: ignore[call-overload]
         (lambda: mh.per_worker(dict, close=3), "close must be callable, not int"),  # type: ignore[call-overload]
-        (lambda: mh.per_worker(_coroutine), "_coroutine is an asynchronous factory"),
         (lambda: mh.per_worker(_generator), "contextlib.contextmanager"),
-        (lambda: mh.per_worker(_makes_a_coroutine).get(), "nobody would await it"),
-        (lambda: mh.per_worker(_Asynchronous).get(), "_Asynchronous is an asynchronous factory"),
+        (lambda: mh.per_worker(_asynchronous_generator), "contextlib.asynccontextmanager"),
+        (lambda: mh.per_worker(dict).run(3), "run\\(\\) takes a coroutine"),  # type: ignore[arg-type]
         (lambda: mh.PerWorker(dict), "made by mh.per_worker"),
     ],
 )

@@ -172,6 +172,7 @@ def test_signatures_can_be_read() -> None:
         "recycle_rss",
         "recycle_age",
         "idle_timeout",
+        "inner_threads",
         "unknown",
     ]
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"

@@ -12,6 +12,7 @@ mod disk;
 mod event;
 mod file;
 mod futex;
+mod inner_threads;
 mod machine;
 mod memory;
 mod memory_left;
@@ -32,9 +33,10 @@ pub use file::{
     MessageFile, enter_directory, open_current_directory, replace_standard_streams, standard_stream,
 };
 pub use futex::{Waited, futex_wait, futex_wait_private, futex_wake, futex_wake_private};
+pub use inner_threads::{ThreadedLibrary, set_library_threads};
 pub use machine::{MachineFacts, machine_facts};
 pub use memory::{MemoryFile, Segment, View};
-pub use memory_left::memory_left;
+pub use memory_left::{give_memory_back, memory_left};
 pub use oom::oom_kills;
 pub use private_memory::MemoryGauge;
 pub use process::{

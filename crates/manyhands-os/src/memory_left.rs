@@ -8,6 +8,8 @@
 //! what needs no writing before it asks anybody to die: that much is left too. Shared memory is no file
 //! cache here; it goes nowhere but to swap.
 //!
+//! What has been freed the allocator keeps, for who asks next; `give_memory_back` is for who does not.
+//!
 //! Whatever is missing or makes no sense is skipped, and the remaining limits decide.
 
 /// The memory that this process may still take, in bytes; the greatest number where nothing says so.
@@ -17,6 +19,23 @@
 #[must_use]
 pub fn memory_left() -> u64 {
     platform::memory_left()
+}
+
+/// Has the allocator of C give free memory back to the system; whether it had some. Without such a function,
+/// which only the GNU library has, nothing happens.
+///
+/// It walks through all that is free: for who has nothing else to do.
+pub fn give_memory_back() -> bool {
+    type Trim = unsafe extern "C" fn(usize) -> libc::c_int;
+    // SAFETY: a string; all objects that are loaded are looked through.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"malloc_trim".as_ptr()) };
+    if address.is_null() {
+        return false;
+    }
+    // SAFETY: the function of this name takes a size and gives an int.
+    let trim = unsafe { std::mem::transmute::<*mut libc::c_void, Trim>(address) };
+    // SAFETY: it takes the allocator's own locks, and touches free memory only.
+    unsafe { trim(0) != 0 }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]

@@ -11,13 +11,13 @@
 //!
 //! Results are `PLAIN` (by `codec`) or `PICKLE`, or `NOTHING` where a generator has ended; with the bit
 //! `GATHERED` it is the list of all that one has yielded. Errors are what `manyhands._outcome` makes of them.
-//! The bit `HIDE_ARGS` keeps arguments out of messages.
+//! With the bit `NOTICED` something is to be told before it (`notices`). The bit `HIDE_ARGS` keeps arguments out of messages.
 
 use crate::codec::{Decoder, Encoder};
 use crate::functions::{self, PyDefinition};
 use crate::pickle::Dumped;
 use crate::store::{self, Exported, Kept, StoredBuffer};
-use crate::{hooks, needs, octets, pickle};
+use crate::{hooks, needs, notices, octets, pickle};
 use manyhands_os::MessageFile;
 use manyhands_runtime::{Buffer, Bytes, Definition};
 use pyo3::intern;
@@ -40,6 +40,8 @@ pub(crate) const PICKLE: u8 = 2;
 pub(crate) const NOTHING: u8 = 3;
 /// A bit of the two: it is the list of what a generator has yielded.
 pub(crate) const GATHERED: u8 = 0x40;
+/// A bit of the two: it is a tuple of what is to be told, and the value.
+pub(crate) const NOTICED: u8 = 0x20;
 
 /// The most bytes that are kept for the next value.
 const MOST_KEPT: usize = 64 * 1024;
@@ -542,10 +544,15 @@ pub(crate) fn decode_value<'py>(
     bytes: &[u8],
     buffers: &[Buffer],
 ) -> PyResult<Bound<'py, PyAny>> {
-    match tag & !GATHERED {
+    let value = match tag & !(GATHERED | NOTICED) {
         PLAIN => decode_plain(py, bytes),
         NOTHING => Ok(py.None().into_bound(py)),
         _ => pickle::loads(py, bytes, store::views(py, buffers)?),
+    }?;
+    if tag & NOTICED == 0 {
+        Ok(value)
+    } else {
+        notices::told(py, &value)
     }
 }
 

@@ -8,26 +8,17 @@
 //! waits for nothing, above all not for the GIL. Whoever sleeps has let go of the GIL and of every mutex
 //! but the one that the condition variable gives back. No two mutexes are held at once.
 //!
-//! **Sleep and wake.** A thread goes to sleep only when, under the mutex, it finds the queue empty; it
-//! counts itself `idle`. Waking takes it out of that count, leaves a permit, and counts it as `waking`
-//! until it has looked at the queue. What holds whenever the mutex is free:
+//! **Sleep and wake.** Who is woken when an entry comes is decided by `Wakes` of the runtime, which has the steps PUSH,
+//! POP and REST. A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
+//! map has more. So an item that takes its time holds nothing up: what has not started can be taken.
 //!
-//! > if the queue is not empty, then no thread is idle, or one is waking.
+//! A thread that has slept for the pool's `idle_timeout` takes itself out of those that idle and leaves, unless an
+//! entry or a permit is there; so does one that finds more threads than places, and who works when it comes
+//! back to the queue. From then on it is leaving, and counts no more. Who adds an entry hires after that.
 //!
-//! - PUSH adds an entry and, if nobody is waking, wakes an idle thread. If somebody is waking, that one
-//!   will see the entry.
-//! - POP by a waking thread hands its duty on: if entries are left and a thread is idle, it wakes that
-//!   one, else nobody is waking any more. So a burst of tasks costs one wake-up in the thread that
-//!   submits it, and the threads come one after another, each as soon as the one before has work.
-//! - A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
-//!   map has more. So an item that takes its time holds nothing up: what has not started can be taken.
-//!
-//! - A thread that has slept for the pool's `idle_timeout` takes itself out of that count and leaves, unless an
-//!   entry or a permit is there; so does one that finds more threads than places, and who works when it comes
-//!   back to the queue. From then on it is `leaving`, and counts no more. Who adds an entry hires after that.
-//!
-//! A thread that works looks at the queue before it sleeps, and those that are being started count as
-//! waking from before they exist. So no entry waits while a thread could have it.
+//! A thread that works looks at the queue before it sleeps, and one that was started before it sleeps for the first
+//! time. Those that are being started are counted apart, as `coming`, so that no more are started than are needed;
+//! they have no duty, since their initializer may take its time. So no entry waits while a thread could have it.
 
 use crate::asking::{Runner, What, Why};
 use crate::bystanders::{detach, enter_always, is_ending};
@@ -42,7 +33,7 @@ use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{clock, context, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::{Event, EventKind, Rank, Ranked, RankedQueue, Unseen};
+use manyhands_runtime::{Event, EventKind, Rank, Ranked, RankedQueue, Unseen, Wakes};
 use pyo3::exceptions::{PyRuntimeError, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -95,12 +86,10 @@ pub(crate) struct Crew {
 
 struct Queue {
     entries: RankedQueue<Entry>,
-    /// Threads that sleep and were not woken.
-    idle: usize,
-    /// Wake-ups that no thread has taken yet.
-    permits: usize,
-    /// Threads on their way to the queue: woken, or being started.
-    waking: usize,
+    /// Who sleeps, and who was woken.
+    wakes: Wakes,
+    /// Threads that were started and have not come to the queue yet.
+    coming: usize,
     /// Threads that were started and have not left, also those that are about to.
     members: Vec<Arc<Member>>,
     /// Their `threading.Thread`s, and those of some that have left, each with its slot.
@@ -176,6 +165,8 @@ pub(crate) struct Member {
     ident: AtomicU64,
     /// Whether it takes no more tasks. Changed with the queue's mutex.
     is_leaving: AtomicBool,
+    /// Whether it is no longer `coming`. Changed with the queue's mutex.
+    has_come: AtomicBool,
 }
 
 impl Member {
@@ -252,9 +243,8 @@ impl Crew {
             events,
             queue: Mutex::new(Queue {
                 entries: RankedQueue::default(),
-                idle: 0,
-                permits: 0,
-                waking: 0,
+                wakes: Wakes::default(),
+                coming: 0,
                 members: Vec::new(),
                 threads: Vec::new(),
                 left_behind: 0,
@@ -376,7 +366,7 @@ impl Crew {
         let mut queue = self.queue();
         // Relaxed, here and below: read with the mutex.
         self.lent.fetch_add(1, Ordering::Relaxed);
-        let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+        let wakes = !queue.entries.is_empty() && queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -403,7 +393,7 @@ impl Crew {
     fn add(&self, mut queue: MutexGuard<'_, Queue>, entry: Entry) {
         queue.entries.push_back(entry);
         self.note_first(&queue);
-        let wakes = queue.waking == 0 && queue.wake_one();
+        let wakes = queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -446,7 +436,7 @@ impl Crew {
         // A thread whose initializer has raised is gone again, and nothing waits for another.
         !queue.cancelled
             && self.working() < self.places()
-            && (self.working() == 0 || waiting > queue.idle + queue.waking)
+            && (self.working() == 0 || waiting > queue.wakes.at_hand() + queue.coming)
     }
 
     #[cold]
@@ -483,7 +473,7 @@ impl Crew {
             Err(error) => {
                 let mut queue = self.queue();
                 self.strike(&mut queue, member);
-                queue.waking -= 1;
+                queue.has_come(member);
                 let is_alone = self.working() == 0;
                 drop(queue);
                 self.end_events_if_gone();
@@ -526,9 +516,8 @@ impl Crew {
         let entry = queue.entries.pop();
         self.note_first(&queue);
         if entry.is_some() && *is_waking {
-            *is_waking = false;
-            queue.waking -= 1;
-            let wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
+            let left = queue.entries.len();
+            let wakes = queue.wakes.popped(is_waking, left);
             drop(queue);
             if wakes {
                 self.wake.notify_one();
@@ -541,36 +530,32 @@ impl Crew {
     /// not hold the GIL.
     fn sleep(&self, member: &Member, is_waking: &mut bool) -> bool {
         let mut queue = self.queue();
-        if *is_waking {
-            *is_waking = false;
-            queue.waking -= 1;
-        }
-        if !queue.entries.is_empty() {
+        let left = queue.entries.len();
+        if !queue.wakes.rests(is_waking, left) {
             return true;
         }
         if queue.closed {
             return false;
         }
-        queue.idle += 1;
+        queue.wakes.lies_down();
         let until = self
             .idle_for
             .map(|time| monotonic_nanos().saturating_add(time));
         loop {
-            if queue.permits > 0 {
-                queue.permits -= 1;
-                *is_waking = true;
+            if !queue.wakes.may_sleep() || queue.closed {
+                *is_waking = queue.wakes.rises();
                 return true;
             }
             let left = until.map(|until| until.saturating_sub(monotonic_nanos()));
             let is_over = left == Some(0);
-            if self.has_too_many() || (is_over && queue.entries.is_empty() && !queue.closed) {
-                queue.idle -= 1;
+            if is_over || self.has_too_many() {
+                // Nobody has woken it, so it takes nobody's duty with it.
+                let _was_woken = queue.wakes.rises();
+                if is_over && !queue.entries.is_empty() {
+                    return true;
+                }
                 self.take_off(member);
                 return false;
-            }
-            if queue.closed || is_over {
-                queue.idle -= 1;
-                return true;
             }
             queue = match left {
                 None => self.wake.wait(queue),
@@ -588,7 +573,10 @@ impl Crew {
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
         CREW.set(Arc::as_ptr(self).addr());
         let runner = member.runner.get_or_init(Runner::of_this_thread);
-        let mut is_waking = true;
+        if !self.queue().has_come(member) {
+            return; // a Ctrl-C came while it was started: nobody counts on it
+        }
+        let mut is_waking = false;
         let mut turn = Turn::default();
         turn.begin(monotonic_nanos());
         loop {
@@ -646,11 +634,8 @@ impl Crew {
             return false;
         }
         self.take_off(member);
-        let mut wakes = false;
-        if std::mem::take(is_waking) {
-            queue.waking -= 1;
-            wakes = !queue.entries.is_empty() && queue.waking == 0 && queue.wake_one();
-        }
+        let left = queue.entries.len();
+        let wakes = queue.wakes.popped(is_waking, left);
         drop(queue);
         if wakes {
             self.wake.notify_one();
@@ -808,6 +793,7 @@ impl Crew {
         }
         let mut queue = self.queue();
         let thread = self.strike(&mut queue, member);
+        queue.has_come(member); // unless it has: its initializer raised
         if queue.closed {
             // Who waits for the end of the pool joins it.
             queue
@@ -881,11 +867,20 @@ impl Queue {
             runner: OnceLock::new(),
             ident: AtomicU64::new(0),
             is_leaving: AtomicBool::new(false),
+            has_come: AtomicBool::new(false),
         });
         self.slot += 1;
         self.members.push(member.clone());
-        self.waking += 1;
+        self.coming += 1;
         member
+    }
+
+    /// The thread is not on its way any more; whether it was.
+    fn has_come(&mut self, member: &Member) -> bool {
+        // Relaxed: with the mutex.
+        let was_coming = !member.has_come.swap(true, Ordering::Relaxed);
+        self.coming -= usize::from(was_coming);
+        was_coming
     }
 
     fn refusal(&self) -> Refused {
@@ -893,18 +888,6 @@ impl Queue {
             Some(error) => Refused::Broken(error.clone()),
             None => Refused::Closed,
         }
-    }
-
-    /// Leaves a permit for an idle thread, if there is one; who holds the mutex then notifies.
-    #[inline]
-    fn wake_one(&mut self) -> bool {
-        if self.idle == 0 {
-            return false;
-        }
-        self.idle -= 1;
-        self.permits += 1;
-        self.waking += 1;
-        true
     }
 }
 

@@ -122,5 +122,7 @@ hook!(/// `(seed, path)`: the stream of a task.
     stream, "manyhands._seeds", "Stream");
 hook!(/// `()`: the generators of this process draw from nobody's stream.
     forget_stream, "manyhands._seeds", "forget");
+hook!(/// `(notices)`: what workers wanted to be told.
+    tell_notices, "manyhands._module_globals", "tell");
 hook!(/// `(threads)`: waits for threads that have nothing left to do.
     join_threads, "manyhands._threads", "join");

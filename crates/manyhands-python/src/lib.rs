@@ -26,6 +26,7 @@ mod local;
 mod machine;
 mod needs;
 mod nested;
+mod notices;
 mod octets;
 mod outcome;
 mod pickle;
@@ -62,13 +63,16 @@ mod _core {
     #[pymodule_export]
     use super::nested::pool_of_this_worker;
     #[pymodule_export]
+    use super::notices::notice;
+    #[pymodule_export]
     use super::pickle::pickle_by_table;
     #[pymodule_export]
     use super::pool::{PoolBase, RetryPlan, ViewBase};
     #[pymodule_export]
     use super::process::{
-        after_fork_in_child, cpu_count, cpu_limits, preload, process_generation, ring_completions,
-        set_birth, set_launcher, stop_supervisor, take_logs, wait_completions, warm, zygote_pid,
+        after_fork_in_child, cpu_count, cpu_limits, cpu_share, preload, process_generation,
+        ring_completions, set_birth, set_launcher, set_library_threads, stop_supervisor, take_logs,
+        wait_completions, warm, zygote_pid,
     };
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};

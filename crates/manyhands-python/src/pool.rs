@@ -214,7 +214,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling, priority))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, memory, recycling, inner_threads, priority))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -231,6 +231,7 @@ impl PoolBase {
         events: Option<PyRef<'_, EventStream>>,
         memory: Option<u64>,
         recycling: Freshness,
+        inner_threads: Option<u32>,
         priority: i32,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
@@ -244,6 +245,7 @@ impl PoolBase {
                 events.map(|stream| stream.events()),
                 memory,
                 recycling_of(recycling),
+                inner_threads,
             )?),
             "thread" => Box::new(Crew::new(
                 workers,

@@ -1,8 +1,9 @@
 //! What this process has one of: its supervisor, and its generation among forks.
 
 use crate::{bystanders, clock, store};
+use manyhands_os::ThreadedLibrary;
 use manyhands_runtime::{Launcher, Supervisor, close_life_lines_after_fork};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ffi::OsString;
@@ -16,6 +17,9 @@ static SUPERVISOR: AtomicPtr<Arc<Supervisor>> = AtomicPtr::new(std::ptr::null_mu
 
 /// Grows with every fork by the program in this line of processes.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// How many processors are this worker's, and its children's; 0 in a process that is no worker.
+static SHARE: AtomicU32 = AtomicU32::new(0);
 
 /// Which fork this process is; a pool of another generation is another process's.
 #[inline]
@@ -182,5 +186,39 @@ pub(crate) fn cpu_limits() -> (usize, usize, Option<f64>, Option<String>) {
 /// How many processors this process may use.
 #[pyfunction]
 pub(crate) fn cpu_count() -> usize {
-    manyhands_os::cpu_count()
+    let limit = manyhands_os::cpu_count();
+    // Relaxed: written once, before the first task.
+    match SHARE.load(Ordering::Relaxed) {
+        0 => limit,
+        share => limit.min(share as usize),
+    }
+}
+
+/// How many processors this process was given; None for one that is no worker.
+#[pyfunction]
+pub(crate) fn cpu_share() -> Option<u32> {
+    let share = SHARE.load(Ordering::Relaxed);
+    (share > 0).then_some(share)
+}
+
+/// This process is a worker, and so many processors are its share: its own pools divide these.
+pub(crate) fn set_cpu_share(share: u32) {
+    SHARE.store(share, Ordering::Relaxed);
+}
+
+/// Has the libraries of a kind that are loaded use so many threads; how many libraries these are.
+#[pyfunction]
+pub(crate) fn set_library_threads(library: &str, count: u32) -> PyResult<usize> {
+    let library = match library {
+        "openblas" => ThreadedLibrary::OpenBlas,
+        "openmp" => ThreadedLibrary::OpenMp,
+        "mkl" => ThreadedLibrary::Mkl,
+        "blis" => ThreadedLibrary::Blis,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "no kind of library {library:?}"
+            )));
+        }
+    };
+    Ok(manyhands_os::set_library_threads(library, count))
 }

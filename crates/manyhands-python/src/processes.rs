@@ -172,6 +172,7 @@ impl Processes {
         events: Option<Arc<Events>>,
         memory: Option<u64>,
         recycling: Recycling,
+        share: Option<u32>,
     ) -> PyResult<Self> {
         let initializer = initializer
             .map(|(function, args)| {
@@ -192,7 +193,7 @@ impl Processes {
                 })
             })
             .transpose()?;
-        let cores = manyhands_os::cpu_count();
+        let cores = process::cpu_count();
         let pool = Pool::new(
             process::supervisor()?,
             PoolOptions {
@@ -204,6 +205,7 @@ impl Processes {
                 events,
                 memory,
                 recycling,
+                share,
             },
         )
         .map_err(|error| PyRuntimeError::new_err(format!("the pool could not be made: {error}")))?;

@@ -7,6 +7,7 @@ use crate::in_place::{self, Found};
 use crate::local::{self, Kind};
 use crate::needs;
 use crate::nested;
+use crate::notices;
 use crate::octets;
 use crate::pickle::{self, Dumped};
 use crate::seeds;
@@ -260,6 +261,7 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
     let end = WorkerEnd::new(birth, manyhands_os::cpu_count())?;
     let _first = STOP.set(end.stop_word());
     nested::set_caller(end.caller());
+    set_share(py, &end)?;
     store::set_views(end.views());
     answer_dumps(py, &end)?;
     let resolve = py.import("manyhands._resolve")?;
@@ -288,6 +290,15 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         encoder: Encoder::default(),
     }
     .run()
+}
+
+/// What is a worker's of the processors: this process divides it, and its libraries get as many threads.
+fn set_share(py: Python<'_>, end: &WorkerEnd) -> PyResult<()> {
+    let share = end.share();
+    crate::process::set_cpu_share(share.count);
+    let worker = py.import("manyhands._worker")?;
+    worker.call_method1("take_share", (share.count, share.is_given))?;
+    Ok(())
 }
 
 /// Has the interpreter write its stacks when the parent asks for them. Where something that was preloaded
@@ -719,6 +730,9 @@ impl<'py> Worker<'py> {
     #[inline]
     fn encode_with(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
         self.clear();
+        if notices::any() && !value.is_instance_of::<Gathered>() {
+            return self.encode_noticed(value);
+        }
         if self.encoder.encode(value, &mut self.out) {
             return Ok(calls::PLAIN);
         }
@@ -745,6 +759,18 @@ impl<'py> Worker<'py> {
         };
         self.out.extend_from_slice(bytes.as_bytes());
         Ok(calls::PICKLE)
+    }
+
+    /// The same, with what is to be told before it.
+    #[cold]
+    fn encode_noticed(&mut self, value: &Bound<'py, PyAny>) -> PyResult<u8> {
+        let notices = notices::take();
+        let both = notices::with_value(self.py, &notices, value)?;
+        let tag = self.encode_with(both.as_any());
+        if tag.is_err() {
+            notices::put_back(notices);
+        }
+        Ok(tag? | calls::NOTICED)
     }
 
     /// Publishes the result that is in `out`, whose object is gone, of an item of a block or of a task; `more` if that has not

@@ -50,6 +50,8 @@ mod task;
 #[cfg(not(manyhands_loom))]
 mod unseen;
 #[cfg(not(manyhands_loom))]
+mod wakes;
+#[cfg(not(manyhands_loom))]
 mod worker;
 #[cfg(not(manyhands_loom))]
 mod zygote;
@@ -95,6 +97,8 @@ pub use supervisor::{Launcher, LogLine, Supervisor};
 pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Retry, Stored, Task};
 #[cfg(not(manyhands_loom))]
 pub use unseen::{Fate, Unseen};
+#[cfg(not(manyhands_loom))]
+pub use wakes::Wakes;
 #[cfg(not(manyhands_loom))]
 pub use worker::{Claimed, Filled, Next, Room, StopWord, Unreadable, Unwanted, WorkerEnd};
 #[cfg(not(manyhands_loom))]

@@ -38,7 +38,7 @@ use crate::task::{Breakage, Entry, Limits, Task};
 use crate::unseen::Unseen;
 use admission::{Budget, Capacity};
 use manyhands_os::{Event, Socket, monotonic_nanos};
-use manyhands_shm::{Parked, PoolPage};
+use manyhands_shm::{Parked, PoolPage, Share};
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -71,10 +71,21 @@ pub struct PoolOptions {
     pub memory: Option<u64>,
     /// When workers give way to fresh ones, or leave.
     pub recycling: Recycling,
+    /// How many of the cores each worker is to use; none for an equal share of them.
+    pub share: Option<u32>,
 }
 
 /// What `PoolOptions::stalled_after` should be.
 pub const STALLED_AFTER: u64 = 30_000_000_000;
+
+/// How many of the cores are a worker's: as many as were asked for, else what is left to each, at least 1.
+fn share_of(given: Option<u32>, cores: usize, workers: usize) -> Share {
+    let equal = (cores / workers.max(1)).max(1);
+    Share {
+        count: given.unwrap_or(u32::try_from(equal).unwrap_or(u32::MAX)),
+        is_given: given.is_some(),
+    }
+}
 
 /// What every worker runs before its first task.
 #[derive(Debug)]
@@ -248,6 +259,8 @@ pub struct Pool {
     stalled_after: u64,
     initializer: Option<Initializer>,
     recycling: Recycling,
+    /// What was asked for as the share of a worker.
+    share: Option<u32>,
     /// By which workers send their lines, and their end of it.
     requests: Socket,
     workers_requests: Socket,
@@ -278,6 +291,7 @@ impl Pool {
             events,
             memory,
             recycling,
+            share,
         } = options;
         let mut scheduler = Scheduler::new(workers);
         if let Some(most) = recycling.after_tasks {
@@ -296,9 +310,10 @@ impl Pool {
             stalled_after,
             initializer,
             recycling,
+            share,
             events,
             budget: memory.map(|limit| Budget::new(limit, workers)),
-            page: PoolPage::create(workers as u32)?,
+            page: PoolPage::create(workers as u32, share_of(share, cores, workers))?,
             event: Event::new()?,
             state: Mutex::new(State {
                 scheduler,

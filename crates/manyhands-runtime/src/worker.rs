@@ -32,17 +32,18 @@ use crate::protocol::{
 use crate::store::{Views, write_pages};
 use crate::zygote::Birth;
 use manyhands_os::{
-    Event, MemoryGauge, MessageFile, Received, Socket, View, Window, arm_life_line,
-    become_group_leader, enter_directory, monotonic_nanos, process_cpu_nanos,
+    Event, MemoryGauge, MessageFile, Received, Socket, View, Waited, Window, arm_life_line,
+    become_group_leader, enter_directory, give_memory_back, monotonic_nanos, process_cpu_nanos,
     replace_standard_streams,
 };
 pub use manyhands_shm::Unwanted;
-use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, RingWriter, TASK_AREA, Used};
+use manyhands_shm::{ControlBlock, Grant, Parked, PoolPage, RingWriter, Share, TASK_AREA, Used};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// How long a lap of items takes, as far as whole items allow, in nanoseconds.
 const LAP_NANOS: u64 = 50_000;
@@ -58,6 +59,9 @@ const LAP_ITEMS: u32 = 64;
 const MOST_RELEASED: usize = 1024;
 /// How long an idle worker spins before it sleeps, where it may, in nanoseconds.
 const SPIN_NANOS: u64 = 50_000;
+
+/// How long a worker idles until it gives free memory back: as long as the store keeps what rests.
+const REST: Duration = Duration::from_secs(5);
 
 /// The worker's end of its control block.
 #[derive(Debug)]
@@ -83,6 +87,8 @@ pub struct WorkerEnd {
     last_end: Option<u64>,
     memory: Memory,
     spin: u64,
+    /// What would have been the next task when free memory was given back.
+    trimmed: Option<u32>,
 }
 
 /// A block whose items are claimed one by one.
@@ -321,6 +327,7 @@ impl WorkerEnd {
             last_end: None,
             memory: Memory::default(),
             spin: SPIN_NANOS,
+            trimmed: None,
         })
     }
 
@@ -959,12 +966,21 @@ impl WorkerEnd {
         self.control.set_waiting(true);
         let word = self.control.worker();
         word.announce(Parked::Futex);
+        let next = self.control.queue().state().next;
+        // Once in each idle phase, and only the first time that it idles so long: what was given back
+        // does not come back by itself, and who sleeps is to cost nothing.
+        let limit = (self.trimmed != Some(next)).then_some(REST);
+        let mut rested = false;
         if !self.has_task() && !any_released() {
-            let _why = word.sleep(None);
+            rested = word.sleep(limit) == Waited::TimedOut;
         }
         word.awake();
         fail_point("worker.woken");
         self.control.set_waiting(false);
+        if rested {
+            self.trimmed = Some(next);
+            give_memory_back();
+        }
     }
 
     fn has_task(&self) -> bool {
@@ -997,6 +1013,11 @@ impl WorkerEnd {
             (self.spin - self.spin / 16).max(SPIN_NANOS / 16)
         };
         found
+    }
+
+    /// How many processors are this worker's.
+    pub fn share(&self) -> Share {
+        self.page.share()
     }
 
     /// The slot of this worker in its pool.

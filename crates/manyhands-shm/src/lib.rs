@@ -27,6 +27,6 @@ pub use control::{ControlBlock, DUMP_AREA, RESULT_AREA, TASK_AREA, Unwanted};
 pub use dump_words::DumpWords;
 pub use grant_word::{Grant, GrantWord, Used};
 pub use park::{ParkWord, Parked};
-pub use pool_page::{PoolPage, SpinPermit};
+pub use pool_page::{PoolPage, Share, SpinPermit};
 pub use queue_word::{QueueState, QueueWord};
 pub use ring::{RingPositions, RingReader, RingWriter};

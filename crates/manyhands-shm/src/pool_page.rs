@@ -14,7 +14,10 @@ struct Layout {
     magic: AtomicU32,
     /// How many workers the pool has. Written by its parent.
     width: AtomicU32,
-    _reserved: [u32; 14],
+    /// How many processors are each worker's, and the bit that says whether that was asked for. Written by
+    /// its parent.
+    share: AtomicU32,
+    _reserved: [u32; 13],
     parent: ParkLine,
     spinner: SpinLine,
 }
@@ -28,6 +31,18 @@ struct SpinLine {
     holder: AtomicU32,
     /// How many workers hold tasks, as the parent last noted.
     busy: AtomicU32,
+}
+
+/// Set in the word of the share if it was asked for by number.
+const GIVEN: u32 = 1 << 31;
+
+/// How many processors a worker is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// How many; below 2³¹.
+    pub count: u32,
+    /// Whether somebody asked for that number.
+    pub is_given: bool,
 }
 
 /// The mapped page.
@@ -45,11 +60,12 @@ pub struct SpinPermit<'page> {
 }
 
 impl PoolPage {
-    /// Makes the page of a pool of so many workers; the parent's side.
-    pub fn create(width: u32) -> io::Result<Self> {
+    /// Makes the page of a pool of so many workers, with that share each; the parent's side.
+    pub fn create(width: u32, share: Share) -> io::Result<Self> {
         let page = Self::map(MemoryFile::new(c"manyhands-pool", PAGE)?)?;
         // Relaxed, here and below: the page travels to workers by a system call.
         page.layout().width.store(width, Ordering::Relaxed);
+        page.set_share(share);
         page.layout().magic.store(MAGIC, Ordering::Relaxed);
         Ok(page)
     }
@@ -85,6 +101,24 @@ impl PoolPage {
     pub fn set_width(&self, width: u32) {
         // Relaxed: a figure, by which workers choose how much they ask for at once.
         self.layout().width.store(width, Ordering::Relaxed);
+    }
+
+    /// How many processors are a worker's that is born now.
+    pub fn share(&self) -> Share {
+        let word = self.layout().share.load(Ordering::Relaxed);
+        Share {
+            count: (word & !GIVEN).max(1),
+            is_given: word & GIVEN != 0,
+        }
+    }
+
+    /// Parent: workers that are born from now on have this share.
+    pub fn set_share(&self, share: Share) {
+        let given = if share.is_given { GIVEN } else { 0 };
+        // Relaxed: a figure by itself.
+        self.layout()
+            .share
+            .store(share.count & !GIVEN | given, Ordering::Relaxed);
     }
 
     /// The word on which the parent sleeps while no worker has anything for it.
@@ -147,9 +181,27 @@ impl AsFd for PoolPage {
 mod tests {
     use super::*;
 
+    const SHARE: Share = Share {
+        count: 2,
+        is_given: false,
+    };
+
+    #[test]
+    fn a_share_says_whether_it_was_asked_for() {
+        let page = PoolPage::create(3, SHARE).unwrap();
+        let worker = PoolPage::open(page.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(worker.share(), SHARE);
+        let given = Share {
+            count: 7,
+            is_given: true,
+        };
+        page.set_share(given);
+        assert_eq!((worker.share(), worker.width()), (given, 3));
+    }
+
     #[test]
     fn one_worker_spins_at_a_time() {
-        let page = PoolPage::create(3).unwrap();
+        let page = PoolPage::create(3, SHARE).unwrap();
         let permit = page.may_spin(3);
         assert!(permit.is_some());
         assert!(page.may_spin(4).is_none());

@@ -28,7 +28,7 @@
 //! `VISIT` while tasks are pending, and else when somebody's time is up, for what no result tells of: memory,
 //! ages, workers that idle or do not leave, and births of spares that failed.
 
-use super::{Phase, Pool, Seat, State};
+use super::{Phase, Pool, Seat, State, share_of};
 use crate::events::Why;
 use crate::fail_point::fail_point;
 use crate::protocol::{TaskKind, WorkerKey};
@@ -214,6 +214,8 @@ impl Pool {
         }
         state.width = workers;
         self.page.set_width(workers as u32);
+        self.page
+            .set_share(share_of(self.share, self.cores, workers));
         let mut places = workers;
         for index in 0..state.seats.len() {
             let slot = Slot(index as u32);

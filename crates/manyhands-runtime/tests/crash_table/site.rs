@@ -176,6 +176,7 @@ impl Site {
             events: None,
             memory: None,
             recycling,
+            share: None,
         })
     }
 
@@ -190,6 +191,7 @@ impl Site {
             events: None,
             memory: Some(bytes),
             recycling: Recycling::default(),
+            share: None,
         })
     }
 
@@ -205,6 +207,7 @@ impl Site {
             events: None,
             memory: None,
             recycling: Recycling::default(),
+            share: None,
         })
     }
 
