@@ -121,8 +121,11 @@ class TaskFuture:
     def _observe(self, token: int) -> bool: ...
     def _has_value(self) -> bool: ...
 
-# Seconds from the start, seconds to end, how it runs again, random streams, and bytes of memory.
-_Options: TypeAlias = tuple[float | None, float, RetryPlan | None, Seed | None, int | None]
+# Seconds from the start, seconds to end, how it runs again, random streams, bytes of memory, and
+# a priority.
+_Options: TypeAlias = tuple[
+    float | None, float, RetryPlan | None, Seed | None, int | None, int | None
+]
 
 @final
 class RetryPlan:
@@ -187,6 +190,7 @@ class PoolBase:
         memory: int | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
         inner_threads: int | None,
+        priority: int,
     ) -> Self: ...
     def __init__(
         self,
@@ -203,6 +207,7 @@ class PoolBase:
         memory: int | None,
         recycling: tuple[int | None, int | None, float | None, float | None],
         inner_threads: int | None,
+        priority: int,
     ) -> None: ...
     def submit(
         self, function: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs

@@ -110,6 +110,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -133,6 +134,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -157,6 +159,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -182,6 +185,7 @@ def map(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -229,6 +233,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -251,6 +256,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -273,6 +279,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -295,6 +302,7 @@ def starmap(
     retry: int | Retry | None = None,
     seed: int | None = None,
     task_memory: int | str | None = None,
+    priority: int = 0,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -322,6 +330,7 @@ def options(
     retry: int | Retry | Unset | None = UNSET,
     seed: int | Unset | None = UNSET,
     task_memory: int | str | Unset | None = UNSET,
+    priority: int | Unset = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -329,5 +338,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
+    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory, priority)
     return PoolView(_shared, chosen)

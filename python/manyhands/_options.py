@@ -44,7 +44,7 @@ UNSET = Unset()
 class TaskOptions:
     """What is asked for tasks: `task_timeout=`, `seed=` and the like. It does not change."""
 
-    __slots__ = ("_native", "grace", "retry", "seed", "task_memory", "task_timeout")
+    __slots__ = ("_native", "grace", "priority", "retry", "seed", "task_memory", "task_timeout")
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class TaskOptions:
         retry: Retry | None = None,
         seed: _core.Seed | None = None,
         task_memory: int | None = None,
+        priority: int | None = None,
     ) -> None:
         self.task_timeout = task_timeout
         self.grace = grace
@@ -60,9 +61,11 @@ class TaskOptions:
         # The same object in what is derived from it: it counts the calls of all of them.
         self.seed = seed
         self.task_memory = task_memory
+        # None is that of the pool, or of the task that submits.
+        self.priority = priority
         # Once: every `submit` of a view gives it.
         plan = None if retry is None else retry._plan
-        self._native = task_timeout, grace, plan, seed, task_memory
+        self._native = task_timeout, grace, plan, seed, task_memory, priority
 
     def but(
         self,
@@ -71,11 +74,12 @@ class TaskOptions:
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
+        priority: int | Unset = UNSET,
         *,
         alone: bool = False,
     ) -> TaskOptions:
         """The same, but for what is given; `alone` if that is for one call."""
-        if task_timeout is grace is retry is seed is task_memory is UNSET:
+        if task_timeout is grace is retry is seed is task_memory is priority is UNSET:
             return self
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
@@ -107,11 +111,14 @@ class TaskOptions:
             from manyhands._store import parse_size
 
             task_memory = parse_size(task_memory, "task_memory=")
-        return TaskOptions(task_timeout, grace, retry, own_seed, task_memory)
+        own_priority = self.priority if isinstance(priority, Unset) else check_priority(priority)
+        return TaskOptions(task_timeout, grace, retry, own_seed, task_memory, own_priority)
 
     def native(
         self,
-    ) -> tuple[float | None, float, _core.RetryPlan | None, _core.Seed | None, int | None]:
+    ) -> tuple[
+        float | None, float, _core.RetryPlan | None, _core.Seed | None, int | None, int | None
+    ]:
         """As the native part takes them."""
         return self._native
 
@@ -122,13 +129,15 @@ class TaskOptions:
             self.retry,
             self.seed,
             self.task_memory,
+            self.priority,
         )
 
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed.number}"
+        priority = "" if self.priority is None else f", priority={self.priority}"
         return (
             f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}{seed}, "
-            f"task_memory={self.task_memory}"
+            f"task_memory={self.task_memory}{priority}"
         )
 
 
@@ -137,6 +146,17 @@ def check_seconds(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 <= value <= 1e9:
         raise ValueError(f"{name} must be from 0 to a billion seconds, not {value!r}")
+
+
+_MOST_PRIORITY = 10**9
+
+
+def check_priority(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"priority must be a whole number, not {type(value).__name__}")
+    if not -_MOST_PRIORITY <= value <= _MOST_PRIORITY:
+        raise ValueError(f"priority must be from minus a billion to a billion, not {value}")
+    return int(value)
 
 
 class MapOptions:
@@ -148,6 +168,7 @@ class MapOptions:
         "grace",
         "on_error",
         "ordered",
+        "priority",
         "progress",
         "retry",
         "seed",
@@ -171,6 +192,7 @@ class MapOptions:
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
+        priority: int | Unset = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -191,6 +213,7 @@ class MapOptions:
         self.retry = retry
         self.seed = seed
         self.task_memory = task_memory
+        self.priority = priority
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -213,6 +236,7 @@ _NAMES = (
     "retry",
     "seed",
     "task_memory",
+    "priority",
 )
 _DEFAULT = MapOptions()
 

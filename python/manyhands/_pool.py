@@ -26,7 +26,15 @@ from manyhands._describe import is_coroutine_function, name_of
 from manyhands._dump import PoolDump, make_dump
 from manyhands._events import Event, Listener, check_listener
 from manyhands._future import forward_logs, stop_teller
-from manyhands._options import UNSET, TaskOptions, Unset, check_seconds, map_options, shortest
+from manyhands._options import (
+    UNSET,
+    TaskOptions,
+    Unset,
+    check_priority,
+    check_seconds,
+    map_options,
+    shortest,
+)
 from manyhands._results import Results, Watch, caller
 from manyhands._stats import PoolStats, StoreStats, WorkerStats
 from manyhands._store import set_budget, set_budget_from_environment
@@ -109,6 +117,9 @@ class Pool(_core.PoolBase, Executor):
             or a text as "500MB", at least 1 MB; past it the task is ended with its worker, and
             raises `TaskMemoryExceeded`. What is in the object store does not count. By default
             without limit; on processes alone.
+        priority: which of the tasks that wait starts first: the higher, from minus a billion to a
+            billion; 0 by default. Tasks that are equal start in the order in which they came. What
+            runs is not interrupted. Inline all run at once, so it has no effect there.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -138,8 +149,8 @@ class Pool(_core.PoolBase, Executor):
             number of bytes or a text as "2GB". What it shares with others (files, the store) does
             not count. A worker that is above it before its first task breaks the pool.
         recycle_age: after how many seconds of its life it gives way.
-        idle_timeout: after how many seconds with nothing to do it leaves; workers come back with
-            work. None for never.
+        idle_timeout: after how many seconds with nothing to do a worker, process or thread, leaves;
+            workers come back with work. None for never.
         logging: whether what tasks log is handled in this process, by its handlers, and before
             the result of the task is seen. Workers take the levels of this process at their birth,
             if it has configured `logging` by then; else, and with False, theirs is not configured.
@@ -149,8 +160,9 @@ class Pool(_core.PoolBase, Executor):
         ValueError: `workers` is below 1, or above 4000; there is no such engine; `stuck_after` is
             not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`;
             `recycle_rss` is below 1 MB; the engine has no processes to recycle; `context` names
-            something that does not exist.
-        TypeError: `seed` is no int; `context` names something that is no context variable.
+            something that does not exist; `priority` is out of its bounds.
+        TypeError: `seed` or `priority` is no int; `context` names something that is no context
+            variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -179,6 +191,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
@@ -268,6 +281,7 @@ class Pool(_core.PoolBase, Executor):
 
             budget = check_limit(memory_limit, engine)
         task_options = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
+        priority = check_priority(priority)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
         wishes = recycle_after_tasks, recycle_rss, recycle_age, idle_timeout
@@ -295,6 +309,7 @@ class Pool(_core.PoolBase, Executor):
             budget,
             recycled,
             inner_threads,
+            priority,
         )
         if names and engine == "process":
             from manyhands._context import carrier
@@ -321,7 +336,7 @@ class Pool(_core.PoolBase, Executor):
         options = TaskOptions()
         native = options.native()
         watch = (None, _stalled_after)
-        rest = None, None, None, _NEVER_RECYCLED, None
+        rest = None, None, None, _NEVER_RECYCLED, None, 0
         pool = _core.PoolBase.__new__(
             cls, "nested", workers, None, True, True, "", native, watch, *rest
         )
@@ -366,6 +381,7 @@ class Pool(_core.PoolBase, Executor):
             retry: int | Retry | None = None,
             seed: int | None = None,
             task_memory: int | str | None = None,
+            priority: int = 0,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
@@ -401,6 +417,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -423,6 +440,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -446,6 +464,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -470,6 +489,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     def map(
         self,
@@ -506,6 +526,8 @@ class Pool(_core.PoolBase, Executor):
             seed: each item's random stream comes from this number and the item's index alone (with
                 `batch`, the index of its list).
             task_memory: the most memory that an item may add to its worker, as in `Pool`.
+            priority: which tasks and items that wait go first: the higher, as in `Pool`. A map
+                gives way to what is higher between any two items.
 
         >>> import manyhands as mh
         >>> with mh.Pool(2) as pool:
@@ -535,6 +557,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -555,6 +578,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -575,6 +599,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -595,6 +620,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | None = None,
         seed: int | None = None,
         task_memory: int | str | None = None,
+        priority: int = 0,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -627,6 +653,7 @@ class Pool(_core.PoolBase, Executor):
             chosen.retry,
             chosen.seed,
             chosen.task_memory,
+            chosen.priority,
             alone=True,
         )
         if is_coroutine_function(fn):
@@ -679,6 +706,7 @@ class Pool(_core.PoolBase, Executor):
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
+        priority: int | Unset = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -689,6 +717,8 @@ class Pool(_core.PoolBase, Executor):
             seed: random streams come from this number, and from which call with these options a
                 task is; None is none.
             task_memory: the most memory that it may add to its worker; None is no limit.
+            priority: which of the tasks that wait starts first: the higher, 0 by default. A task
+                that a task submits has the priority of that one where nothing is given.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -696,7 +726,8 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        return PoolView(self, self._options.but(task_timeout, grace, retry, seed, task_memory))
+        options = self._options.but(task_timeout, grace, retry, seed, task_memory, priority)
+        return PoolView(self, options)
 
     def terminate(self) -> None:
         """Ends all tasks at once: what waits is cancelled, what runs is killed with its worker.
@@ -735,7 +766,7 @@ class Pool(_core.PoolBase, Executor):
         return PoolStats(workers=workers, store=store, **found)
 
     def resize(self, workers: int) -> None:
-        """Has the pool use so many worker processes from now on. It does not wait for that.
+        """Has the pool use so many workers from now on. It does not wait for that.
 
         Those that are too many start nothing new and leave when what they run has ended; what they
         held goes to others. More are started when there is work for them.
@@ -744,8 +775,8 @@ class Pool(_core.PoolBase, Executor):
             workers: how many.
 
         Raises:
-            ValueError: `workers` is below 1, or above 4000; the workers of the engine cannot
-                become more or fewer, which is so for threads and inline.
+            ValueError: `workers` is below 1, or above 4000; the engine has no workers, which is
+                so inline.
             RuntimeError: the pool is shut down or broken; or this is one of its tasks.
 
         >>> import manyhands as mh
@@ -966,9 +997,10 @@ class PoolView(_core.ViewBase):
         retry: int | Retry | Unset | None = UNSET,
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
+        priority: int | Unset = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry, seed, task_memory)
+        options = self._options.but(task_timeout, grace, retry, seed, task_memory, priority)
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

@@ -48,7 +48,10 @@ def recycling(
         "idle_timeout": idle_timeout,
     }
     for name, value in given.items():
-        if value is not None and engine != "process":
+        has_workers = engine == "process" or (engine == "thread" and name == "idle_timeout")
+        if value is not None and not has_workers:
+            if name == "idle_timeout":
+                raise ValueError(f'idle_timeout= is for workers: engine="{engine}" has none')
             raise ValueError(
                 f'{name}= is for engine="process": with engine="{engine}" there are no worker '
                 "processes to replace"
@@ -74,11 +77,8 @@ def _check_positive(name: str, value: Any) -> None:
 def resize(pool: Pool, workers: int) -> None:
     """`Pool.resize`."""
     check_workers(workers)
-    if pool._engine != "process":
-        raise ValueError(
-            f'resize() is for engine="process": the workers of engine="{pool._engine}" stay as '
-            "many as they are"
-        )
+    if pool._engine == "inline":
+        raise ValueError('resize() is for workers: engine="inline" has none')
     if not pool._resize(workers):
         raise RuntimeError("cannot resize: the pool is shut down or broken, or it runs this task")
     pool._workers = workers

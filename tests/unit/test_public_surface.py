@@ -161,6 +161,7 @@ def test_signatures_can_be_read() -> None:
         "retry",
         "seed",
         "task_memory",
+        "priority",
         "exit_grace",
         "stuck_after",
         "on_event",

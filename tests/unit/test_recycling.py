@@ -263,13 +263,16 @@ def test_a_long_task_is_not_idle() -> None:
 
 
 @pytest.mark.parametrize("engine", ["thread", "inline"])
-@pytest.mark.parametrize(
-    "option", ["recycle_after_tasks", "recycle_rss", "recycle_age", "idle_timeout"]
-)
+@pytest.mark.parametrize("option", ["recycle_after_tasks", "recycle_rss", "recycle_age"])
 def test_engines_without_processes_refuse_it_by_name(engine: str, option: str) -> None:
     wanted: dict[str, Any] = {option: "2GB" if option == "recycle_rss" else 10}
     with pytest.raises(ValueError, match=f'{option}= is for engine="process".*{engine}'):
         mh.Pool(2, engine=engine, **wanted)
+
+
+def test_an_engine_without_workers_has_none_that_idle() -> None:
+    with pytest.raises(ValueError, match='idle_timeout= is for workers: engine="inline" has none'):
+        mh.Pool(2, engine="inline", idle_timeout=1)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@
 //! POP and REST. A thread that has a map in its hand puts it back, which is a PUSH, before it starts the item, if the
 //! map has more. So an item that takes its time holds nothing up: what has not started can be taken.
 //!
+//! A thread that has slept for the pool's `idle_timeout` takes itself out of those that idle and leaves, unless an
+//! entry or a permit is there; so does one that finds more threads than places, and who works when it comes
+//! back to the queue. From then on it is leaving, and counts no more. Who adds an entry hires after that.
+//!
 //! A thread that works looks at the queue before it sleeps, and one that was started before it sleeps for the first
 //! time. Those that are being started are counted apart, as `coming`, so that no more are started than are needed;
 //! they have no duty, since their initializer may take its time. So no entry waits while a thread could have it.
@@ -29,13 +33,12 @@ use crate::pool::Initializer;
 use crate::results::Source;
 use crate::{clock, context, hooks, process};
 use manyhands_os::{coarse_nanos, monotonic_nanos};
-use manyhands_runtime::{Event, EventKind, Unseen, Wakes};
+use manyhands_runtime::{Event, EventKind, Rank, Ranked, RankedQueue, Unseen, Wakes};
 use pyo3::exceptions::{PyRuntimeError, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::cell::Cell;
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -47,8 +50,14 @@ thread_local! {
 /// The threads of a pool, and what they work on.
 pub(crate) struct Crew {
     generation: u32,
-    /// The most threads.
-    most: usize,
+    /// The most threads. Changed with the queue's mutex.
+    most: AtomicUsize,
+    /// How many there are, but for those that leave. Changed with the queue's mutex.
+    working: AtomicUsize,
+    /// After how many nanoseconds without a task a thread leaves, if it does.
+    idle_for: Option<u64>,
+    /// The priority of what has none of its own.
+    priority: i32,
     shows_args: bool,
     name: String,
     initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
@@ -57,8 +66,9 @@ pub(crate) struct Crew {
     queue: Mutex<Queue>,
     /// Places that are lent, see `crew_nesting`. Changed with the queue's mutex.
     lent: AtomicUsize,
-    /// Whether one ever was: only then there may be more threads than places.
-    has_lent: AtomicBool,
+    /// The number of the rank of what comes first in the queue, `i64::MIN` if that is empty. Changed with the
+    /// queue's mutex.
+    first_rank: AtomicI64,
     /// Where idle threads sleep.
     wake: Condvar,
     /// Where those sleep who wait for the end of all tasks, or of the threads.
@@ -75,12 +85,12 @@ pub(crate) struct Crew {
 }
 
 struct Queue {
-    entries: VecDeque<Entry>,
+    entries: RankedQueue<Entry>,
     /// Who sleeps, and who was woken.
     wakes: Wakes,
     /// Threads that were started and have not come to the queue yet.
     coming: usize,
-    /// Threads that were started and have not left.
+    /// Threads that were started and have not left, also those that are about to.
     members: Vec<Arc<Member>>,
     /// Their `threading.Thread`s, and those of some that have left, each with its slot.
     threads: Vec<(usize, Py<PyAny>)>,
@@ -101,12 +111,12 @@ pub(crate) enum Entry {
     Map(Arc<CrewMap>),
 }
 
-impl Entry {
-    /// How many tasks wait for it, one for the other.
-    fn depth(&self) -> u8 {
+impl Ranked for Entry {
+    #[inline]
+    fn rank(&self) -> Rank {
         match self {
-            Self::Task(task) => task.depth,
-            Self::Map(map) => map.depth,
+            Self::Task(task) => task.rank,
+            Self::Map(map) => map.rank,
         }
     }
 }
@@ -153,6 +163,8 @@ pub(crate) struct Member {
     runner: OnceLock<Arc<Runner>>,
     /// What `threading.get_ident` gives there, 0 before it runs.
     ident: AtomicU64,
+    /// Whether it takes no more tasks. Changed with the queue's mutex.
+    is_leaving: AtomicBool,
     /// Whether it is no longer `coming`. Changed with the queue's mutex.
     has_come: AtomicBool,
 }
@@ -214,18 +226,23 @@ impl Crew {
         workers: usize,
         initializer: Initializer<'_>,
         show_args: bool,
+        priority: i32,
+        idle_for: Option<u64>,
         name: &str,
         events: Option<Sink>,
     ) -> Arc<Self> {
         Arc::new(Self {
             generation: process::generation(),
-            most: workers,
+            most: AtomicUsize::new(workers),
+            working: AtomicUsize::new(0),
+            idle_for,
+            priority,
             shows_args: show_args,
             name: name.to_owned(),
             initializer: initializer.map(|(function, args)| (function.unbind(), args.unbind())),
             events,
             queue: Mutex::new(Queue {
-                entries: VecDeque::new(),
+                entries: RankedQueue::default(),
                 wakes: Wakes::default(),
                 coming: 0,
                 members: Vec::new(),
@@ -237,7 +254,7 @@ impl Crew {
                 broken: None,
             }),
             lent: AtomicUsize::new(0),
-            has_lent: AtomicBool::new(false),
+            first_rank: AtomicI64::new(i64::MIN),
             wake: Condvar::new(),
             quiet: Condvar::new(),
             pending: AtomicUsize::new(0),
@@ -282,7 +299,18 @@ impl Crew {
 
     /// The most threads.
     pub(crate) fn most(&self) -> usize {
-        self.most
+        // Relaxed, here and below: whoever acts on it looks again with the mutex.
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// How many threads there are, but for those that leave.
+    fn working(&self) -> usize {
+        self.working.load(Ordering::Relaxed)
+    }
+
+    /// The priority of what has none of its own.
+    pub(crate) fn priority(&self) -> i32 {
+        self.priority
     }
 
     /// Whether the pool takes no more.
@@ -338,7 +366,6 @@ impl Crew {
         let mut queue = self.queue();
         // Relaxed, here and below: read with the mutex.
         self.lent.fetch_add(1, Ordering::Relaxed);
-        self.has_lent.store(true, Ordering::Relaxed);
         let wakes = !queue.entries.is_empty() && queue.wakes.pushed();
         drop(queue);
         if wakes {
@@ -354,7 +381,7 @@ impl Crew {
 
     /// How many threads may be there now.
     fn places(&self) -> usize {
-        self.most + self.lent.load(Ordering::Relaxed)
+        self.most() + self.lent.load(Ordering::Relaxed)
     }
 
     /// How many tasks and maps wait for a thread.
@@ -364,24 +391,28 @@ impl Crew {
 
     #[inline]
     fn add(&self, mut queue: MutexGuard<'_, Queue>, entry: Entry) {
-        let depth = entry.depth();
-        if queue
-            .entries
-            .back()
-            .is_none_or(|last| last.depth() >= depth)
-        {
-            queue.entries.push_back(entry);
-        } else {
-            let at = queue
-                .entries
-                .partition_point(|other| other.depth() >= depth);
-            queue.entries.insert(at, entry);
-        }
+        queue.entries.push_back(entry);
+        self.note_first(&queue);
         let wakes = queue.wakes.pushed();
         drop(queue);
         if wakes {
             self.wake.notify_one();
         }
+    }
+
+    /// Says what comes first in the queue, for those who look without the mutex.
+    #[inline]
+    fn note_first(&self, queue: &Queue) {
+        let first = queue.entries.first_rank().map_or(i64::MIN, Rank::number);
+        // Relaxed: whoever reads an old one looks again soon.
+        self.first_rank.store(first, Ordering::Relaxed);
+    }
+
+    /// Whether a thread that works on something of this rank is to come back to the queue: for something of a
+    /// higher one, or to leave.
+    #[inline]
+    pub(crate) fn wants_thread(&self, rank: Rank) -> bool {
+        self.first_rank.load(Ordering::Relaxed) > rank.number() || self.has_too_many()
     }
 
     /// Starts threads, if more tasks wait than there are threads that idle or are on their way. An error
@@ -404,17 +435,17 @@ impl Crew {
         let queue = self.queue();
         // A thread whose initializer has raised is gone again, and nothing waits for another.
         !queue.cancelled
-            && queue.members.len() < self.places()
-            && (queue.members.is_empty() || waiting > queue.wakes.at_hand() + queue.coming)
+            && self.working() < self.places()
+            && (self.working() == 0 || waiting > queue.wakes.at_hand() + queue.coming)
     }
 
     #[cold]
     fn hire_one(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         let mut queue = self.queue();
-        if queue.members.len() >= self.places() {
+        if self.working() >= self.places() {
             return Ok(());
         }
-        let member = queue.enlist();
+        let member = self.enlist(&mut queue);
         drop(queue);
         self.start_member(py, &member)
     }
@@ -431,17 +462,19 @@ impl Crew {
         match started {
             Ok(thread) => {
                 let mut queue = self.queue();
-                // Unless it was left behind already.
-                if !member.runner.get().is_some_and(|runner| runner.is_left()) {
+                // Unless it was left behind already, or has left.
+                let is_there = queue.members.iter().any(|it| Arc::ptr_eq(it, member));
+                let is_left = member.runner.get().is_some_and(|runner| runner.is_left());
+                if !is_left && (is_there || queue.closed) {
                     queue.threads.push((member.slot, thread.unbind()));
                 }
                 Ok(())
             }
             Err(error) => {
                 let mut queue = self.queue();
-                queue.members.retain(|other| !Arc::ptr_eq(other, member));
+                self.strike(&mut queue, member);
                 queue.has_come(member);
-                let is_alone = queue.members.is_empty();
+                let is_alone = self.working() == 0;
                 drop(queue);
                 self.end_events_if_gone();
                 self.quiet.notify_all();
@@ -480,7 +513,8 @@ impl Crew {
     #[inline]
     fn pop(&self, is_waking: &mut bool) -> Option<Entry> {
         let mut queue = self.queue();
-        let entry = queue.entries.pop_front();
+        let entry = queue.entries.pop();
+        self.note_first(&queue);
         if entry.is_some() && *is_waking {
             let left = queue.entries.len();
             let wakes = queue.wakes.popped(is_waking, left);
@@ -494,7 +528,7 @@ impl Crew {
 
     /// Sleeps until there may be something in the queue; false if the thread is to leave. The caller does
     /// not hold the GIL.
-    fn sleep(&self, is_waking: &mut bool) -> bool {
+    fn sleep(&self, member: &Member, is_waking: &mut bool) -> bool {
         let mut queue = self.queue();
         let left = queue.entries.len();
         if !queue.wakes.rests(is_waking, left) {
@@ -504,14 +538,35 @@ impl Crew {
             return false;
         }
         queue.wakes.lies_down();
-        while queue.wakes.may_sleep() && !queue.closed {
-            queue = self
-                .wake
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+        let until = self
+            .idle_for
+            .map(|time| monotonic_nanos().saturating_add(time));
+        loop {
+            if !queue.wakes.may_sleep() || queue.closed {
+                *is_waking = queue.wakes.rises();
+                return true;
+            }
+            let left = until.map(|until| until.saturating_sub(monotonic_nanos()));
+            let is_over = left == Some(0);
+            if is_over || self.has_too_many() {
+                // Nobody has woken it, so it takes nobody's duty with it.
+                let _was_woken = queue.wakes.rises();
+                if is_over && !queue.entries.is_empty() {
+                    return true;
+                }
+                self.take_off(member);
+                return false;
+            }
+            queue = match left {
+                None => self.wake.wait(queue),
+                Some(left) => self
+                    .wake
+                    .wait_timeout(queue, Duration::from_nanos(left))
+                    .map(|(queue, _)| queue)
+                    .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0)),
+            }
+            .unwrap_or_else(PoisonError::into_inner);
         }
-        *is_waking = queue.wakes.rises();
-        true
     }
 
     /// The loop of a thread.
@@ -533,19 +588,19 @@ impl Crew {
                     let start = monotonic_nanos();
                     member.starts(task.index());
                     member.cpu_since.store(0, Ordering::Relaxed);
-                    let runs = Runs::new(self, task.depth);
+                    let runs = Runs::new(self, task.rank);
                     task.run(py, runner, member.slot(), place);
                     drop(runs);
                     drop(task);
                     member.ends(1, monotonic_nanos() - start);
                 }
                 Some(Entry::Map(map)) => {
-                    let _runs = Runs::new(self, map.depth);
+                    let _runs = Runs::new(self, map.rank);
                     map.run_lap(py, member, runner, place);
                 }
                 None => {
                     member.cpu_since.store(0, Ordering::Relaxed);
-                    if !detach(py, || self.sleep(&mut is_waking)) {
+                    if !detach(py, || self.sleep(member, &mut is_waking)) {
                         break;
                     }
                     turn.begin(monotonic_nanos());
@@ -565,21 +620,20 @@ impl Crew {
         }
     }
 
-    /// Whether places that were lent were given back whose threads are still there.
+    /// Whether there are more threads than places: some were lent and given back, or the pool was made smaller.
     #[inline]
     fn has_too_many(&self) -> bool {
-        // Relaxed: it is looked at again with the mutex, and by whoever comes next.
-        self.has_lent.load(Ordering::Relaxed) && self.queue().members.len() > self.places()
+        self.working() > self.places()
     }
 
     /// Takes the thread off the crew if there are more than places; whether it did. It then leaves.
     #[cold]
-    fn resign(&self, member: &Arc<Member>, is_waking: &mut bool) -> bool {
+    fn resign(&self, member: &Member, is_waking: &mut bool) -> bool {
         let mut queue = self.queue();
-        if queue.members.len() <= self.places() {
+        if !self.has_too_many() {
             return false;
         }
-        queue.members.retain(|other| !Arc::ptr_eq(other, member));
+        self.take_off(member);
         let left = queue.entries.len();
         let wakes = queue.wakes.popped(is_waking, left);
         drop(queue);
@@ -589,12 +643,39 @@ impl Crew {
         true
     }
 
+    /// The thread takes no more tasks. With the queue's mutex.
+    fn take_off(&self, member: &Member) {
+        // Relaxed, here and below: read and changed with the mutex.
+        if !member.is_leaving.swap(true, Ordering::Relaxed) {
+            self.working.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds a thread that is yet to be started.
+    fn enlist(&self, queue: &mut Queue) -> Arc<Member> {
+        self.working.fetch_add(1, Ordering::Relaxed);
+        queue.enlist()
+    }
+
+    /// The thread is gone; gives what Python has of it.
+    fn strike(&self, queue: &mut Queue, member: &Arc<Member>) -> Option<Py<PyAny>> {
+        let at = queue
+            .members
+            .iter()
+            .position(|it| Arc::ptr_eq(it, member))?;
+        queue.members.remove(at);
+        self.take_off(member);
+        let mut threads = queue.threads.iter();
+        let at = threads.position(|(slot, _)| *slot == member.slot)?;
+        Some(queue.threads.swap_remove(at).1)
+    }
+
     /// Its threads, and how many tasks and items none of them has.
     fn members(&self) -> (Vec<Arc<Member>>, usize) {
         let queue = self.queue();
         let mut maps = Vec::new();
         let mut queued = 0;
-        for entry in &queue.entries {
+        for entry in queue.entries.iter() {
             match entry {
                 Entry::Task(_) => queued += 1,
                 Entry::Map(map) => maps.push(map.clone()),
@@ -644,12 +725,10 @@ impl Crew {
     pub(crate) fn leave_behind(&self, runner: &Arc<Runner>) -> Option<LeftBehind> {
         let mut queue = self.queue();
         let at = queue.members.iter().position(|member| member.is(runner))?;
-        let member = queue.members.swap_remove(at);
+        let member = queue.members[at].clone();
         queue.left_behind += 1;
-        let mut threads = queue.threads.iter();
-        let at = threads.position(|(slot, _)| *slot == member.slot);
-        let thread = at.map(|at| queue.threads.swap_remove(at).1);
-        let successor = (!queue.entries.is_empty()).then(|| queue.enlist());
+        let thread = self.strike(&mut queue, &member);
+        let successor = (!queue.entries.is_empty()).then(|| self.enlist(&mut queue));
         drop(queue);
         self.say_of(&member, EventKind::Stopped);
         self.quiet.notify_all();
@@ -713,9 +792,18 @@ impl Crew {
             self.say_of(member, EventKind::Left);
         }
         let mut queue = self.queue();
-        queue.members.retain(|other| !Arc::ptr_eq(other, member));
+        let thread = self.strike(&mut queue, member);
         queue.has_come(member); // unless it has: its initializer raised
-        drop(queue);
+        if queue.closed {
+            // Who waits for the end of the pool joins it.
+            queue
+                .threads
+                .extend(thread.map(|thread| (member.slot, thread)));
+            drop(queue);
+        } else {
+            drop(queue);
+            drop(thread);
+        }
         self.end_events_if_gone();
         self.quiet.notify_all();
     }
@@ -723,7 +811,11 @@ impl Crew {
     /// Ends all that has not started.
     fn end_waiting(&self, py: Python<'_>, why: Option<&Arc<Py<PyAny>>>) {
         loop {
-            let Some(entry) = self.queue().entries.pop_front() else {
+            let mut queue = self.queue();
+            let entry = queue.entries.pop();
+            self.note_first(&queue);
+            drop(queue);
+            let Some(entry) = entry else {
                 return;
             };
             match entry {
@@ -774,6 +866,7 @@ impl Queue {
             index: AtomicU64::new(0),
             runner: OnceLock::new(),
             ident: AtomicU64::new(0),
+            is_leaving: AtomicBool::new(false),
             has_come: AtomicBool::new(false),
         });
         self.slot += 1;
@@ -838,7 +931,7 @@ impl Engine for Arc<Crew> {
             origin: options.origin,
         };
         let label = self.events.as_ref().and_then(|_| label_of(function));
-        let task = CrewTask::new(self.clone(), index, label, call);
+        let task = CrewTask::new(self.clone(), index, label, options.priority, call);
         future
             .cast::<TaskFuture>()?
             .get()
@@ -880,7 +973,7 @@ impl Engine for Arc<Crew> {
     }
 
     fn start(&self, function: &Bound<'_, PyAny>) -> PyResult<()> {
-        for _ in 0..self.most {
+        for _ in 0..self.most() {
             self.hire_one(function.py())?;
         }
         Ok(())
@@ -936,6 +1029,22 @@ impl Engine for Arc<Crew> {
             }
         }
         Ok(over)
+    }
+
+    fn resize(&self, py: Python<'_>, workers: usize) -> PyResult<bool> {
+        let queue = self.queue();
+        if queue.closed {
+            return Ok(false);
+        }
+        self.most.store(workers, Ordering::Relaxed);
+        drop(queue);
+        // Those that sleep and are too many leave.
+        self.wake.notify_all();
+        let waiting = || self.members().1;
+        if waiting() > 0 {
+            self.hire(py, waiting)?;
+        }
+        Ok(true)
     }
 
     fn take_unseen(&self, _py: Python<'_>, all: bool) -> (u64, Option<String>) {

@@ -3,7 +3,8 @@
 //! **Items** wait in one queue per map (`waiting`), from which any thread takes the next; what has not
 //! started belongs to nobody. A thread works in *laps*: as many items as took about 50 µs so far, one while
 //! nothing is known. Between two items of a lap it holds the map's mutex once, to hand over the end of
-//! the one and take the next; it looks at the clock and at the pool's queue only between laps.
+//! the one and take the next; it looks at the clock and takes from the pool's queue only between laps. A lap ends
+//! early when something of a higher rank waits there, or the pool has too many threads.
 //!
 //! **The entry.** `queued` says that the map is in the pool's queue, or in the hand of the thread that took
 //! it from there; it changes under the map's mutex. Whoever adds items while it is false puts the map into
@@ -35,7 +36,7 @@ use crate::seeds::{self, Origin, Stream};
 use manyhands_os::{
     Waited, futex_wait_private, futex_wake_private, monotonic_nanos, thread_cpu_nanos,
 };
-use manyhands_runtime::{Event, EventKind, How, Label, Limits, Tasks, number_of_map};
+use manyhands_runtime::{Event, EventKind, How, Label, Limits, Rank, Tasks, number_of_map};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
 use std::cell::RefCell;
@@ -115,8 +116,8 @@ pub(crate) struct CrewMap {
     origin: Option<Origin>,
     limits: Limits,
     ordered: bool,
-    /// How many tasks wait for it, one for the other.
-    pub(crate) depth: u8,
+    /// What goes first.
+    pub(crate) rank: Rank,
     counts: Arc<Counts>,
     told_as: Option<ToldAs>,
     state: Mutex<State>,
@@ -269,7 +270,7 @@ impl CrewMap {
             counts,
         } = call;
         let most_items = buffer.unwrap_or(WINDOW_ITEMS).max(1);
-        let depth = crew_nesting::depth_below(&crew);
+        let rank = crew_nesting::rank_below(&crew, options.priority);
         let told_as = crew.events().map(|_| ToldAs {
             map: number_of_map(),
             label: label_of(function),
@@ -277,7 +278,7 @@ impl CrewMap {
         });
         let map = Arc::new(Self {
             crew,
-            depth,
+            rank,
             told_as,
             function: context::around(function)?.unbind(),
             star: input.is_star(),
@@ -429,7 +430,8 @@ impl CrewMap {
                 state.keep(self.ordered, index, false, end)
             };
             let rings = state.rings();
-            let next = if count < lap {
+            // What is left of the map is in the queue, for whoever comes to it.
+            let next = if count < lap && !self.crew.wants_thread(self.rank) {
                 state.waiting.pop_front()
             } else {
                 None

@@ -7,6 +7,7 @@
 //! back, one thread more works than there are places, and the next that looks for work leaves.
 
 use crate::crew::Crew;
+use manyhands_runtime::Rank;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,8 @@ const OVER: u32 = 1 << 31;
 thread_local! {
     /// How deep what this thread runs is nested, from 1; 0 if it runs nothing.
     static DEPTH: Cell<u8> = const { Cell::new(0) };
+    /// The priority of what this thread runs.
+    static PRIORITY: Cell<i32> = const { Cell::new(0) };
     /// What the task that this thread runs has submitted.
     static CHILDREN: RefCell<Option<Arc<Children>>> = const { RefCell::new(None) };
 }
@@ -58,10 +61,11 @@ pub(crate) struct Runs<'crew> {
 }
 
 impl<'crew> Runs<'crew> {
-    /// From now on, at this depth.
+    /// From now on, something of this rank.
     #[inline]
-    pub(crate) fn new(crew: &'crew Arc<Crew>, depth: u8) -> Self {
-        DEPTH.set(depth + 1);
+    pub(crate) fn new(crew: &'crew Arc<Crew>, rank: Rank) -> Self {
+        DEPTH.set(rank.depth() + 1);
+        PRIORITY.set(rank.priority());
         Self { crew }
     }
 }
@@ -81,6 +85,21 @@ impl Drop for Runs<'_> {
 #[inline]
 pub(crate) fn depth_below(crew: &Arc<Crew>) -> u8 {
     if crew.is_mine() { DEPTH.get() } else { 0 }
+}
+
+/// The rank of what this thread submits to the crew with this priority, or without one: with that of what it
+/// runs, or else of the crew.
+#[inline]
+pub(crate) fn rank_below(crew: &Arc<Crew>, asked: Option<i32>) -> Rank {
+    let depth = depth_below(crew);
+    let priority = asked.unwrap_or_else(|| {
+        if depth > 0 {
+            PRIORITY.get()
+        } else {
+            crew.priority()
+        }
+    });
+    Rank::new(depth, priority)
 }
 
 /// Counts a task that this thread submits to the crew, if it runs one of it; who tells of its end gets it.

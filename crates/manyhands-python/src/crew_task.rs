@@ -21,7 +21,7 @@ use crate::local::{self, Kind, Ran, Shown, Watched};
 use crate::process;
 use crate::seeds::{self, Origin, Stream};
 use manyhands_os::{Waited, futex_wait_private, futex_wake_private, monotonic_nanos};
-use manyhands_runtime::{Event, EventKind, Fate, How, Label, Limits, Tasks};
+use manyhands_runtime::{Event, EventKind, Fate, How, Label, Limits, Rank, Tasks};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,8 +45,8 @@ pub(crate) struct CrewTask {
     told_as: Option<Label>,
     /// GOING, AWAITED or ENDED.
     word: AtomicU32,
-    /// How many tasks wait for it, one for the other.
-    pub(crate) depth: u8,
+    /// What goes first.
+    pub(crate) rank: Rank,
     /// What the task has submitted that has submitted it, if one has.
     parent: Option<Arc<Children>>,
     /// What people call its function, once it was stopped.
@@ -99,13 +99,14 @@ impl CrewTask {
         crew: Arc<Crew>,
         index: u64,
         told_as: Option<Label>,
+        priority: Option<i32>,
         call: Call,
     ) -> Arc<Self> {
         Arc::new(Self {
             index,
             told_as,
             word: AtomicU32::new(GOING),
-            depth: crew_nesting::depth_below(&crew),
+            rank: crew_nesting::rank_below(&crew, priority),
             parent: crew_nesting::submitted(&crew),
             crew,
             label: OnceLock::new(),

@@ -16,6 +16,9 @@ use std::time::Duration;
 pub(crate) struct TaskOptions {
     pub(crate) limits: Limits,
     pub(crate) plan: Option<Arc<Plan>>,
+    /// Which goes first of what waits: the higher. Without one it is the pool's, or that of the task that
+    /// submits it.
+    pub(crate) priority: Option<i32>,
     /// What its random stream is made from, if it has one.
     pub(crate) origin: Option<Origin>,
 }
@@ -94,8 +97,8 @@ pub(crate) trait Engine: Send + Sync {
     }
 
     /// How many workers it is to have from now on; false if it is closed, or has none to choose.
-    fn resize(&self, _py: Python<'_>, _workers: usize) -> bool {
-        false
+    fn resize(&self, _py: Python<'_>, _workers: usize) -> PyResult<bool> {
+        Ok(false)
     }
 
     /// How many tasks failed without anybody asking, and one of them in words; see `Unseen::take`.

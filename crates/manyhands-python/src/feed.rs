@@ -72,6 +72,7 @@ pub(crate) struct Feed {
     taken_bytes: u64,
     /// Items that could not be encoded, with why.
     bad: HashMap<u64, (PyErr, Py<PyAny>)>,
+    priority: i32,
     /// The one of them whose end was taken last.
     last_bad: Option<Py<PyAny>>,
     /// The block whose pieces are being handed over.
@@ -119,10 +120,12 @@ impl Feed {
                 TaskOptions {
                     limits,
                     plan,
+                    priority,
                     origin,
                 },
             context,
         } = options;
+        let priority = priority.unwrap_or(pool.priority);
         // What runs again goes back to the queue by itself.
         let retry = plan.map(|plan| plan.retry.clone());
         let most_per_block = if retry.is_some() { 1 } else { BLOCK_ITEMS };
@@ -156,6 +159,7 @@ impl Feed {
             taken: 0,
             taken_bytes: 0,
             bad: HashMap::new(),
+            priority,
             last_bad: None,
             block: None,
             pieces: VecDeque::new(),
@@ -193,7 +197,7 @@ impl Feed {
 
     /// How many items the workers could do with, and how many make a block.
     fn appetite(&self) -> (u64, u64) {
-        let (wanted, estimate) = self.runtime.appetite(self.away);
+        let (wanted, estimate) = self.runtime.appetite(self.away, self.priority);
         let per_block = match estimate {
             Some(nanos) => (BLOCK_NANOS / nanos.max(1)).clamp(1, self.most_per_block),
             None => 1,
@@ -313,7 +317,7 @@ impl Feed {
         let mut needs = self.encoder.take_needs();
         needs.extend(self.context.clone());
         let block = Block::new(self.stream.clone(), first, count, form, needs, bytes);
-        if let Err(error) = self.pool.send_block(py, block.clone()) {
+        if let Err(error) = self.pool.send_block(py, block.clone(), self.priority) {
             return self.stop(error, count);
         }
         self.bytes += block.weight();
@@ -453,7 +457,9 @@ impl Feed {
                 // The result may be there in a moment, the next item will not.
                 self.input.pull_nanos() / 8
             } else {
-                self.runtime.supply().clamp(SHORTEST_WAIT, LONGEST_WAIT)
+                self.runtime
+                    .supply(self.priority)
+                    .clamp(SHORTEST_WAIT, LONGEST_WAIT)
             };
         }
         let until = now + longest;

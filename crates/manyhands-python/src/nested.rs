@@ -153,6 +153,7 @@ impl Shared {
         );
         entry.limits = options.limits;
         entry.retry = options.plan.as_ref().map(|plan| plan.retry.clone());
+        entry.priority = options.priority;
         entry.seed = options.origin.clone();
         entry.gathers = gathers;
         detach(py, || self.caller.submit(&entry));

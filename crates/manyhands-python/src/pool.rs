@@ -87,13 +87,14 @@ impl RetryPlan {
 }
 
 /// As the face gives them: seconds from the start, seconds to end, whether to run again, what random streams come
-/// from, and bytes of memory.
+/// from, bytes of memory, and a priority.
 type Options<'py> = (
     Option<f64>,
     f64,
     Option<PyRef<'py, RetryPlan>>,
     Option<PyRef<'py, PySeed>>,
     Option<u64>,
+    Option<i32>,
 );
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
@@ -113,7 +114,9 @@ fn recycling_of((after_tasks, above, older_than, idle_for): Freshness) -> Recycl
     }
 }
 
-fn options_of((time, grace, retry, seed, memory): Options<'_>) -> (TaskOptions, Option<Arc<Seed>>) {
+fn options_of(
+    (time, grace, retry, seed, memory, priority): Options<'_>,
+) -> (TaskOptions, Option<Arc<Seed>>) {
     let options = TaskOptions {
         limits: Limits {
             time: time.map(nanos),
@@ -121,6 +124,7 @@ fn options_of((time, grace, retry, seed, memory): Options<'_>) -> (TaskOptions, 
             grace: nanos(grace),
         },
         plan: retry.map(|plan| plan.0.clone()),
+        priority,
         origin: None,
     };
     (options, seed.map(|seed| seed.0.clone()))
@@ -211,7 +215,7 @@ impl ViewBase {
 #[pymethods]
 impl PoolBase {
     #[new]
-    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, output, memory, recycling, inner_threads))]
+    #[pyo3(signature = (engine, workers, initializer, show_args, copy, name, options, patience, events, output, memory, recycling, inner_threads, priority))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the options of a pool, by position"
@@ -230,6 +234,7 @@ impl PoolBase {
         memory: Option<u64>,
         recycling: Freshness,
         inner_threads: Option<u32>,
+        priority: i32,
     ) -> PyResult<Self> {
         let patience = (patience.0.map(nanos), patience.1.map(nanos));
         let engine: Box<dyn Engine> = match engine {
@@ -237,6 +242,7 @@ impl PoolBase {
                 workers,
                 initializer,
                 show_args,
+                priority,
                 patience,
                 (
                     events.map(|stream| stream.events()),
@@ -250,6 +256,8 @@ impl PoolBase {
                 workers,
                 initializer,
                 show_args,
+                priority,
+                recycling.3.map(nanos),
                 name,
                 events.map(|stream| stream.sink()),
             )),
@@ -363,7 +371,7 @@ impl PoolBase {
     fn _resize(&self, py: Python<'_>, workers: usize) -> PyResult<bool> {
         self.check_process()?;
         let _inside = enter(py)?;
-        Ok(self.engine.resize(py, workers))
+        self.engine.resize(py, workers)
     }
 
     /// Asks what runs to end.

@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     generation: u32,
     hide_args: bool,
+    /// The priority of tasks that have none of their own.
+    pub(crate) priority: i32,
     /// When workers were told last what they find at their birth, 0 before the first task.
     told_at: AtomicU64,
     index: AtomicU64,
@@ -147,6 +149,7 @@ impl Shared {
             call.payload,
         );
         (entry.limits, entry.retry) = (options.limits, options.plan.map(|plan| plan.retry.clone()));
+        entry.priority = Some(options.priority.unwrap_or(self.priority));
         entry.seed = options.origin;
         self.pool
             .submit(entry)
@@ -155,9 +158,16 @@ impl Shared {
     }
 
     /// Sends items of a map.
-    pub(crate) fn send_block(&self, py: Python<'_>, block: Arc<Block>) -> PyResult<()> {
+    pub(crate) fn send_block(
+        &self,
+        py: Python<'_>,
+        block: Arc<Block>,
+        priority: i32,
+    ) -> PyResult<()> {
+        let mut entry = Entry::block(block);
+        entry.priority = Some(priority);
         self.pool
-            .submit(Entry::block(block))
+            .submit(entry)
             .map_err(|refused| Self::refused(py, refused))
     }
 }
@@ -171,6 +181,7 @@ impl Processes {
         workers: usize,
         initializer: pool::Initializer<'_>,
         show_args: bool,
+        priority: i32,
         (stuck_after, stalled_after): (Option<u64>, Option<u64>),
         (events, output): Told,
         memory: Option<u64>,
@@ -218,6 +229,7 @@ impl Processes {
             pool,
             generation: process::generation(),
             hide_args: !show_args,
+            priority,
             told_at: AtomicU64::new(0),
             index: AtomicU64::new(0),
             carrier: OnceLock::new(),
@@ -313,8 +325,8 @@ impl Engine for Processes {
         self.0.pool.number()
     }
 
-    fn resize(&self, py: Python<'_>, workers: usize) -> bool {
-        detach(py, || self.0.pool.resize(workers))
+    fn resize(&self, py: Python<'_>, workers: usize) -> PyResult<bool> {
+        Ok(detach(py, || self.0.pool.resize(workers)))
     }
 
     fn take_unseen(&self, py: Python<'_>, all: bool) -> (u64, Option<String>) {

@@ -38,6 +38,8 @@ mod pool;
 #[cfg(not(manyhands_loom))]
 mod protocol;
 #[cfg(not(manyhands_loom))]
+mod ranked;
+#[cfg(not(manyhands_loom))]
 mod scheduler;
 #[cfg(not(manyhands_loom))]
 mod seat;
@@ -84,6 +86,8 @@ pub use pool::{
 };
 #[cfg(not(manyhands_loom))]
 pub use protocol::{ITEM_MORE, Reference, ResultKind, Section, TaskKind, WorkerKey};
+#[cfg(not(manyhands_loom))]
+pub use ranked::{Rank, Ranked, RankedQueue};
 #[cfg(not(manyhands_loom))]
 pub use scheduler::{Loss, Revoked, Scheduler, Slot, Work};
 #[cfg(not(manyhands_loom))]

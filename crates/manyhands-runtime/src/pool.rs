@@ -32,7 +32,7 @@ use crate::drain_role::DrainRole;
 use crate::events::Events;
 use crate::output::Output;
 use crate::protocol::{TaskKind, WorkerKey};
-use crate::scheduler::{Scheduler, Slot};
+use crate::scheduler::{Scheduler, Slot, Work};
 use crate::seat::Worker;
 use crate::supervisor::{Command, Supervisor};
 use crate::task::{Breakage, Entry, Limits, Task};
@@ -234,6 +234,8 @@ pub(crate) struct State {
     seed: u64,
     /// Slots of workers that wait for what their tasks have submitted.
     lent: usize,
+    /// Whether anything ever had a priority other than 0: without that no worker holds what is to give way.
+    has_priorities: bool,
     /// Whether slots have to be opened or closed, since `lent` or what workers are for has changed.
     is_unsettled: bool,
     capacity: Capacity,
@@ -349,6 +351,7 @@ impl Pool {
                 delayed: Vec::new(),
                 seed: monotonic_nanos() | 1,
                 lent: 0,
+                has_priorities: false,
                 is_unsettled: false,
                 capacity: Capacity::default(),
                 is_held_back: false,
@@ -407,10 +410,11 @@ impl Pool {
             self.start_patrol(&mut state);
         }
         self.look_after(&mut state);
+        state.has_priorities |= entry.has_priority();
         // A block is worth many tasks.
         let is_block = entry.kind == TaskKind::Block;
         if state.scheduler.queued() == 0
-            && let Some(slot) = state.scheduler.choose(entry.depth)
+            && let Some(slot) = state.scheduler.choose(entry.rank())
             && self.admits(&mut state, slot, &entry)
         {
             let behind_another = is_block || state.scheduler.held_count(slot) > 0;
@@ -429,6 +433,9 @@ impl Pool {
         } else {
             state.scheduler.add(entry);
             self.ask_for_workers(&mut state);
+            if self.give_way(&mut state) {
+                self.balance(&mut state);
+            }
             let often = is_block || state.submits.is_multiple_of(SUBMITS_PER_DRAIN);
             if often && !state.role.is_held() {
                 self.drain(&mut state);

@@ -8,16 +8,18 @@
 //! Everything is counted in items, of which a task is one.
 //!
 //! Rules:
-//! - Work leaves the queue in the order in which it came, but what tasks wait for comes before what
-//!   they were submitted with: deeper work first. So no more tasks are begun than have to wait.
+//! - Work leaves the queue in the order of ranks (`ranked.rs`), and within a rank in the order in which it came.
+//!   Deeper work comes first, so no more tasks are begun than have to wait.
 //! - It goes to the idle worker that was busy last (its caches and its spinning are warm), else to the
 //!   one that holds the fewest.
 //! - A worker is given more while it holds less than `WORK_AHEAD` of estimated work, so that it never
 //!   waits for its parent, and never a second waiting task where tasks are longer than that. Until a
 //!   first duration is known it holds one task.
-//! - What a worker holds is of one depth. What is deeper would wait for one that began later than those who
+//! - What a worker holds is of one rank. What is deeper would wait for one that began later than those who
 //!   wait for it, while others begin; and when what is deeper has ended, who waited for it goes on, and the
-//!   worker may have to rest.
+//!   worker may have to rest. What is of higher priority would wait for what is not.
+//! - What waits at a worker goes back to the queue when something of a higher rank is queued (`is_outranked`),
+//!   and when another has nothing and would take something of a lower rank (`higher_than_queue`).
 //! - A worker with nothing to do, while the queue is empty, gets half of what waits at the worker
 //!   that holds the most.
 //! - A worker that is to be replaced after so many items is given no more than these. What it has been given
@@ -25,6 +27,7 @@
 //! - When a worker dies, the item that it had started is lost, and all others return to the front of
 //!   the queue in their order.
 
+use crate::ranked::{Rank, Ranked, RankedQueue};
 use std::collections::VecDeque;
 
 /// How much estimated work a worker holds, in nanoseconds.
@@ -46,9 +49,21 @@ pub trait Work: Sized {
     /// Keeps the first `keep` of the items that have not ended, and gives the others.
     fn cut(&mut self, keep: usize) -> Self;
 
-    /// How many tasks wait for it, one for the other: what is deeper goes first.
-    fn depth(&self) -> u8 {
-        0
+    /// What goes first.
+    fn rank(&self) -> Rank {
+        Rank::default()
+    }
+}
+
+impl<T: Work> Ranked for T {
+    #[inline]
+    fn rank(&self) -> Rank {
+        Work::rank(self)
+    }
+
+    #[inline]
+    fn weight(&self) -> usize {
+        self.left()
     }
 }
 
@@ -73,8 +88,8 @@ struct Place<T> {
     held: VecDeque<T>,
     /// The items of all that have not ended.
     items: usize,
-    /// The depth of what it holds.
-    depth: u8,
+    /// The rank of what it holds.
+    rank: Rank,
     /// How many items are never taken back while it lives: the running one, its start-up message.
     keeps: usize,
     /// How many items it may still be given in its life.
@@ -105,7 +120,7 @@ pub struct Loss<T> {
 /// The state machine, over tasks of any kind.
 #[derive(Debug)]
 pub struct Scheduler<T> {
-    queue: VecDeque<T>,
+    queue: RankedQueue<T>,
     /// The items of the queue.
     queued: usize,
     places: Vec<Place<T>>,
@@ -121,7 +136,7 @@ pub struct Scheduler<T> {
 impl<T> Default for Scheduler<T> {
     fn default() -> Self {
         Self {
-            queue: VecDeque::new(),
+            queue: RankedQueue::default(),
             queued: 0,
             places: Vec::new(),
             estimate: None,
@@ -146,7 +161,7 @@ impl<T: Work> Scheduler<T> {
             open: false,
             held: VecDeque::new(),
             items: 0,
-            depth: 0,
+            rank: Rank::default(),
             keeps: 0,
             left: 0,
             born: false,
@@ -218,16 +233,10 @@ impl<T: Work> Scheduler<T> {
         self.places[slot.0 as usize].open
     }
 
-    /// A task came; it is last in the queue among those of its depth.
+    /// A task came; it is last in the queue among those of its rank.
     pub fn add(&mut self, task: T) {
         self.queued += task.left();
-        let depth = task.depth();
-        if self.queue.back().is_none_or(|last| last.depth() >= depth) {
-            self.queue.push_back(task);
-        } else {
-            let at = self.queue.partition_point(|other| other.depth() >= depth);
-            self.queue.insert(at, task);
-        }
+        self.queue.push_back(task);
     }
 
     /// The estimated duration of an item in nanoseconds, once one is known.
@@ -243,22 +252,22 @@ impl<T: Work> Scheduler<T> {
         }
     }
 
-    /// Whether something of this depth may be put behind what the worker holds.
+    /// Whether something of this rank may be put behind what the worker holds.
     #[inline]
-    pub fn may_follow(&self, slot: Slot, depth: u8) -> bool {
+    pub fn may_follow(&self, slot: Slot, rank: Rank) -> bool {
         let place = &self.places[slot.0 as usize];
-        place.items == 0 || depth == place.depth
+        place.items == 0 || rank == place.rank
     }
 
-    /// Which worker the first of the queue goes to, which is of this depth, if any may take more.
+    /// Which worker the first of the queue goes to, which is of this rank, if any may take more.
     #[inline]
-    pub fn choose(&self, depth: u8) -> Option<Slot> {
+    pub fn choose(&self, rank: Rank) -> Option<Slot> {
         let credit = self.credit();
         // Fewest held, then there before on its way, then heard last.
         let mut best: Option<(usize, (bool, u64), u32)> = None;
         for (index, place) in self.places.iter().enumerate() {
             let held = place.items;
-            if !place.takes() || held >= credit || (held > 0 && depth != place.depth) {
+            if !place.takes() || held >= credit || (held > 0 && rank != place.rank) {
                 continue;
             }
             let better = match best {
@@ -295,25 +304,15 @@ impl<T: Work> Scheduler<T> {
     /// Takes the first task of the queue.
     #[inline]
     pub fn take_first(&mut self) -> Option<T> {
-        let task = self.queue.pop_front()?;
+        let task = self.queue.pop()?;
         self.queued -= task.left();
         Some(task)
     }
 
-    /// Puts a task back to where it was taken from: first among those of its depth.
+    /// Puts a task back to where it was taken from: first among those of its rank.
     pub fn put_first(&mut self, task: T) {
         self.queued += task.left();
-        let depth = task.depth();
-        if self
-            .queue
-            .front()
-            .is_none_or(|first| first.depth() <= depth)
-        {
-            self.queue.push_front(task);
-        } else {
-            let at = self.queue.partition_point(|other| other.depth() > depth);
-            self.queue.insert(at, task);
-        }
+        self.queue.push_front(task);
     }
 
     /// The work was published to the worker.
@@ -322,7 +321,7 @@ impl<T: Work> Scheduler<T> {
         let place = self.place(slot);
         place.items += task.left();
         place.left = place.left.saturating_sub(task.left());
-        place.depth = task.depth();
+        place.rank = task.rank();
         place.held.push_back(task);
         self.busy += u32::from(self.places[slot.0 as usize].held.len() == 1);
     }
@@ -397,6 +396,17 @@ impl<T: Work> Scheduler<T> {
         self.queued
     }
 
+    /// How many of these come before what is of a lower rank than this.
+    pub fn queued_from(&self, rank: Rank) -> usize {
+        self.queue.weight_from(rank)
+    }
+
+    /// How many of these are of the first rank.
+    #[inline]
+    pub fn queued_first(&self) -> usize {
+        self.queue.first_weight()
+    }
+
     /// The worker stands still: others come before it until it is heard again.
     pub fn stands(&mut self, slot: Slot) {
         self.place(slot).last_heard = 0;
@@ -408,8 +418,8 @@ impl<T: Work> Scheduler<T> {
         self.places.iter().any(idles)
     }
 
-    /// From whom an idle worker should get how many: only while nothing is queued. A worker that is
-    /// there may get all that one holds that is still on its way.
+    /// From whom an idle worker should get how many, of the highest rank that waits: only while nothing is
+    /// queued. A worker that is there may get all that one holds that is still on its way.
     pub fn steal(&self) -> Option<(Slot, usize)> {
         let mut idle = self
             .places
@@ -424,24 +434,31 @@ impl<T: Work> Scheduler<T> {
             let keeps = place.keeps.max(usize::from(!is_there));
             place.items.saturating_sub(keeps)
         };
-        let (index, richest) = self
-            .places
-            .iter()
-            .enumerate()
-            .max_by_key(|(_, place)| waiting(place))?;
+        let (index, richest) = self.places.iter().enumerate().max_by_key(|(_, place)| {
+            let waiting = waiting(place);
+            ((waiting > 0).then_some(place.rank), waiting)
+        })?;
         let waiting = waiting(richest);
         (waiting > 0).then(|| (Slot(index as u32), waiting.div_ceil(2)))
     }
 
     /// From whom a worker that has nothing should get how many, before it takes the first of the queue: they
-    /// are deeper than that, and wait behind others.
-    pub fn deeper_than_queue(&self) -> Option<(Slot, usize)> {
-        let first = self.queue.front()?.depth();
+    /// are of a higher rank than that, and wait behind others.
+    pub fn higher_than_queue(&self) -> Option<(Slot, usize)> {
+        let first = self.queue.first_rank()?;
         let mut places = self.places.iter().enumerate();
         places.find_map(|(index, place)| {
             let waiting = place.items.saturating_sub(place.keeps.max(1));
-            (waiting > 0 && place.depth > first).then_some((Slot(index as u32), waiting))
+            (waiting > 0 && place.rank > first).then_some((Slot(index as u32), waiting))
         })
+    }
+
+    /// Whether what waits at the worker is of a lower rank than the first of the queue.
+    #[inline]
+    pub fn is_outranked(&self, slot: Slot) -> bool {
+        let place = &self.places[slot.0 as usize];
+        let first = self.queue.first_rank();
+        place.open && place.items > place.keeps && first.is_some_and(|first| place.rank < first)
     }
 
     /// The last `count` items of the worker were taken back before they started; they return to the
@@ -513,7 +530,8 @@ impl<T: Work> Scheduler<T> {
     /// Takes everything that is queued, in order.
     pub fn take_queue(&mut self) -> VecDeque<T> {
         self.queued = 0;
-        std::mem::take(&mut self.queue)
+        let mut queue = std::mem::take(&mut self.queue);
+        std::iter::from_fn(|| queue.pop()).collect()
     }
 }
 
@@ -585,7 +603,7 @@ mod tests {
     /// Publishes whatever may be published; gives (slot, task) in order.
     fn assign(scheduler: &mut Scheduler<u32>) -> Vec<(u32, u32)> {
         let mut assigned = Vec::new();
-        while let Some(slot) = scheduler.choose(0) {
+        while let Some(slot) = scheduler.choose(Rank::default()) {
             let Some(task) = scheduler.take_first() else {
                 break;
             };
@@ -614,8 +632,8 @@ mod tests {
             unreachable!("it has one item")
         }
 
-        fn depth(&self) -> u8 {
-            self.0
+        fn rank(&self) -> Rank {
+            Rank::new(self.0, 0)
         }
     }
 
@@ -627,15 +645,19 @@ mod tests {
         scheduler.observe(1, 1000);
         scheduler.published(Slot(0), Deep(1, 1));
         for (depth, may) in [(0, false), (1, true), (2, false)] {
-            assert_eq!(scheduler.choose(depth).is_some(), may);
-            assert_eq!(scheduler.may_follow(Slot(0), depth), may);
+            let rank = Rank::new(depth, 0);
+            assert_eq!(scheduler.choose(rank).is_some(), may);
+            assert_eq!(scheduler.may_follow(Slot(0), rank), may);
         }
         scheduler.published(Slot(0), Deep(1, 2));
         scheduler.ended(Slot(0), 1);
-        assert!(!scheduler.may_follow(Slot(0), 0));
+        assert!(!scheduler.may_follow(Slot(0), Rank::default()));
         scheduler.ended(Slot(0), 1);
-        assert!(scheduler.may_follow(Slot(0), 0), "it holds nothing");
-        assert_eq!(scheduler.choose(2), Some(Slot(0)));
+        assert!(
+            scheduler.may_follow(Slot(0), Rank::default()),
+            "it holds nothing"
+        );
+        assert_eq!(scheduler.choose(Rank::new(2, 0)), Some(Slot(0)));
     }
 
     #[test]
@@ -664,12 +686,104 @@ mod tests {
         scheduler.published(Slot(0), Deep(1, 1));
         scheduler.published(Slot(0), Deep(1, 2));
         scheduler.published(Slot(0), Deep(1, 3));
-        assert_eq!(scheduler.deeper_than_queue(), None, "nothing is queued");
+        assert_eq!(scheduler.higher_than_queue(), None, "nothing is queued");
         scheduler.add(Deep(0, 4));
-        assert_eq!(scheduler.deeper_than_queue(), Some((Slot(0), 2)));
+        assert_eq!(scheduler.higher_than_queue(), Some((Slot(0), 2)));
         scheduler.revoked(Slot(0), 2, |_| ());
-        assert_eq!(scheduler.deeper_than_queue(), None);
+        assert_eq!(scheduler.higher_than_queue(), None);
         assert_eq!(scheduler.take_first(), Some(Deep(1, 2)));
+    }
+
+    /// Its priority and its number.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Urgent(i32, u32);
+
+    impl Work for Urgent {
+        fn left(&self) -> usize {
+            1
+        }
+
+        fn is_begun(&self) -> bool {
+            false
+        }
+
+        fn end(&mut self, _count: usize) {}
+
+        fn cut(&mut self, _keep: usize) -> Self {
+            unreachable!("it has one item")
+        }
+
+        fn rank(&self) -> Rank {
+            Rank::new(0, self.0)
+        }
+    }
+
+    fn urgent(workers: u32) -> Scheduler<Urgent> {
+        let mut scheduler = Scheduler::new(workers as usize);
+        for slot in (0..workers).map(Slot) {
+            scheduler.open(slot, false);
+            scheduler.born(slot);
+        }
+        scheduler.observe(1, 1000);
+        scheduler
+    }
+
+    #[test]
+    fn what_waits_at_a_worker_gives_way_to_a_higher_priority() {
+        let mut scheduler = urgent(2);
+        for number in 1..4 {
+            scheduler.published(Slot(0), Urgent(0, number));
+        }
+        scheduler.published(Slot(1), Urgent(9, 4));
+        scheduler.published(Slot(1), Urgent(9, 5));
+        assert!(!scheduler.is_outranked(Slot(0)), "nothing is queued");
+        scheduler.add(Urgent(-1, 6));
+        scheduler.add(Urgent(0, 7));
+        assert!(!scheduler.is_outranked(Slot(0)));
+        scheduler.add(Urgent(5, 8));
+        assert!(scheduler.is_outranked(Slot(0)));
+        assert!(!scheduler.is_outranked(Slot(1)));
+        assert_eq!(scheduler.choose(Rank::new(0, 5)), None);
+        scheduler.revoked(Slot(0), 2, |_| ());
+        assert!(!scheduler.is_outranked(Slot(0)), "it holds what it runs");
+        let queued = [(9, 0), (5, 1), (0, 4), (-1, 5)];
+        for (priority, count) in queued {
+            assert_eq!(scheduler.queued_from(Rank::new(0, priority)), count);
+        }
+        assert_eq!(scheduler.queued_first(), 1);
+        let order: Vec<_> = std::iter::from_fn(|| scheduler.take_first()).collect();
+        let numbers: Vec<_> = order.iter().map(|task| task.1).collect();
+        assert_eq!(numbers, [8, 2, 3, 7, 6]);
+    }
+
+    #[test]
+    fn who_has_nothing_gets_what_is_of_the_highest_priority() {
+        let mut scheduler = urgent(3);
+        for number in 0..5 {
+            scheduler.published(Slot(0), Urgent(0, number));
+        }
+        scheduler.published(Slot(1), Urgent(3, 5));
+        scheduler.published(Slot(1), Urgent(3, 6));
+        assert_eq!(scheduler.steal(), Some((Slot(1), 1)));
+        scheduler.add(Urgent(1, 7));
+        assert_eq!(scheduler.steal(), None);
+        assert_eq!(scheduler.higher_than_queue(), Some((Slot(1), 1)));
+        scheduler.ended(Slot(1), 1);
+        assert_eq!(scheduler.higher_than_queue(), None);
+    }
+
+    #[test]
+    fn a_death_returns_all_to_where_its_priority_is() {
+        let mut scheduler = urgent(1);
+        scheduler.add(Urgent(2, 1));
+        scheduler.add(Urgent(-2, 2));
+        for number in 3..6 {
+            scheduler.published(Slot(0), Urgent(0, number));
+        }
+        let loss = scheduler.died(Slot(0), 1, |_| {});
+        assert_eq!(loss.started, [Urgent(0, 3)]);
+        let order: Vec<_> = scheduler.take_queue().iter().map(|task| task.1).collect();
+        assert_eq!(order, [1, 4, 5, 2]);
     }
 
     #[test]
@@ -739,7 +853,8 @@ mod tests {
         assert_eq!(assigned.len(), 2);
         scheduler.ended(Slot(assigned[0].0), 1);
         scheduler.observe(1, 1);
-        assert_eq!(scheduler.choose(0), Some(Slot(assigned[0].0)));
+        let chosen = scheduler.choose(Rank::default());
+        assert_eq!(chosen, Some(Slot(assigned[0].0)));
     }
 
     #[test]
@@ -953,7 +1068,7 @@ mod tests {
         assert!(!scheduler.is_low(Slot(0)) && !scheduler.has_idle());
         let _rest = scheduler.take_queue();
         assert_eq!(scheduler.steal(), None);
-        assert_eq!(scheduler.choose(0), None);
+        assert_eq!(scheduler.choose(Rank::default()), None);
     }
 
     #[test]

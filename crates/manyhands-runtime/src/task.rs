@@ -5,6 +5,7 @@ use crate::definition::Definition;
 use crate::dump::PoolDump;
 use crate::lease::Buffer;
 use crate::protocol::TaskKind;
+use crate::ranked::Rank;
 use crate::scheduler::Work;
 use crate::store::InFlight;
 use crate::unseen::Fate;
@@ -439,6 +440,9 @@ pub struct Entry {
     pub seed: Option<Arc<[u8]>>,
     /// How many tasks wait for it, one for the other.
     pub(crate) depth: u8,
+    /// Which goes first of what is equally deep: the higher. Without one it is 0, or that of the task that has
+    /// submitted it.
+    pub priority: Option<i32>,
     /// Whether what it yields, if it is a generator, comes as one list.
     pub gathers: bool,
     /// How often it has failed, and how often its worker has died.
@@ -485,6 +489,7 @@ impl Entry {
             retry: None,
             seed: None,
             depth: 0,
+            priority: None,
             gathers: false,
             failures: 0,
             deaths: 0,
@@ -514,6 +519,12 @@ impl Entry {
             block: Some(block),
             ..Self::new(None, kind, definition, Vec::new(), tag, Bytes::default())
         }
+    }
+
+    /// Whether it goes before or after what has no priority.
+    #[inline]
+    pub(crate) fn has_priority(&self) -> bool {
+        self.priority.unwrap_or_default() != 0
     }
 
     /// Which run it is, from 1.
@@ -587,10 +598,14 @@ impl Work for Entry {
         };
         let rest = block.cut(self.ended + keep as u32);
         self.left = keep as u32;
-        Self::block(rest)
+        Self {
+            priority: self.priority,
+            ..Self::block(rest)
+        }
     }
 
-    fn depth(&self) -> u8 {
-        self.depth
+    #[inline]
+    fn rank(&self) -> Rank {
+        Rank::new(self.depth, self.priority.unwrap_or_default())
     }
 }

@@ -105,6 +105,8 @@ pub(crate) fn submit(call: u64, entry: &Entry, told: &mut Told) -> io::Result<Pa
     out.u64(entry.limits.time.unwrap_or(0));
     out.u64(entry.limits.memory.unwrap_or(0));
     out.u64(entry.limits.grace);
+    out.u8(u8::from(entry.priority.is_some()));
+    out.u32(entry.priority.unwrap_or_default().cast_unsigned());
     match &entry.retry {
         None => out.u8(0),
         Some(retry) => {
@@ -173,6 +175,8 @@ pub(crate) fn read(
     let time = Some(reader.u64()?).filter(|&time| time > 0);
     let memory = Some(reader.u64()?).filter(|&memory| memory > 0);
     let grace = reader.u64()?;
+    let has_priority = reader.u8()? != 0;
+    let priority = Some(reader.u32()?.cast_signed()).filter(|_| has_priority);
     let retry = match reader.u8()? {
         0 => None,
         _ => Some(Arc::new(Retry {
@@ -210,6 +214,7 @@ pub(crate) fn read(
         grace,
     };
     (entry.retry, entry.gathers) = (retry, gathers);
+    entry.priority = priority;
     entry.seed = seed.map(Arc::from);
     Ok(Ask::Submit(Box::new(entry)))
 }

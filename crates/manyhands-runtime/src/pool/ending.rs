@@ -5,6 +5,7 @@ use super::{Phase, Pool, PoolStats, Seat, State, WorkerStats};
 use crate::block::{Block, Over};
 use crate::events::EventKind;
 use crate::protocol::TaskKind;
+use crate::ranked::Rank;
 use crate::scheduler::Slot;
 use crate::supervisor::Command;
 use crate::task::{Bytes, Entry, Outcome, Task};
@@ -95,15 +96,16 @@ impl Pool {
         }
     }
 
-    /// How many more items should be queued, so that workers find enough until the consumer is back,
-    /// which stays away for so many nanoseconds; and the estimated duration of an item.
-    pub fn appetite(&self, away: u64) -> (usize, Option<u64>) {
+    /// How many more items of that priority should be queued, so that workers find enough until the consumer is
+    /// back, which stays away for so many nanoseconds; and the estimated duration of an item.
+    pub fn appetite(&self, away: u64, priority: i32) -> (usize, Option<u64>) {
         let state = self.lock();
+        let queued = state.scheduler.queued_from(Rank::new(0, priority));
         let (workers, estimate) = (state.width, state.scheduler.estimate());
         let ahead = workers * state.scheduler.credit().max(2) * 2;
         let meanwhile = 2 * workers as u64 * away / estimate.unwrap_or(u64::MAX);
         let wanted = ahead.max(meanwhile as usize);
-        (wanted.saturating_sub(state.scheduler.queued()), estimate)
+        (wanted.saturating_sub(queued), estimate)
     }
 
     /// How many workers it has at most.
@@ -111,12 +113,14 @@ impl Pool {
         self.lock().width
     }
 
-    /// For how long what is queued keeps the workers busy, about, halved; in nanoseconds.
-    pub fn supply(&self) -> u64 {
+    /// For how long what is queued of at least that priority keeps the workers busy, about, halved; in
+    /// nanoseconds.
+    pub fn supply(&self, priority: i32) -> u64 {
         let state = self.lock();
+        let queued = state.scheduler.queued_from(Rank::new(0, priority));
         let workers = state.width.max(1) as u64;
         let estimate = state.scheduler.estimate().unwrap_or(0);
-        (state.scheduler.queued() as u64).saturating_mul(estimate) / workers / 2
+        (queued as u64).saturating_mul(estimate) / workers / 2
     }
 
     /// Whether the task has been started by a worker.

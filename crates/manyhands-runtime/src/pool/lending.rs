@@ -187,6 +187,8 @@ impl Pool {
         let running = running(state, slot);
         let initializes = running.is_some_and(|running| running.kind == TaskKind::Initialize);
         entry.depth = 1 + running.map_or(0, |running| running.depth);
+        let of_asker = running.and_then(|running| running.priority);
+        entry.priority = entry.priority.or(of_asker);
         let refused = match &state.phase {
             Phase::Broken(why) => Some(Outcome::Broken(why.clone())),
             Phase::Closing(true) => Some(Outcome::Cancelled),
@@ -225,6 +227,7 @@ impl Pool {
             self.settle(state);
         }
         self.limit(state, entry.limits);
+        state.has_priorities |= entry.has_priority();
         state.scheduler.add(entry);
         self.ask_for_workers(state);
         Ok(())

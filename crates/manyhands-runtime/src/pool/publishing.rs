@@ -7,6 +7,7 @@ use crate::protocol::{
     BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED,
     HEAD, LONGEST_RECORD, TaskHead, TaskKind, padded,
 };
+use crate::ranked::Rank;
 use crate::scheduler::{Revoked, Slot, Work};
 use crate::supervisor::Command;
 use crate::task::{Bytes, Entry};
@@ -217,13 +218,37 @@ impl Pool {
         }
     }
 
+    /// Has what waits at workers give way to what is queued, where that is of a higher rank; whether anything
+    /// did. What is queued then goes to whoever has ended what runs, and what gave way comes after it.
+    #[inline]
+    pub(super) fn give_way(&self, state: &mut State) -> bool {
+        state.has_priorities && self.take_back_outranked(state)
+    }
+
+    #[cold]
+    fn take_back_outranked(&self, state: &mut State) -> bool {
+        let before = state.scheduler.queued();
+        for index in 0..state.seats.len() {
+            let slot = Slot(index as u32);
+            if state.scheduler.is_outranked(slot) {
+                self.take_back_waiting(state, slot);
+            }
+        }
+        state.scheduler.queued() > before
+    }
+
     /// Gives a worker more, if it is low and there is more.
     pub(super) fn refill(&self, state: &mut State, slot: Slot) {
-        if state.scheduler.queued() == 0 || !state.scheduler.is_low(slot) {
+        if state.scheduler.queued() == 0 {
             return;
         }
-        if state.lent > 0 && state.scheduler.held_count(slot) == 0 {
-            while let Some((other, count)) = state.scheduler.deeper_than_queue() {
+        self.give_way(state);
+        if !state.scheduler.is_low(slot) {
+            return;
+        }
+        let is_mixed = state.lent > 0 || state.has_priorities;
+        if is_mixed && state.scheduler.held_count(slot) == 0 {
+            while let Some((other, count)) = state.scheduler.higher_than_queue() {
                 if self.take_back(state, other, count) == 0 {
                     break; // it has begun meanwhile
                 }
@@ -235,7 +260,7 @@ impl Pool {
             .filter(|seat| matches!(seat, Seat::Taken(_)))
             .count();
         // Each round hands out half of the rest, so that the last tasks come in small portions.
-        let share = state.scheduler.queued().div_ceil(2 * open.max(1));
+        let share = state.scheduler.queued_first().div_ceil(2 * open.max(1));
         self.give(state, slot, share);
     }
 
@@ -245,7 +270,8 @@ impl Pool {
         while wanted > 0
             && let Some(entry) = state.next_entry()
         {
-            if !state.scheduler.may_follow(slot, entry.depth) || !self.admits(state, slot, &entry) {
+            if !state.scheduler.may_follow(slot, entry.rank()) || !self.admits(state, slot, &entry)
+            {
                 state.scheduler.put_first(entry);
                 break;
             }
@@ -317,7 +343,7 @@ impl Pool {
 
     /// Gives each idle worker up to `count` tasks.
     fn fill_all_idle(&self, state: &mut State, count: usize) {
-        while let Some(slot) = state.scheduler.choose(0)
+        while let Some(slot) = state.scheduler.choose(Rank::default())
             && state.scheduler.held_count(slot) == 0
             && state.scheduler.queued() > 0
         {

@@ -3,8 +3,8 @@
 use crate::crash_table::site::Site;
 use crate::crash_table::{
     again, blocks, blocks_ended, descriptors, ending, failed_births, memory, nested, nonsense,
-    output, paused, recycling, rows, stalls, stopping, stored, storms, storms_of_blocks,
-    storms_of_calls, taken_back, tasks, taught, waiting, zygotes,
+    output, paused, priorities, recycling, rows, stalls, stopping, stored, storms,
+    storms_of_blocks, storms_of_calls, taken_back, tasks, taught, waiting, zygotes,
 };
 
 /// One line of the table.
@@ -43,6 +43,7 @@ pub(crate) fn all() -> Vec<Case> {
         memory::cases,
         stalls::cases,
         again::cases,
+        priorities::cases,
         nested::cases,
         ending::cases,
         zygotes::cases,

@@ -22,6 +22,7 @@ mod nested;
 mod nonsense;
 mod output;
 mod paused;
+mod priorities;
 mod processes;
 mod recycling;
 mod rows;

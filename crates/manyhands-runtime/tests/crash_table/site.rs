@@ -284,6 +284,16 @@ impl Site {
         job
     }
 
+    /// Submits a command with a priority.
+    pub(crate) fn submit_urgent(&self, pool: &Pool, command: &str, priority: i32) -> Job {
+        let (job, payload) = self.job(command, Expected::of(command));
+        let (task, payload) = (Some(job.task.clone()), Bytes::copy_of(&payload));
+        let mut entry = Entry::new(task, TaskKind::Run, None, Vec::new(), 1, payload);
+        entry.priority = Some(priority);
+        pool.submit(entry).unwrap();
+        job
+    }
+
     /// Submits a command.
     pub(crate) fn submit(&self, pool: &Pool, command: &str) -> Job {
         self.try_submit(pool, command).unwrap()
