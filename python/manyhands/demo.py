@@ -383,18 +383,22 @@ def _run_with_a_kill(paths: Sequence[str], workers: int) -> tuple[Run, Kills]:
                         victim = _kill_one(pool, kills.pids, len(measures), len(paths))
                         kills.pids.append(victim)
             measures.extend(future.result() for future in again)
-            pids = ", ".join(str(worker.pid) for worker in pool.stats().workers)
+            pids = ", ".join(map(str, _pids(pool)))
             _say(f"  after:  the workers are now {pids}")
         return measures
 
     return _timed(paths, run), kills
 
 
+def _pids(pool: Pool) -> list[int]:
+    """The processes of the workers; one that is being started has none yet."""
+    return [worker.pid for worker in pool.stats().workers if worker.pid is not None]
+
+
 def _kill_one(pool: Pool, killed: Sequence[int], done: int, total: int) -> int:
     """Kills a worker that lives; `killed` are those that may still be listed."""
     while True:
-        # One that is being started has none yet.
-        pids = [worker.pid for worker in pool.stats().workers if worker.pid is not None]
+        pids = _pids(pool)
         for victim in pids:
             if victim in killed:
                 continue

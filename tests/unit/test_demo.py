@@ -197,7 +197,7 @@ def test_the_demo_kills_a_worker_that_lives(gone: str) -> None:
         dead.kill()
         if gone != "killed":
             dead.wait()  # its number is nobody's any more
-        first = 0 if gone == "unborn" else dead.pid
+        first = None if gone == "unborn" else dead.pid
         killed = [dead.pid] if gone == "killed" else []
         pool = Workers((first,), (first, alive.pid))
         assert demo._kill_one(pool, killed, 6, 12) == alive.pid  # type: ignore[arg-type]
