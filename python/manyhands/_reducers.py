@@ -79,9 +79,19 @@ def dumps(value: Any, buffer_callback: Callable[[PickleBuffer], Any] | None = No
 
 def contents(array: Any) -> _Reduced:
     """Of an array that is in no shared memory; one with gaps is sent without them."""
-    if not (array.flags.forc or array.dtype.hasobject):
+    kind = array.dtype
+    if kind.isnative and not kind.hasobject and not _is_gapless(array):
         array = array.copy()
     return array.__reduce_ex__(5)
+
+
+def _is_gapless(array: Any) -> bool:
+    """Whether it is contiguous in some order of its axes, which NumPy sends as it is."""
+    if array.flags.forc:
+        return True
+    axes = sorted(range(array.ndim), key=array.strides.__getitem__, reverse=True)
+    gapless: bool = array.transpose(axes).flags.c_contiguous
+    return gapless
 
 
 # ---- PyTorch --------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_a_model(pool: mh.Pool) -> None:
         lambda array: array[:, ::2],
         lambda array: array[:, 100:300],
         lambda array: array[::-1],
-        lambda array: array.reshape(20, 20, -1).transpose(1, 0, 2),
+        lambda array: array.reshape(20, 20, -1)[:, 1:].transpose(1, 0, 2),
     ],
     ids=["steps", "columns", "backwards", "transposed"],
 )
