@@ -372,8 +372,9 @@ def test_eight_workers_with_matrices_and_pools(
     share = max(1, CORES // 8)
     workers = inner or share
     assert found == [(workers, share, [max(1, share // workers)] * 4)] * 8
-    # A worker with a pool of its own has one thread of manyhands', which looks after that.
-    assert set(crowd.most_threads.values()) <= {*range(1, share + 2)}
+    # A worker with a pool of its own has two threads of manyhands': one looks after that, and one
+    # handles what tasks log there, as logging is configured here.
+    assert set(crowd.most_threads.values()) <= {*range(1, share + 3)}
     # The zygote, if it is new, eight workers, and of each of them a zygote and its workers.
     assert 8 < len(crowd.most_threads) <= 1 + 8 * (1 + 1 + workers)
     # Each pool has one worker at least, so that eight pools in eight workers are more than two

@@ -169,7 +169,7 @@ def test_a_factory_that_raises_is_asked_again(log: Path) -> None:
 
 
 def test_closing_that_raises_is_logged_and_the_rest_is_closed(
-    log: Path, capfd: pytest.CaptureFixture[str]
+    log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: object) -> None:
         raise SystemExit("no way")
@@ -179,7 +179,7 @@ def test_closing_that_raises_is_logged_and_the_rest_is_closed(
         pool.submit(lambda: (use(first), use(second))).result()
     assert len(said(log, "opened")) == 2
     assert len(said(log, "closed")) == 1
-    told = capfd.readouterr().err
+    told = caplog.text
     assert "was not closed as it should be" in told
     assert "no way" in told
 

@@ -280,7 +280,7 @@ def test_a_system_exit_is_an_error_of_its_task_and_not_the_end_of_the_loop(log: 
 
 
 def test_closing_that_raises_is_logged_and_the_rest_is_closed(
-    log: Path, capfd: pytest.CaptureFixture[str]
+    log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(_: object) -> None:
         raise SystemExit("no way")
@@ -293,7 +293,7 @@ def test_closing_that_raises_is_logged_and_the_rest_is_closed(
         pool.submit(lambda: (first.get(), second.get())).result()
         [worker] = pool.stats().workers
     balanced(log)
-    told = capfd.readouterr().err
+    told = caplog.text
     assert f"in worker {worker.pid} was not closed as it should be" in told
     assert "no way" in told
 
