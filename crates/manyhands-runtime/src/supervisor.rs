@@ -910,13 +910,16 @@ impl Thread {
                 }
                 if threads > 1 && !self.spawn_only {
                     self.spawn_only = true;
+                    // Modules of manyhands start none.
+                    let mut modules = self.preloaded.clone();
+                    modules.retain(|name| !name.starts_with("manyhands."));
                     self.supervisor.log(
                         true,
                         format!(
-                            "preloaded modules started {} threads ({failures_or_modules}), so workers are \
+                            "preloaded modules started {} threads ({}), so workers are \
                              started one by one instead of forked, which is slower",
                             threads - 1,
-                            failures_or_modules = self.preloaded.join(", "),
+                            modules.join(", "),
                         ),
                     );
                 }
