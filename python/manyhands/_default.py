@@ -111,6 +111,7 @@ def map(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -135,6 +136,7 @@ def map(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -160,6 +162,7 @@ def map(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 @overload
 def map(
@@ -186,6 +189,7 @@ def map(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 def map(
     fn: Callable[..., R],
@@ -234,6 +238,7 @@ def starmap(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -257,6 +262,7 @@ def starmap(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -280,6 +286,7 @@ def starmap(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 @overload
 def starmap(
@@ -303,6 +310,7 @@ def starmap(
     seed: int | None = None,
     task_memory: int | str | None = None,
     priority: int = 0,
+    capture: bool = False,
 ) -> Results[R]: ...
 def starmap(
     fn: Callable[..., R],
@@ -331,6 +339,7 @@ def options(
     seed: int | Unset | None = UNSET,
     task_memory: int | str | Unset | None = UNSET,
     priority: int | Unset = UNSET,
+    capture: bool | Unset = UNSET,
 ) -> PoolView:
     """The shared default pool, with other options for tasks; see `Pool.options`.
 
@@ -338,5 +347,5 @@ def options(
     >>> mh.options(task_timeout=60).submit(abs, -1).result()
     1
     """
-    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory, priority)
+    chosen = TaskOptions().but(task_timeout, grace, retry, seed, task_memory, priority, capture)
     return PoolView(_shared, chosen)

@@ -21,6 +21,9 @@ from concurrent import futures
 from manyhands import _core
 from manyhands._typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from manyhands._capture import Kept
+
 T = TypeVar("T")
 
 _PENDING = "PENDING"
@@ -56,6 +59,8 @@ class Future(_core.TaskFuture, futures.Future[T]):
     """
 
     _watch: _Watch | None = None
+    # What keeps what the task writes, with `capture=`.
+    _kept: Kept | None = None
 
     if TYPE_CHECKING:
         # The native part has it, and knows no types.
@@ -101,6 +106,27 @@ class Future(_core.TaskFuture, futures.Future[T]):
         after the grace its pool goes on without it. A task that has ended is left alone.
         """
         return self._cancel()
+
+    @property
+    def output(self) -> str | None:
+        """What the task has written to standard output and errors so far; None without `capture=`.
+
+        It does not wait: ask once the task has ended to have all. Of a task that failed, took too
+        long, was cancelled or has died with its worker it is what it had written until then; of one
+        that was tried several times that of all attempts, one after another. Of very much the first
+        and the last 512 KiB are there, and between them a line that says how much is left out.
+
+        >>> import manyhands as mh
+        >>> with mh.Pool(1, capture=True) as pool:
+        ...     future = pool.submit(print, "so far, so good")
+        ...     future.result(), future.output
+        (None, 'so far, so good\\n')
+        """
+        kept = self._kept
+        if kept is None:
+            return None
+        self.done()  # what has come is taken
+        return kept.text()
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Has `fn(self)` called when the task has ended: at once if it has, else by a thread of

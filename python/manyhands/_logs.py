@@ -13,7 +13,10 @@ import pickle
 import threading
 
 from manyhands import _cells, _core
-from manyhands._typing import Any
+from manyhands._typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manyhands._capture import Captures
 
 __all__ = ["Reader", "forget_parent", "handle_all", "settings"]
 
@@ -21,6 +24,8 @@ _log = logging.getLogger("manyhands")
 
 # As in `_forward`, which only workers import.
 _LOG, _OUTPUT, _ERRORS = 1, 2, 4
+# As in `_capture`.
+_CAPTURED = 8
 
 _numbers = itertools.count(1)
 
@@ -73,6 +78,17 @@ class Reader:
         self._name = f"manyhands-{name if name is not None else next(_numbers)}"
         self._generation = _core.process_generation()
         self._thread: threading.Thread | None = None
+        self._captures: Captures | None = None
+
+    def captures(self) -> Captures:
+        """Where what tasks write is kept; with that the thread starts."""
+        if self._captures is None:
+            from manyhands._capture import Captures
+
+            self._captures = Captures(self)
+        if self._thread is None:
+            self._start()
+        return self._captures
 
     def wanted(self) -> int:
         """What workers that are born now are to send, as bits; with it the thread starts.
@@ -98,6 +114,7 @@ class Reader:
             _running.discard(self)
             return False  # from Python 3.12 on no thread starts once the interpreter ends
         self._thread = thread
+        self.stream.expect()
         return True
 
     def join(self, timeout: float | None) -> bool:
@@ -121,6 +138,8 @@ class Reader:
                 for tag, slot, pid, data in notes:
                     if tag == _LOG:
                         self._handle(slot, pid, data)
+                    elif tag == _CAPTURED:
+                        self._keep(slot, data)
                     else:
                         self._show(tag == _ERRORS, data)
                     if self._generation != _core.process_generation():
@@ -150,6 +169,13 @@ class Reader:
                 logger.handle(record)
         except BaseException:  # a handler, or a filter, that keeps nothing to itself
             _handle_error(record)
+
+    def _keep(self, slot: int, data: bytes) -> None:
+        try:
+            if self._captures is not None:
+                self._captures.handle(slot, data)
+        except Exception:  # memory that there is none of
+            _log.exception("what a task of %s has written cannot be kept", self._name)
 
     def _show(self, is_error: bool, data: bytes) -> None:
         try:

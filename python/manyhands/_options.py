@@ -26,6 +26,8 @@ _FOREIGN = {
     "return_exceptions": 'on_error="return"',
     "progress_bar": "progress",
     "order": "ordered",
+    "capture_output": "capture",
+    "redirect_stdout": "capture",
     "random_state": "seed",
     "random_seed": "seed",
 }
@@ -44,7 +46,16 @@ UNSET = Unset()
 class TaskOptions:
     """What is asked for tasks: `task_timeout=`, `seed=` and the like. It does not change."""
 
-    __slots__ = ("_native", "grace", "priority", "retry", "seed", "task_memory", "task_timeout")
+    __slots__ = (
+        "_native",
+        "capture",
+        "grace",
+        "priority",
+        "retry",
+        "seed",
+        "task_memory",
+        "task_timeout",
+    )
 
     def __init__(
         self,
@@ -54,6 +65,7 @@ class TaskOptions:
         seed: _core.Seed | None = None,
         task_memory: int | None = None,
         priority: int | None = None,
+        capture: bool = False,
     ) -> None:
         self.task_timeout = task_timeout
         self.grace = grace
@@ -63,9 +75,11 @@ class TaskOptions:
         self.task_memory = task_memory
         # None is that of the pool, or of the task that submits.
         self.priority = priority
+        self.capture = capture
         # Once: every `submit` of a view gives it.
         plan = None if retry is None else retry._plan
-        self._native = task_timeout, grace, plan, seed, task_memory, priority
+        kept = True if capture else None
+        self._native = task_timeout, grace, plan, seed, task_memory, priority, kept
 
     def but(
         self,
@@ -75,11 +89,13 @@ class TaskOptions:
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
         priority: int | Unset = UNSET,
+        capture: bool | Unset = UNSET,
         *,
         alone: bool = False,
     ) -> TaskOptions:
         """The same, but for what is given; `alone` if that is for one call."""
-        if task_timeout is grace is retry is seed is task_memory is priority is UNSET:
+        given = task_timeout, grace, retry, seed, task_memory, priority, capture
+        if all(value is UNSET for value in given):
             return self
         if isinstance(task_timeout, Unset):
             task_timeout = self.task_timeout
@@ -112,12 +128,22 @@ class TaskOptions:
 
             task_memory = parse_size(task_memory, "task_memory=")
         own_priority = self.priority if isinstance(priority, Unset) else check_priority(priority)
-        return TaskOptions(task_timeout, grace, retry, own_seed, task_memory, own_priority)
+        if isinstance(capture, Unset):
+            capture = self.capture
+        elif not isinstance(capture, bool):
+            raise TypeError(f"capture must be True or False, not {type(capture).__name__}")
+        return TaskOptions(task_timeout, grace, retry, own_seed, task_memory, own_priority, capture)
 
     def native(
         self,
     ) -> tuple[
-        float | None, float, _core.RetryPlan | None, _core.Seed | None, int | None, int | None
+        float | None,
+        float,
+        _core.RetryPlan | None,
+        _core.Seed | None,
+        int | None,
+        int | None,
+        Any,
     ]:
         """As the native part takes them."""
         return self._native
@@ -130,14 +156,16 @@ class TaskOptions:
             self.seed,
             self.task_memory,
             self.priority,
+            self.capture,
         )
 
     def __repr__(self) -> str:
         seed = "" if self.seed is None else f", seed={self.seed.number}"
         priority = "" if self.priority is None else f", priority={self.priority}"
+        capture = ", capture=True" if self.capture else ""
         return (
             f"task_timeout={self.task_timeout}, grace={self.grace}, retry={self.retry}{seed}, "
-            f"task_memory={self.task_memory}{priority}"
+            f"task_memory={self.task_memory}{priority}{capture}"
         )
 
 
@@ -165,6 +193,7 @@ class MapOptions:
     __slots__ = (
         "batch",
         "buffersize",
+        "capture",
         "grace",
         "on_error",
         "ordered",
@@ -193,6 +222,7 @@ class MapOptions:
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
         priority: int | Unset = UNSET,
+        capture: bool | Unset = UNSET,
     ) -> None:
         if on_error not in _ON_ERROR:
             choices = ", ".join(f'"{choice}"' for choice in _ON_ERROR)
@@ -214,6 +244,7 @@ class MapOptions:
         self.seed = seed
         self.task_memory = task_memory
         self.priority = priority
+        self.capture = capture
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
@@ -237,6 +268,7 @@ _NAMES = (
     "seed",
     "task_memory",
     "priority",
+    "capture",
 )
 _DEFAULT = MapOptions()
 

@@ -43,6 +43,9 @@ from manyhands._typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from manyhands._capture import Captures as _Captures
+    from manyhands._capture import Kept as _KeptOutput
+    from manyhands._capture import KeptOfMap as _KeptOfMap
     from manyhands._logs import Reader as _Reader
     from manyhands._recycling import Recycling as _Recycling
     from manyhands._retry import Retry
@@ -120,6 +123,10 @@ class Pool(_core.PoolBase, Executor):
         priority: which of the tasks that wait starts first: the higher, from minus a billion to a
             billion; 0 by default. Tasks that are equal start in the order in which they came. What
             runs is not interrupted. Inline all run at once, so it has no effect there.
+        capture: whether what a task writes to standard output and errors is kept on its future, see
+            `Future.output`, in place of being shown; by default it is shown. On processes that is
+            also what C code and programs that the task starts write; on threads, and inline, what
+            the task's own thread writes by `sys.stdout` and `sys.stderr`.
         exit_grace: the most seconds that the end of the pool may take: of its block, of `shutdown`,
             of the program. Then what waits is cancelled and what runs is ended, in its `grace`, and
             a line of the log says what was lost. By default all that was submitted runs.
@@ -161,8 +168,8 @@ class Pool(_core.PoolBase, Executor):
             not above 0; `seed` is out of its bounds; `task_memory` is above `memory_limit`;
             `recycle_rss` is below 1 MB; the engine has no processes to recycle; `context` names
             something that does not exist; `priority` is out of its bounds.
-        TypeError: `seed` or `priority` is no int; `context` names something that is no context
-            variable.
+        TypeError: `seed` or `priority` is no int; `capture` is no bool; `context` names something
+            that is no context variable.
         RuntimeError: no Python interpreter was found for the workers, or the system lacks what a
             pool needs; the message says what.
 
@@ -192,6 +199,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
         exit_grace: float | None = None,
         stuck_after: float | None = 60.0,
         on_event: Callable[[Event], object] | None = None,
@@ -242,10 +250,9 @@ class Pool(_core.PoolBase, Executor):
             if logging is None:
                 logging = configured.logging is not False
             in_notebook = hasattr(sys.stdout, "set_thread_parent")
-            if logging or in_notebook:
-                from manyhands._logs import Reader
+            from manyhands._logs import Reader
 
-                reader = Reader(name, logging)
+            reader = Reader(name, logging)
             if preload:
                 _core.preload(list(preload))
             if store is not None:
@@ -280,7 +287,9 @@ class Pool(_core.PoolBase, Executor):
             from manyhands._memory import check_limit
 
             budget = check_limit(memory_limit, engine)
-        task_options = TaskOptions().but(task_timeout, grace, retry, seed, task_memory)
+        task_options = TaskOptions().but(
+            task_timeout, grace, retry, seed, task_memory, capture=capture
+        )
         priority = check_priority(priority)
         if exit_grace is not None:
             check_seconds("exit_grace", exit_grace)
@@ -382,6 +391,7 @@ class Pool(_core.PoolBase, Executor):
             seed: int | None = None,
             task_memory: int | str | None = None,
             priority: int = 0,
+            capture: bool = False,
             exit_grace: float | None = None,
             stuck_after: float | None = 60.0,
             on_event: Callable[[Event], object] | None = None,
@@ -418,6 +428,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -441,6 +452,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -465,6 +477,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     @overload
     def map(
@@ -490,6 +503,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     def map(
         self,
@@ -558,6 +572,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -579,6 +594,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -600,6 +616,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     @overload
     def starmap(
@@ -621,6 +638,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | None = None,
         task_memory: int | str | None = None,
         priority: int = 0,
+        capture: bool = False,
     ) -> Results[R]: ...
     def starmap(
         self, fn: Callable[..., R], iterable: Iterable[Iterable[Any]], /, **options: Any
@@ -654,6 +672,7 @@ class Pool(_core.PoolBase, Executor):
             chosen.seed,
             chosen.task_memory,
             chosen.priority,
+            chosen.capture,
             alone=True,
         )
         if is_coroutine_function(fn):
@@ -667,6 +686,11 @@ class Pool(_core.PoolBase, Executor):
             total = -(-total // chosen.batch)
         name = name_of(fn)
         progress = configured.progress if chosen.progress is None else chosen.progress
+        native = task_options.native()
+        kept = None
+        if task_options.capture:
+            kept = self._keep_outputs()
+            native = (*native[:-1], kept)
         watch = Watch(name, total, self._workers, progress)
         try:
             source = self._map(
@@ -677,7 +701,7 @@ class Pool(_core.PoolBase, Executor):
                 chosen.batch,
                 timeout,
                 chosen.buffersize,
-                task_options.native(),
+                native,
             )
         except BaseException:
             watch.stop()
@@ -695,8 +719,28 @@ class Pool(_core.PoolBase, Executor):
             watch=watch,
         )
         results._pool = self
+        results._kept_output = kept
         self._maps.add(results)
         return results
+
+    def _keep_output(self) -> _KeptOutput:
+        """What keeps what a task writes; called by `submit`, which is native."""
+        from manyhands._capture import Kept
+
+        return Kept(self._captures())
+
+    def _keep_outputs(self) -> _KeptOfMap:
+        """What keeps what the items of a map write."""
+        from manyhands._capture import KeptOfMap
+
+        return KeptOfMap(self._captures())
+
+    def _captures(self) -> _Captures | None:
+        if self._reader is None:
+            return None
+        captures = self._reader.captures()
+        captures.prepare(self._workers)
+        return captures
 
     def options(
         self,
@@ -707,6 +751,7 @@ class Pool(_core.PoolBase, Executor):
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
         priority: int | Unset = UNSET,
+        capture: bool | Unset = UNSET,
     ) -> PoolView:
         """This pool, with other options for tasks: `submit`, `map` and `starmap` as it has them.
 
@@ -719,6 +764,8 @@ class Pool(_core.PoolBase, Executor):
             task_memory: the most memory that it may add to its worker; None is no limit.
             priority: which of the tasks that wait starts first: the higher, 0 by default. A task
                 that a task submits has the priority of that one where nothing is given.
+            capture: whether what a task writes to standard output and errors is kept on its
+                future, see `Future.output`, in place of being shown.
 
         >>> import manyhands as mh
         >>> with mh.Pool(1) as pool:
@@ -726,7 +773,9 @@ class Pool(_core.PoolBase, Executor):
         ...     strict.submit(pow, 2, 3).result()
         8
         """
-        options = self._options.but(task_timeout, grace, retry, seed, task_memory, priority)
+        options = self._options.but(
+            task_timeout, grace, retry, seed, task_memory, priority, capture
+        )
         return PoolView(self, options)
 
     def terminate(self) -> None:
@@ -998,9 +1047,12 @@ class PoolView(_core.ViewBase):
         seed: int | Unset | None = UNSET,
         task_memory: int | str | Unset | None = UNSET,
         priority: int | Unset = UNSET,
+        capture: bool | Unset = UNSET,
     ) -> PoolView:
         """The same, but for what is given."""
-        options = self._options.but(task_timeout, grace, retry, seed, task_memory, priority)
+        options = self._options.but(
+            task_timeout, grace, retry, seed, task_memory, priority, capture
+        )
         return PoolView(self._source(), options, self._origin)
 
     def __reduce__(self) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from types import TracebackType
 
+    from manyhands._capture import KeptOfMap
     from manyhands._hints import Hint
     from manyhands._typing import Self
 
@@ -64,6 +65,7 @@ class Failure(Snapshot):
             "`task_memory`; 'cancelled': it never ran, or was ended; "
             "else why its worker died, as `WorkerDied.cause`"
         ),
+        "output": "what it has written, with `capture=`; else None",
     }
 
     exception: BaseException
@@ -72,6 +74,7 @@ class Failure(Snapshot):
     attempts: int
     pid: int
     cause: str
+    output: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON: the exception becomes its type, its message and its traceback.
@@ -100,6 +103,7 @@ class Failure(Snapshot):
             "attempts": self.attempts,
             "pid": self.pid,
             "cause": self.cause,
+            "output": self.output,
         }
 
 
@@ -176,6 +180,8 @@ class Results(_core.ResultsBase, Generic[R]):
     _thread: ThreadPoolExecutor | None
     # The pool ends when nobody refers to it any more, and not before its maps.
     _pool: Any
+    # What keeps what the items write, with `capture=`.
+    _kept_output: KeptOfMap | None = None
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
         raise TypeError("Results are made by map() and starmap()")
@@ -241,6 +247,20 @@ class Results(_core.ResultsBase, Generic[R]):
         There are none with `on_error="raise"`, which raises the first.
         """
         return self._failures
+
+    @property
+    def outputs(self) -> dict[int, str]:
+        """What items have written to standard output and errors so far, by their places.
+
+        There is nothing without `capture=`, nor of items that have written nothing. Kept are the
+        newest 10,000 items that have, and 64 MiB; of each as much as `Future.output` has.
+
+        >>> import manyhands as mh
+        >>> results = mh.map(print, ["a", "b"], capture=True)
+        >>> results.list(), results.outputs
+        ([None, None], {0: 'a\\n', 1: 'b\\n'})
+        """
+        return {} if self._kept_output is None else self._kept_output.texts()
 
     @property
     def summary(self) -> Summary:
@@ -494,6 +514,7 @@ def failure(
         attempts=attempts,
         pid=pid,
         cause="timeout" if timed_out else _cause(error, ran_here),
+        output=None if results._kept_output is None else results._kept_output.text(index),
     )
     if len(results._failures) < _MOST_FAILURES:
         results._failures.append(found)

@@ -162,6 +162,7 @@ def test_signatures_can_be_read() -> None:
         "seed",
         "task_memory",
         "priority",
+        "capture",
         "exit_grace",
         "stuck_after",
         "on_event",

@@ -1,7 +1,7 @@
 //! Files that carry one message, and what else is asked of the file system.
 
 use crate::memory::{MemoryFile, View};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, openat};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,6 +66,14 @@ impl AsFd for MessageFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Gives the space of a range of an open file back. Where the file system cannot do that, it goes with the file.
+pub fn give_back(descriptor: i32, offset: u64, len: u64) {
+    // SAFETY: borrowed for the length of the call; a closed number gives an error and nothing else.
+    let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let _given = fallocate(file, flags, offset, len);
 }
 
 /// The working directory as a descriptor, which stays right when the directory is renamed.

@@ -30,7 +30,8 @@ pub use cpu::{CpuLimits, cpu_count, cpu_limits};
 pub use disk::{UnnamedFile, disk_left};
 pub use event::{Event, Poller, Signal as EventSignal};
 pub use file::{
-    MessageFile, enter_directory, open_current_directory, replace_standard_streams, standard_stream,
+    MessageFile, enter_directory, give_back, open_current_directory, replace_standard_streams,
+    standard_stream,
 };
 pub use futex::{Waited, futex_wait, futex_wait_private, futex_wake, futex_wake_private};
 pub use inner_threads::{ThreadedLibrary, set_library_threads};

@@ -929,6 +929,7 @@ impl Engine for Arc<Crew> {
             limits: options.limits,
             plan: options.plan,
             origin: options.origin,
+            kept: options.kept,
         };
         let label = self.events.as_ref().and_then(|_| label_of(function));
         let task = CrewTask::new(self.clone(), index, label, options.priority, call);

@@ -24,6 +24,7 @@
 
 use crate::asking::{Runner, What, Why};
 use crate::bystanders::detach;
+use crate::capture::{self, Kept};
 use crate::context;
 use crate::crew::{Crew, Entry, Member, Refused};
 use crate::crew_nesting::{self, Lent};
@@ -114,6 +115,7 @@ pub(crate) struct CrewMap {
     star: bool,
     plan: Option<Arc<Plan>>,
     origin: Option<Origin>,
+    kept: Option<Kept>,
     limits: Limits,
     ordered: bool,
     /// What goes first.
@@ -284,6 +286,7 @@ impl CrewMap {
             star: input.is_star(),
             plan: options.plan,
             origin: options.origin,
+            kept: options.kept,
             limits: options.limits,
             ordered,
             counts: counts.clone(),
@@ -543,6 +546,10 @@ impl CrewMap {
             told,
         };
         let plan = self.plan.as_deref();
+        let _inside = match capture::enter(py, self.kept.as_ref(), index) {
+            Ok(inside) => inside,
+            Err(error) => return self.fail(error, index, item, place, 1),
+        };
         // Each run draws from the start; what a generator yields goes on with its own.
         let stream = RefCell::new(None);
         let call_item = || {

@@ -13,6 +13,7 @@
 
 use crate::asking::{Runner, What, Why};
 use crate::bystanders::detach;
+use crate::capture::{self, Kept};
 use crate::crew::Crew;
 use crate::crew_nesting::{self, Children};
 use crate::engine::Plan;
@@ -85,6 +86,7 @@ pub(crate) struct Call {
     pub(crate) limits: Limits,
     pub(crate) plan: Option<Arc<Plan>>,
     pub(crate) origin: Option<Origin>,
+    pub(crate) kept: Option<Kept>,
 }
 
 /// What a task came to.
@@ -309,6 +311,10 @@ impl CrewTask {
             told,
         };
         let run = |runs| {
+            let _inside = match capture::enter(py, call.kept.as_ref(), self.index) {
+                Ok(inside) => inside,
+                Err(error) => return Ran::Failed(error),
+            };
             runner.begin(What::Task(self.clone(), runs), call.limits);
             // Each run draws from the start.
             let stream = Stream::of(py, call.origin.as_ref(), self.index);

@@ -1,5 +1,6 @@
 //! What a pool asks of its engine.
 
+use crate::capture::Kept;
 use crate::context::Carrier;
 use crate::input::Input;
 use crate::results::{Counts, Source};
@@ -21,6 +22,8 @@ pub(crate) struct TaskOptions {
     pub(crate) priority: Option<i32>,
     /// What its random stream is made from, if it has one.
     pub(crate) origin: Option<Origin>,
+    /// What keeps its output, if that is wanted.
+    pub(crate) kept: Option<Kept>,
 }
 
 /// How a task runs again.

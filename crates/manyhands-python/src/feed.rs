@@ -2,6 +2,7 @@
 
 use crate::bystanders::detach;
 use crate::calls::{self, ARGS_PLAIN, HIDE_ARGS, ItemEncoder, Large, ONE_PLAIN};
+use crate::capture;
 use crate::codec::Decoder;
 use crate::engine::TaskOptions;
 use crate::input::Input;
@@ -122,10 +123,12 @@ impl Feed {
                     plan,
                     priority,
                     origin,
+                    kept,
                 },
             context,
         } = options;
         let priority = priority.unwrap_or(pool.priority);
+        let origin = capture::section(py, kept.as_ref(), origin)?;
         // What runs again goes back to the queue by itself.
         let retry = plan.map(|plan| plan.retry.clone());
         let most_per_block = if retry.is_some() { 1 } else { BLOCK_ITEMS };

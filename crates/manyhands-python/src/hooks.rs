@@ -122,6 +122,10 @@ hook!(/// `(seed, path)`: the stream of a task.
     stream, "manyhands._seeds", "Stream");
 hook!(/// `()`: the generators of this process draw from nobody's stream.
     forget_stream, "manyhands._seeds", "forget");
+hook!(/// `(key, index, slot)`: what this worker writes from here on is a task's.
+    begin_capture, "manyhands._capture_worker", "begin");
+hook!(/// `()`: that task has ended.
+    end_capture, "manyhands._capture_worker", "end");
 hook!(/// `(notices)`: what workers wanted to be told.
     tell_notices, "manyhands._module_globals", "tell");
 hook!(/// `(threads)`: waits for threads that have nothing left to do.

@@ -5,6 +5,7 @@
 
 use crate::asking::{Runner, What, Why};
 use crate::calls;
+use crate::capture::{self, Kept};
 use crate::codec::{Decoder, Encoder};
 use crate::crew::Refused;
 use crate::engine::{Engine, MapCall, Plan, TaskOptions};
@@ -291,6 +292,10 @@ impl Engine for Inline {
                 Ok(stream) => stream,
                 Err(error) => return Ran::Failed(error),
             };
+            let _inside = match capture::enter(py, options.kept.as_ref(), index) {
+                Ok(inside) => inside,
+                Err(error) => return Ran::Failed(error),
+            };
             let call = || function.call(&args, kwargs.as_ref());
             let run = || run_limited(function, index, options.limits, runs, call);
             let value = match seeds::lending(py, stream.as_ref(), run) {
@@ -357,6 +362,7 @@ impl Engine for Inline {
             star: call.input.is_star(),
             plan: call.options.plan,
             origin: call.options.origin,
+            kept: call.options.kept,
             stream: None,
             limits: call.options.limits,
             left: 0,
@@ -424,6 +430,7 @@ struct Loop {
     star: bool,
     plan: Option<Arc<Plan>>,
     origin: Option<Origin>,
+    kept: Option<Kept>,
     /// Of the item that ran last.
     stream: Option<Arc<Stream>>,
     limits: Limits,
@@ -593,6 +600,10 @@ impl Loop {
             Ok(stream) => stream,
             Err(error) => return Ran::Failed(error),
         };
+        let _inside = match capture::enter(py, self.kept.as_ref(), index) {
+            Ok(inside) => inside,
+            Err(error) => return Ran::Failed(error),
+        };
         let call = || local::call_item(function, item, self.star);
         let run = || run_limited(function, index, self.limits, runs, call);
         let value = match seeds::lending(py, self.stream.as_ref(), run) {
@@ -624,6 +635,7 @@ impl Loop {
             ..self.limits
         };
         let function = self.function.bind(py);
+        let inside = capture::enter(py, self.kept.as_ref(), index)?;
         let next = || generator.bind(py).clone().next().transpose();
         let run = || run_limited(function, index, limits, 1, next);
         let value = match seeds::lending(py, self.stream.as_ref(), run) {
@@ -640,6 +652,7 @@ impl Loop {
                 return Err(crate::future::cancelled(py));
             }
         };
+        drop(inside);
         self.stop(clock);
         self.left = self.left.saturating_sub(self.now - clock.0);
         let value = match value {

@@ -3,6 +3,7 @@
 mod asking;
 mod bystanders;
 mod calls;
+mod capture;
 mod classes;
 mod clock;
 mod codec;
@@ -43,6 +44,8 @@ mod worker;
 mod _core {
     #[pymodule_export]
     use super::bystanders::{park_bystanders, park_here};
+    #[pymodule_export]
+    use super::capture::give_back;
     #[pymodule_export]
     use super::clock::run_clock;
     #[pymodule_export]

@@ -229,8 +229,12 @@ impl Engine for Nested {
     }
 
     /// Who looks at what has failed below is for the task to say.
-    fn refuses(&self, _options: &TaskOptions) -> Option<Cow<'static, str>> {
-        None // the engine that runs it says so
+    fn refuses(&self, options: &TaskOptions) -> Option<Cow<'static, str>> {
+        // Of the rest the engine that runs it says so.
+        options.kept.is_some().then_some(Cow::Borrowed(
+            "capture= is for tasks that the program submits: what a task of a task writes in a worker \
+             process cannot be kept for it; have it return what is wanted, or use engine=\"thread\"",
+        ))
     }
 
     fn take_unseen(&self, _py: Python<'_>, _all: bool) -> (u64, Option<String>) {

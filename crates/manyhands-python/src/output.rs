@@ -90,6 +90,22 @@ impl OutputStream {
         }
     }
 
+    /// A thread that will take notes is about to: who takes a result waits for it from here on.
+    fn expect(&self) {
+        if self.generation == process::generation() {
+            self.output.expect();
+        }
+    }
+
+    /// Waits until what has come so far was handled.
+    fn settle(&self, py: Python<'_>) -> PyResult<()> {
+        if self.generation == process::generation() && self.output.is_behind() {
+            let _inside = bystanders::enter(py)?;
+            bystanders::detach(py, || self.output.settle());
+        }
+        Ok(())
+    }
+
     /// How many notes were not taken.
     fn unread(&self) -> usize {
         if self.generation == process::generation() {

@@ -17,6 +17,7 @@ use crate::seeds::{self, PySeed, Seed};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{Limits, Recycling, Retry};
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::sync::Arc;
@@ -87,7 +88,7 @@ impl RetryPlan {
 }
 
 /// As the face gives them: seconds from the start, seconds to end, whether to run again, what random streams come
-/// from, bytes of memory, and a priority.
+/// from, bytes of memory, a priority, and what keeps their output: for `submit` anything, if that is to be made.
 type Options<'py> = (
     Option<f64>,
     f64,
@@ -95,6 +96,7 @@ type Options<'py> = (
     Option<PyRef<'py, PySeed>>,
     Option<u64>,
     Option<i32>,
+    Option<Py<PyAny>>,
 );
 
 /// After how many seconds a task is told of, or None for never; and for how many nothing happens until the
@@ -115,7 +117,7 @@ fn recycling_of((after_tasks, above, older_than, idle_for): Freshness) -> Recycl
 }
 
 fn options_of(
-    (time, grace, retry, seed, memory, priority): Options<'_>,
+    (time, grace, retry, seed, memory, priority, capture): Options<'_>,
 ) -> (TaskOptions, Option<Arc<Seed>>) {
     let options = TaskOptions {
         limits: Limits {
@@ -126,6 +128,7 @@ fn options_of(
         plan: retry.map(|plan| plan.0.clone()),
         priority,
         origin: None,
+        kept: capture.map(Arc::new),
     };
     (options, seed.map(|seed| seed.0.clone()))
 }
@@ -145,17 +148,25 @@ impl PoolBase {
     }
 
     fn run<'py>(
-        &self,
+        slf: &Bound<'py, Self>,
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         mut options: TaskOptions,
         seed: Option<&Arc<Seed>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.check_process()?;
-        let _inside = enter(function.py())?;
+        let (this, py) = (slf.get(), function.py());
+        this.check_process()?;
+        let _inside = enter(py)?;
         options.origin = seeds::origin(seed, false);
-        self.engine.submit(function, args, kwargs, options)
+        if options.kept.is_none() {
+            return this.engine.submit(function, args, kwargs, options);
+        }
+        let kept = slf.call_method0(intern!(py, "_keep_output"))?;
+        options.kept = Some(Arc::new(kept.clone().unbind()));
+        let future = this.engine.submit(function, args, kwargs, options)?;
+        future.setattr(intern!(py, "_kept"), kept)?;
+        Ok(future)
     }
 }
 
@@ -194,7 +205,7 @@ impl ViewBase {
         let (options, seed) = (self.options.clone(), self.seed.as_ref());
         // The pool's own options were looked at when it was made.
         pool.get().check_options(&options)?;
-        pool.get().run(function, args, kwargs, options, seed)
+        PoolBase::run(&pool, function, args, kwargs, options, seed)
     }
 
     /// The pool.
@@ -302,13 +313,14 @@ impl PoolBase {
     /// 16
     #[pyo3(signature = (function, /, *args, **kwargs))]
     fn submit<'py>(
-        &self,
+        slf: &Bound<'py, Self>,
         function: &Bound<'py, PyAny>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (options, seed) = (self.options.clone(), self.seed.as_ref());
-        self.run(function, args, kwargs, options, seed)
+        let this = slf.get();
+        let (options, seed) = (this.options.clone(), this.seed.as_ref());
+        Self::run(slf, function, args, kwargs, options, seed)
     }
 
     /// The source of a map: `function(*items)` for the items of the iterables; with `star`,

@@ -2,6 +2,7 @@
 
 use crate::bystanders::detach;
 use crate::calls::{self, Call, HIDE_ARGS, Large};
+use crate::capture;
 use crate::context::Carrier;
 use crate::dump::dump_dict;
 use crate::engine::{Engine, MapCall, TaskOptions};
@@ -150,7 +151,7 @@ impl Shared {
         );
         (entry.limits, entry.retry) = (options.limits, options.plan.map(|plan| plan.retry.clone()));
         entry.priority = Some(options.priority.unwrap_or(self.priority));
-        entry.seed = options.origin;
+        entry.seed = capture::section(py, options.kept.as_ref(), options.origin)?;
         self.pool
             .submit(entry)
             .map_err(|refused| Self::refused(py, refused))?;

@@ -1,6 +1,7 @@
 //! The worker's and the zygote's side in Python.
 
 use crate::calls::{self, HIDE_ARGS, Item};
+use crate::capture::{self, Capturing};
 use crate::codec::{Decoder, Encoder};
 use crate::context::TaskContext;
 use crate::in_place::{self, Found};
@@ -180,6 +181,7 @@ struct Worker<'py> {
     retry: Retrying,
     /// What the random streams of what runs come from, if it has a seed.
     seed: Option<Vec<u8>>,
+    capture: Capturing,
     /// Whether what ran last had one.
     was_seeded: bool,
     block: OpenBlock<'py>,
@@ -286,6 +288,7 @@ pub(crate) fn run_worker(py: Python<'_>, birth: &PyBirth) -> PyResult<()> {
         sizes: in_place::Sizes::default(),
         retry: Retrying::default(),
         seed: None,
+        capture: Capturing::default(),
         was_seeded: false,
         block: OpenBlock::default(),
         decoder: Decoder::default(),
@@ -414,6 +417,7 @@ impl<'py> Worker<'py> {
         let opened = self.end.open_block(claimed, |section| {
             learn(known, last, &mut needs, retry, seed, &mut buffers, section);
         });
+        self.take_capture();
         let function = match opened {
             Ok(()) => self.function(needs, definition),
             Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
@@ -428,6 +432,14 @@ impl<'py> Worker<'py> {
             hide_args,
             attempt,
         };
+    }
+
+    /// Takes apart what came of a block.
+    fn take_capture(&mut self) {
+        self.capture.key = None;
+        if let Some(section) = self.seed.take() {
+            (self.capture.key, self.seed) = capture::split(&section);
+        }
     }
 
     /// What a task runs, after what it needs was made ready.
@@ -508,6 +520,9 @@ impl<'py> Worker<'py> {
         };
         let (index, seed) = (self.end.item_index(), self.seed.as_deref());
         if let Err(error) = seeds::take(py, seed, &mut self.was_seeded, index) {
+            return Err((error, None));
+        }
+        if let Err(error) = self.capture.begin(py, index, self.end.slot()) {
             return Err((error, None));
         }
         let _may_stop = MayStop::new(&self.end);
@@ -679,6 +694,11 @@ impl<'py> Worker<'py> {
                 learn(known, last, &mut needs, retry, seed, &mut buffers, section);
             })
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
+        let (key, seed) = match seed.take() {
+            Some(section) => capture::split(&section),
+            None => (None, None),
+        };
+        (self.capture.key, self.seed) = (key, seed);
         // Bindings come before the arguments that name them.
         let context = resolve_needs(self.py, known, &self.load, needs)?;
         let views = store::views(self.py, &buffers)?;
@@ -700,6 +720,8 @@ impl<'py> Worker<'py> {
         let function = in_its_context(context, function)?;
         let seed = self.seed.as_deref();
         seeds::take(self.py, seed, &mut self.was_seeded, claimed.index)?;
+        let slot = self.end.slot();
+        self.capture.begin(self.py, claimed.index, slot)?;
         let answer = {
             let _may_stop = MayStop::new(&self.end);
             let answer = function.call(&args, kwargs.as_ref());
@@ -778,17 +800,21 @@ impl<'py> Worker<'py> {
     /// Publishes the result that is in `out`, whose object is gone, of an item of a block or of a task; `more` if that has not
     /// ended with it.
     #[inline]
-    fn publish(&mut self, tag: u8, more: bool, of_block: bool) -> std::io::Result<()> {
+    fn publish(&mut self, tag: u8, more: bool, of_block: bool) -> PyResult<()> {
+        if !more {
+            self.capture.end(self.py)?;
+        }
         self.sizes.learn(self.running, &self.returned);
         let filled = in_place::settle(std::mem::take(&mut self.found))?;
         let (end, out) = (&mut self.end, &self.out);
         if !filled.is_empty() {
-            end.finish_with_buffers(tag, out, filled, more)
+            end.finish_with_buffers(tag, out, filled, more)?;
         } else if of_block {
-            end.finish_item(tag, out, more)
+            end.finish_item(tag, out, more)?;
         } else {
-            end.finish_part(ResultKind::Value, tag, out, more)
+            end.finish_part(ResultKind::Value, tag, out, more)?;
         }
+        Ok(())
     }
 
     /// Whether what failed with this is to run again, as far as the worker knows.
@@ -818,6 +844,7 @@ impl<'py> Worker<'py> {
         // What has failed to be sent fails the task once.
         let _nothing = in_place::settle(Vec::new());
         let again = may_again && self.is_to_run_again(&error);
+        self.capture.end(self.py)?;
         if store::any_used(&std::mem::take(&mut self.came_locked))
             && error.is_instance_of::<PyValueError>(self.py)
             && error.to_string().contains("read-only")

@@ -234,6 +234,8 @@ struct State {
     taken: u64,
     /// The thread that takes and handles them.
     reader: Option<ThreadId>,
+    /// Whether it will come.
+    is_expected: bool,
     /// Whether it was waited for in vain, and has not come back since.
     is_late: bool,
     is_over: bool,
@@ -272,6 +274,11 @@ impl Output {
         self.has_come.notify_one();
     }
 
+    /// A reader is about to come: it is waited for already.
+    pub fn expect(&self) {
+        self.lock().is_expected = true;
+    }
+
     /// Nothing more will come.
     pub fn finish(&self) {
         self.lock().is_over = true;
@@ -296,6 +303,7 @@ impl Output {
             .unwrap_or_else(PoisonError::into_inner);
         if is_empty(&state) && state.is_over {
             state.reader = None;
+            state.is_expected = false;
             return None;
         }
         let count = state.unread.len().min(most);
@@ -327,9 +335,10 @@ impl Output {
         let waits = |state: &State| {
             state.handled < target
                 && !state.is_late
-                && state
-                    .reader
-                    .is_some_and(|reader| reader != std::thread::current().id())
+                && match state.reader {
+                    Some(reader) => reader != std::thread::current().id(),
+                    None => state.is_expected,
+                }
         };
         let left = deadline.saturating_duration_since(Instant::now());
         let (mut state, waited) = self
