@@ -17,6 +17,7 @@ from _pickle import dumps
 from manyhands import _core, _resolve
 from manyhands._describe import option_hint, task_note, users_part
 from manyhands._stopped import TaskStopped
+from manyhands._whole_lines import whole_lines
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each worker milliseconds
 if TYPE_CHECKING:
@@ -107,10 +108,13 @@ def _be_born(content: dict[str, Any]) -> None:
     real_main.__dict__["__builtins__"] = builtins
     if content["main_file"] is not None:
         real_main.__file__ = content["main_file"]
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            # Whole lines, however many workers write to one terminal or file.
-            # An unbuffered stream (PYTHONUNBUFFERED) would write each argument of a `print` alone.
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # What a preloaded module has put there is its own.
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, whole_lines(stream))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, write_through=False)
     _reseed()
 

@@ -585,6 +585,7 @@ def test_a_failure_does_not_change(pool: mh.Pool) -> None:
         "type": "ValueError",
         "message": "invalid literal for int() with base 10: 'x'",
         "traceback": failure.to_dict()["traceback"],
+        "output": None,
         "attempts": 1,
         "pid": failure.pid,
         "cause": "exception",

@@ -410,6 +410,29 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_is_expected_is_waited_for() {
+        let output = Output::default();
+        output.expect();
+        output.push(note(0));
+        let handled = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                output.settle();
+                assert!(handled.load(Ordering::SeqCst));
+            });
+            let (taken, _) = output.take(9, NOW).unwrap();
+            assert_eq!(taken, vec![note(0)]);
+            handled.store(true, Ordering::SeqCst);
+            assert_eq!(output.take(9, NOW), Some((vec![], 0)));
+        });
+        output.finish();
+        assert_eq!(output.take(9, NOW), None);
+        // Nobody comes any more.
+        output.push(note(1));
+        output.settle();
+    }
+
+    #[test]
     fn who_settles_waits_for_what_came_before() {
         let output = Output::default();
         // Nobody reads: nobody is waited for.

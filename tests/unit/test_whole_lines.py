@@ -1,0 +1,104 @@
+"""What workers print arrives as whole lines, also on a pipe, and however long they are (P55)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+LIMIT = 60.0
+
+PROGRAM = """
+import sys
+import manyhands as mh
+
+def work(number):
+    for size in (10, 3_000, 5_000, 9_000, 70_000, 300_000):
+        stream = (sys.stdout, sys.stderr)[number % 2]
+        print(f"{number:5}", "abcdefghij"[number % 10] * size, file=stream)
+    return number
+
+with mh.Pool(4) as pool:
+    assert pool.map(work, range(40)).list() == list(range(40))
+"""
+
+SIZES = (10, 3_000, 5_000, 9_000, 70_000, 300_000)
+
+
+def check(text: str) -> None:
+    expected = sorted(
+        f"{number:5} {'abcdefghij'[number % 10] * size}" for number in range(40) for size in SIZES
+    )
+    assert sorted(text.splitlines()) == expected
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_long_lines_to_a_pipe_come_whole(is_slow: bool) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert program.stdout is not None
+    killer = threading.Timer(LIMIT, program.kill)
+    killer.start()
+    parts = []
+    while part := os.read(program.stdout.fileno(), 1 << 14):
+        parts.append(part)
+        if is_slow and len(parts) % 100 == 0:
+            time.sleep(0.01)
+    program.stdout.close()
+    assert program.wait(LIMIT) == 0
+    killer.cancel()
+    check(b"".join(parts).decode())
+
+
+def test_long_lines_to_a_file_come_whole(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    with path.open("wb") as file:
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=LIMIT,
+        )
+    check(path.read_text())
+
+
+STOPPED = """
+import os, sys, time
+import manyhands as mh
+
+def hold():
+    import fcntl
+    fcntl.lockf(1, fcntl.LOCK_EX)
+    os.write(1, f"{os.getpid()}\\n".encode())
+    time.sleep(3600)
+
+def write():
+    print("x" * 10_000)
+
+with mh.Pool(2) as pool:
+    held = pool.submit(hold)
+    while not held.running():
+        time.sleep(0.001)
+    pool.submit(write).result(60)
+    held.cancel()
+"""
+
+
+def test_nobody_waits_for_ever_for_one_that_stands_still() -> None:
+    program = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    killer = threading.Timer(LIMIT, program.kill)
+    killer.start()
+    os.kill(int(program.stdout.readline()), signal.SIGSTOP)
+    assert program.stdout.readline() == "x" * 10_000 + "\n"
+    program.stdout.close()
+    assert program.wait(LIMIT) == 0
+    killer.cancel()
