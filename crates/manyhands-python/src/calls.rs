@@ -13,7 +13,7 @@
 //! `GATHERED` it is the list of all that one has yielded. Errors are what `manyhands._outcome` makes of them.
 //! With the bit `NOTICED` something is to be told before it (`notices`). The bit `HIDE_ARGS` keeps arguments out of messages.
 
-use crate::codec::{Decoder, Encoder};
+use crate::codec::{Decoder, Encoder, PlainValue};
 use crate::functions::{self, PyDefinition};
 use crate::pickle::Dumped;
 use crate::store::{self, Exported, Kept, StoredBuffer};
@@ -517,12 +517,25 @@ pub(crate) fn decode_item<'py>(
     decoder: &mut Decoder,
     tag: u8,
     mut bytes: &[u8],
-) -> PyResult<Item<'py>> {
+) -> Result<Item<'py>, Box<PyErr>> {
     Ok(match tag {
         ONE_PLAIN => Item::One(decoder.decode(py, &mut bytes)?),
-        ARGS_PLAIN => Item::Star(decoder.decode(py, &mut bytes)?.cast_into()?),
-        ONE => Item::One(pickle::loads(py, bytes, Vec::new())?),
-        _ => Item::Star(pickle::loads(py, bytes, Vec::new())?.cast_into()?),
+        ARGS_PLAIN => Item::Star(
+            decoder
+                .decode(py, &mut bytes)?
+                .cast_into()
+                .map_err(PyErr::from)?,
+        ),
+        _ => return Ok(decode_pickled(py, tag, bytes)?),
+    })
+}
+
+#[cold]
+fn decode_pickled<'py>(py: Python<'py>, tag: u8, bytes: &[u8]) -> PyResult<Item<'py>> {
+    let item = pickle::loads(py, bytes, Vec::new())?;
+    Ok(match tag {
+        ONE => Item::One(item),
+        _ => Item::Star(item.cast_into()?),
     })
 }
 
@@ -533,7 +546,7 @@ fn decode_plain<'py>(py: Python<'py>, mut bytes: &[u8]) -> PyResult<Bound<'py, P
     let value = decoder.decode(py, &mut bytes);
     decoder.forget_classes();
     DECODER.replace(decoder);
-    value
+    value.map_err(|error| *error)
 }
 
 /// Decodes a result that comes alone.
@@ -563,10 +576,10 @@ pub(crate) fn decode_result<'py>(
     decoder: &mut Decoder,
     tag: u8,
     mut bytes: &[u8],
-) -> PyResult<Bound<'py, PyAny>> {
+) -> PlainValue<'py> {
     if tag == PLAIN {
         decoder.decode(py, &mut bytes)
     } else {
-        decode_value(py, tag, bytes, &[])
+        Ok(decode_value(py, tag, bytes, &[])?)
     }
 }

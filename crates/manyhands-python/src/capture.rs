@@ -93,11 +93,19 @@ impl Capturing {
 
     /// It has ended; also if it has not begun.
     #[inline]
-    pub(crate) fn end(&mut self, py: Python<'_>) -> PyResult<()> {
-        if std::mem::take(&mut self.has_begun) {
-            hooks::end_capture(py)?.call0()?;
+    pub(crate) fn end(&mut self, py: Python<'_>) {
+        if self.has_begun {
+            self.end_begun(py);
         }
-        Ok(())
+    }
+
+    #[cold]
+    fn end_begun(&mut self, py: Python<'_>) {
+        self.has_begun = false;
+        // The task has its result, whatever becomes of what it wrote.
+        if let Err(error) = hooks::end_capture(py).and_then(|end| end.call0()) {
+            error.write_unraisable(py, None);
+        }
     }
 }
 

@@ -38,6 +38,9 @@ const KEYS: usize = 256;
 /// The longest key that it remembers.
 const LONGEST_KEY: usize = 32;
 
+/// A value, or what is wrong: small enough to be returned in registers.
+pub(crate) type PlainValue<'py> = Result<Bound<'py, PyAny>, Box<PyErr>>;
+
 /// Encodes values; what it knows of classes holds for as long as it lives, which is not long.
 #[derive(Default)]
 pub(crate) struct Encoder {
@@ -257,19 +260,19 @@ fn put_bytes(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) -> bool {
     true
 }
 
-fn malformed() -> PyErr {
-    PyValueError::new_err("an encoded value makes no sense")
+fn malformed() -> Box<PyErr> {
+    Box::new(PyValueError::new_err("an encoded value makes no sense"))
 }
 
 #[inline]
-fn take<'bytes, const N: usize>(rest: &mut &'bytes [u8]) -> PyResult<&'bytes [u8; N]> {
+fn take<'bytes, const N: usize>(rest: &mut &'bytes [u8]) -> Result<&'bytes [u8; N], Box<PyErr>> {
     let (first, others) = rest.split_first_chunk::<N>().ok_or_else(malformed)?;
     *rest = others;
     Ok(first)
 }
 
 #[inline]
-fn take_len<'bytes>(rest: &mut &'bytes [u8]) -> PyResult<&'bytes [u8]> {
+fn take_len<'bytes>(rest: &mut &'bytes [u8]) -> Result<&'bytes [u8], Box<PyErr>> {
     let len = u32::from_ne_bytes(*take(rest)?) as usize;
     let (content, others) = rest.split_at_checked(len).ok_or_else(malformed)?;
     *rest = others;
@@ -297,20 +300,11 @@ impl Decoder {
 
     /// Takes one value off the front.
     #[inline]
-    pub(crate) fn decode<'py>(
-        &mut self,
-        py: Python<'py>,
-        rest: &mut &[u8],
-    ) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn decode<'py>(&mut self, py: Python<'py>, rest: &mut &[u8]) -> PlainValue<'py> {
         self.decode_at(py, rest, 0)
     }
 
-    fn decode_at<'py>(
-        &mut self,
-        py: Python<'py>,
-        rest: &mut &[u8],
-        depth: u32,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn decode_at<'py>(&mut self, py: Python<'py>, rest: &mut &[u8], depth: u32) -> PlainValue<'py> {
         let [kind] = *take::<1>(rest)?;
         // SAFETY: each call makes a new reference or sets an exception.
         unsafe {
@@ -334,7 +328,7 @@ impl Decoder {
                 b'o' => return self.decode_instance(py, rest, depth),
                 _ => return Err(malformed()),
             };
-            Bound::from_owned_ptr_or_err(py, object)
+            Bound::from_owned_ptr_or_opt(py, object).ok_or_else(|| fetched(py))
         }
     }
 
@@ -344,7 +338,7 @@ impl Decoder {
         rest: &mut &[u8],
         depth: u32,
         is_tuple: bool,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PlainValue<'py> {
         let len = count(rest, depth)?;
         // SAFETY: a new object, filled before anybody else sees it; the setters take the item.
         unsafe {
@@ -371,7 +365,7 @@ impl Decoder {
         py: Python<'py>,
         rest: &mut &[u8],
         depth: u32,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PlainValue<'py> {
         let len = count(rest, depth)?;
         // SAFETY: a new dict.
         let dict = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyDict_New()) }?;
@@ -385,7 +379,7 @@ impl Decoder {
         rest: &mut &[u8],
         depth: u32,
         len: isize,
-    ) -> PyResult<()> {
+    ) -> Result<(), Box<PyErr>> {
         let py = dict.py();
         for _ in 0..len {
             let key = if rest.first() == Some(&b's') {
@@ -400,17 +394,17 @@ impl Decoder {
             let status =
                 unsafe { ffi::PyDict_SetItem(dict.as_ptr(), key.as_ptr(), value.as_ptr()) };
             if status != 0 {
-                return Err(PyErr::fetch(py));
+                return Err(fetched(py));
             }
         }
         Ok(())
     }
 
     /// The string, the same object for the same text where it is short.
-    fn key<'py>(&mut self, py: Python<'py>, text: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    fn key<'py>(&mut self, py: Python<'py>, text: &[u8]) -> PlainValue<'py> {
         if text.len() > LONGEST_KEY {
             // SAFETY: a new reference, or an exception.
-            return unsafe { Bound::from_owned_ptr_or_err(py, new_str(text)) };
+            return Ok(unsafe { Bound::from_owned_ptr_or_err(py, new_str(text)) }?);
         }
         if self.keys.is_empty() {
             self.keys.resize_with(KEYS, || None);
@@ -441,7 +435,7 @@ impl Decoder {
         py: Python<'py>,
         rest: &mut &[u8],
         depth: u32,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PlainValue<'py> {
         let name = take_len(rest)?;
         let instance = self.named.instantiate(py, name)?;
         let [kind] = *take::<1>(rest)?;
@@ -461,9 +455,15 @@ impl Decoder {
     }
 }
 
+/// The exception that is set.
+#[cold]
+fn fetched(py: Python<'_>) -> Box<PyErr> {
+    Box::new(PyErr::fetch(py))
+}
+
 /// A number of values that can be there.
 #[inline]
-fn count(rest: &mut &[u8], depth: u32) -> PyResult<isize> {
+fn count(rest: &mut &[u8], depth: u32) -> Result<isize, Box<PyErr>> {
     let len = u32::from_ne_bytes(*take(rest)?);
     if depth > DEEPEST || len as usize > rest.len() {
         return Err(malformed());

@@ -71,6 +71,8 @@ pub(crate) struct Feed {
     /// Results that were taken, and their encoded bytes.
     taken: u64,
     taken_bytes: u64,
+    /// How long results are, estimated from those that were taken.
+    result_len: u64,
     /// Items that could not be encoded, with why.
     bad: HashMap<u64, (PyErr, Py<PyAny>)>,
     priority: i32,
@@ -161,6 +163,7 @@ impl Feed {
             most_items: buffer.unwrap_or(WINDOW_ITEMS).max(1),
             taken: 0,
             taken_bytes: 0,
+            result_len: 0,
             bad: HashMap::new(),
             priority,
             last_bad: None,
@@ -190,12 +193,8 @@ impl Feed {
             return true;
         }
         // However large they are, no worker goes without.
-        if self.in_flight < 2 * self.runtime.width() as u64 {
-            return false;
-        }
-        // What the results will take is estimated from those that were taken.
-        let results = self.in_flight * self.taken_bytes / self.taken.max(1);
-        self.bytes + results >= WINDOW_BYTES
+        self.bytes + self.in_flight * self.result_len >= WINDOW_BYTES
+            && self.in_flight >= 2 * self.runtime.width() as u64
     }
 
     /// How many items the workers could do with, and how many make a block.
@@ -371,6 +370,7 @@ impl Feed {
             self.away = away.max(self.away - self.away / 8);
         }
         self.decoder.forget_classes();
+        self.result_len = self.taken_bytes / self.taken.max(1);
         loop {
             let found = self.next_pieces(py);
             // Of slow input only what is needed: a result that is there does not wait for it.
@@ -504,8 +504,8 @@ impl Feed {
                 self.taken_bytes += len as u64;
                 let outcome = match value {
                     Ok(value) => Ok(value),
-                    Err(error) if is_ctrl_c(py, &error) => return Err(error),
-                    Err(error) => Err(self.bad_result(py, error)),
+                    Err(error) if is_ctrl_c(py, &error) => return Err(*error),
+                    Err(error) => Err(self.bad_result(py, *error)),
                 };
                 return Ok(Some(self.end(more, tag != calls::NOTHING, outcome)));
             }

@@ -56,8 +56,14 @@ impl Sizes {
     /// Asks for blocks for what the function is going to return.
     #[inline]
     pub(crate) fn ask(&self, py: Python<'_>, end: &mut WorkerEnd, definition: u32) {
-        if !self.0.is_empty()
-            && let Some(returned) = self.0.get(&definition)
+        if !self.0.is_empty() {
+            self.ask_known(py, end, definition);
+        }
+    }
+
+    #[cold]
+    fn ask_known(&self, py: Python<'_>, end: &mut WorkerEnd, definition: u32) {
+        if let Some(returned) = self.0.get(&definition)
             && !returned.sizes.is_empty()
             && is_installed(py, end)
         {
@@ -306,11 +312,16 @@ pub(crate) enum Found {
     InPlace(InPlace),
 }
 
+/// Whether there is something for `settle` to do beside what it is given.
+#[inline]
+pub(crate) fn any() -> bool {
+    ANY.load(Ordering::Relaxed)
+}
+
 /// The result is sent, and its object gone: what of it can be sent, in the same order. The worker has no block
 /// beside these from here on.
-#[inline]
 pub(crate) fn settle(found: Vec<Found>) -> std::io::Result<Vec<Filled>> {
-    if !ANY.load(Ordering::Relaxed) {
+    if !any() {
         let filled = found.into_iter().filter_map(|found| match found {
             Found::Filled(filled) => Some(filled),
             Found::InPlace(_) => None,

@@ -199,7 +199,7 @@ impl Copier {
         if Encoder::default().encode(value, &mut self.bytes) {
             let copied = self.decoder.decode(value.py(), &mut self.bytes.as_slice());
             self.decoder.forget_classes();
-            return copied;
+            return copied.map_err(|error| *error);
         }
         copy_by_pickle(value, part)
     }

@@ -71,6 +71,12 @@ pub(crate) fn settle<'py>(
     }
 }
 
+/// Whether there is something for `settle` to do.
+#[inline]
+pub(crate) fn any_open() -> bool {
+    caller().is_some_and(|caller| caller.open() > 0)
+}
+
 #[cold]
 fn settle_open<'py>(
     py: Python<'py>,

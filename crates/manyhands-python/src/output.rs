@@ -30,7 +30,7 @@ pub(crate) fn begin(py: Python<'_>, end: &WorkerEnd, content: &[u8]) -> PyResult
 
 /// Sends a note to the parent; false if this process is no worker. It never waits for the parent.
 #[pyfunction]
-pub(crate) fn put_output(tag: u8, data: &[u8]) -> PyResult<bool> {
+pub(crate) fn put_output(_py: Python<'_>, tag: u8, data: &[u8]) -> PyResult<bool> {
     if data.len() > LONGEST_NOTE {
         let len = data.len();
         return Err(PyValueError::new_err(format!(
@@ -39,7 +39,8 @@ pub(crate) fn put_output(tag: u8, data: &[u8]) -> PyResult<bool> {
     }
     match OUTLET.get() {
         Some((outlet, generation)) if *generation == process::generation() => {
-            outlet.put(tag, data);
+            // SAFETY: the worker's thread has the GIL wherever it uses its end but in `wait`, and we have it now.
+            unsafe { outlet.put(tag, data) };
             Ok(true)
         }
         _ => Ok(false),

@@ -338,6 +338,7 @@ impl<'py> Worker<'py> {
                     // Whatever the task left to the interpreter; the parent has its result already.
                     self.idle.call0()?;
                     let end = &mut self.end;
+                    end.tell_all();
                     self.py.detach(|| end.wait());
                     if let Err(error) = self.py.check_signals() {
                         // A signal between two tasks is meant for none of them.
@@ -457,28 +458,42 @@ impl<'py> Worker<'py> {
         in_its_context(context, function)
     }
 
-    /// Runs one item of the open block and publishes what it came to.
+    /// Runs one item of the open block and publishes what it came to. On the usual way results and errors are in
+    /// registers: copies of a `PyResult` are a good part of what a short item costs.
     #[inline]
     fn serve_item(&mut self) -> PyResult<()> {
-        let outcome = self.run_item();
+        let item = match self.take_item() {
+            Ok(item) => item,
+            Err(error) => return self.fail_item(*error, None, false),
+        };
+        let Some(value) = self.call_item(&item) else {
+            let error = PyErr::fetch(self.py);
+            if crate::process::generation() != self.generation {
+                self.end_forked_child(Err(error))?;
+                return Ok(());
+            }
+            return self.fail_item(error, Some(item), true);
+        };
         if crate::process::generation() != self.generation {
-            self.end_forked_child(outcome.map(|(value, _)| value).map_err(|(error, _)| error))?;
+            self.end_forked_child(Ok(value))?;
             return Ok(());
         }
-        let (error, item, may_again) = match outcome {
-            Ok((value, item)) => {
-                // What a generator raises is the function's; what cannot be sent will not do so later.
-                let may_again = is_generator(&value);
-                match self.publish_item(value) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => (error, Some(item), may_again),
-                }
-            }
-            Err((error, item)) => {
-                let is_functions = item.is_some();
-                (error, item, is_functions)
-            }
-        };
+        // What a generator raises is the function's; what cannot be sent will not do so later.
+        let may_again = is_generator(&value);
+        match self.publish_item(value) {
+            Ok(()) => Ok(()),
+            Err(error) => self.fail_item(error, Some(item), may_again),
+        }
+    }
+
+    /// Publishes that an item has failed.
+    #[cold]
+    fn fail_item(
+        &mut self,
+        error: PyErr,
+        item: Option<Item<'py>>,
+        may_again: bool,
+    ) -> PyResult<()> {
         let call = item
             .filter(|_| !self.block.hide_args)
             .map(|item| match item {
@@ -495,57 +510,81 @@ impl<'py> Worker<'py> {
         self.fail(error, shown, index, self.block.attempt, may_again)
     }
 
+    /// Makes ready the item that was claimed.
     #[inline]
-    fn run_item(&mut self) -> Result<(Bound<'py, PyAny>, Item<'py>), (PyErr, Option<Item<'py>>)> {
+    fn take_item(&mut self) -> Result<Item<'py>, Box<PyErr>> {
         let py = self.py;
-        let Some(function) = &self.block.function else {
-            let problem = self.block.problem.as_ref();
-            let error = problem.map_or_else(
-                || PyRuntimeError::new_err("no block is open"),
-                |problem| PyErr::from_value(problem.bind(py).clone()),
-            );
-            return Err((error, None));
-        };
+        if self.block.function.is_none() {
+            return Err(Box::new(self.no_function()));
+        }
         seeds::pause(self.was_seeded);
         if let Some(definition) = self.running {
             self.sizes.ask(py, &mut self.end, definition);
         }
-        let (tag, bytes) = match self.end.item() {
-            Ok(item) => item,
-            Err(Unreadable(why)) => return Err((PyRuntimeError::new_err(why), None)),
-        };
-        let item = match calls::decode_item(py, &mut self.decoder, tag, bytes) {
-            Ok(item) => item,
-            Err(error) => return Err((error, None)),
-        };
-        let (index, seed) = (self.end.item_index(), self.seed.as_deref());
-        if let Err(error) = seeds::take(py, seed, &mut self.was_seeded, index) {
-            return Err((error, None));
+        let (tag, bytes) = self
+            .end
+            .item()
+            .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
+        let item = calls::decode_item(py, &mut self.decoder, tag, bytes)?;
+        if self.was_seeded || self.seed.is_some() {
+            let (index, seed) = (self.end.item_index(), self.seed.as_deref());
+            seeds::take(py, seed, &mut self.was_seeded, index)?;
         }
-        if let Err(error) = self.capture.begin(py, index, self.end.slot()) {
-            return Err((error, None));
+        if self.capture.key.is_some() {
+            let (index, slot) = (self.end.item_index(), self.end.slot());
+            self.capture.begin(py, index, slot)?;
         }
+        Ok(item)
+    }
+
+    #[cold]
+    fn no_function(&self) -> PyErr {
+        let problem = self.block.problem.as_ref();
+        problem.map_or_else(
+            || PyRuntimeError::new_err("no block is open"),
+            |problem| PyErr::from_value(problem.bind(self.py).clone()),
+        )
+    }
+
+    /// What the function of the block returns; none if it raises something, which is set then.
+    #[inline]
+    fn call_item(&self, item: &Item<'py>) -> Option<Bound<'py, PyAny>> {
+        let function = self.block.function.as_ref()?;
         let _may_stop = MayStop::new(&self.end);
-        let answer = match &item {
-            // SAFETY: live objects, and a new reference or an exception. Unlike a call with a tuple
-            // this makes none.
-            Item::One(arg) => unsafe {
-                let answer = ffi::PyObject_CallFunctionObjArgs(
+        // SAFETY: live objects, and a new reference or an exception. Unlike a call with a tuple
+        // that with one argument makes none.
+        let answer = unsafe {
+            let answer = match item {
+                Item::One(arg) => ffi::PyObject_CallFunctionObjArgs(
                     function.as_ptr(),
                     arg.as_ptr(),
                     std::ptr::null_mut::<ffi::PyObject>(),
-                );
-                Bound::from_owned_ptr_or_err(py, answer)
-            },
-            Item::Star(args) => function.call1(args),
+                ),
+                Item::Star(args) => ffi::PyObject_CallObject(function.as_ptr(), args.as_ptr()),
+            };
+            Bound::from_owned_ptr_or_opt(self.py, answer)
         };
-        match nested::settle(py, answer) {
-            Ok(value) => Ok((value, item)),
-            Err(error) => Err((error, Some(item))),
+        if nested::any_open() {
+            return self.settle_item(answer);
+        }
+        answer
+    }
+
+    /// As `nested::settle`, of an item.
+    #[cold]
+    fn settle_item(&self, answer: Option<Bound<'py, PyAny>>) -> Option<Bound<'py, PyAny>> {
+        let answer = answer.ok_or_else(|| PyErr::fetch(self.py));
+        match nested::settle(self.py, answer) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                error.restore(self.py);
+                None
+            }
         }
     }
 
     /// Publishes what an item returned, or one after another what it yields.
+    #[inline]
     fn publish_item(&mut self, value: Bound<'py, PyAny>) -> PyResult<()> {
         if is_generator(&value) {
             return self.publish_yielded(&value, false);
@@ -555,6 +594,7 @@ impl<'py> Worker<'py> {
         self.finish_item(tag, false)
     }
 
+    #[inline]
     fn finish_item(&mut self, tag: u8, more: bool) -> PyResult<()> {
         let sent = self.publish(tag, more, true);
         sent.map_err(|error| {
@@ -800,21 +840,24 @@ impl<'py> Worker<'py> {
     /// Publishes the result that is in `out`, whose object is gone, of an item of a block or of a task; `more` if that has not
     /// ended with it.
     #[inline]
-    fn publish(&mut self, tag: u8, more: bool, of_block: bool) -> PyResult<()> {
+    fn publish(&mut self, tag: u8, more: bool, of_block: bool) -> std::io::Result<()> {
         if !more {
-            self.capture.end(self.py)?;
+            self.capture.end(self.py);
         }
         self.sizes.learn(self.running, &self.returned);
-        let filled = in_place::settle(std::mem::take(&mut self.found))?;
-        let (end, out) = (&mut self.end, &self.out);
-        if !filled.is_empty() {
-            end.finish_with_buffers(tag, out, filled, more)?;
-        } else if of_block {
-            end.finish_item(tag, out, more)?;
-        } else {
-            end.finish_part(ResultKind::Value, tag, out, more)?;
+        if !self.found.is_empty() || in_place::any() {
+            let filled = in_place::settle(std::mem::take(&mut self.found))?;
+            if !filled.is_empty() {
+                let (end, out) = (&mut self.end, &self.out);
+                return end.finish_with_buffers(tag, out, filled, more);
+            }
         }
-        Ok(())
+        let (end, out) = (&mut self.end, &self.out);
+        if of_block {
+            end.finish_item(tag, out, more)
+        } else {
+            end.finish_part(ResultKind::Value, tag, out, more)
+        }
     }
 
     /// Whether what failed with this is to run again, as far as the worker knows.
@@ -844,7 +887,7 @@ impl<'py> Worker<'py> {
         // What has failed to be sent fails the task once.
         let _nothing = in_place::settle(Vec::new());
         let again = may_again && self.is_to_run_again(&error);
-        self.capture.end(self.py)?;
+        self.capture.end(self.py);
         if store::any_used(&std::mem::take(&mut self.came_locked))
             && error.is_instance_of::<PyValueError>(self.py)
             && error.to_string().contains("read-only")

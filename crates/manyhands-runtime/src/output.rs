@@ -3,14 +3,16 @@
 //! A *note* is a tag and bytes, the face's business. It travels as a record of its own in the worker's
 //! result ring, fire and forget: nobody answers, and nobody waits for it.
 //!
-//! In the worker, an `Outlet` owns the ring's writing side. Any thread may give it a note:
+//! In the worker, an `Outlet` owns the ring's writing side. It has no lock, since each result of an item goes
+//! through it and a lock would be a tenth of that item's time: the caller has one, under which it uses all of
+//! the worker's end but for `wait`, and in Python that is the GIL. Any thread that holds it may give a note:
 //! - *published*: there is room in the ring, and nothing waits;
 //! - *waiting*: there is none; it waits here, up to `MOST_WAITING` bytes of notes;
 //! - *dropped*: there is no room here either; the worker counts it, and says so before what comes next.
 //!
 //! What waits goes out first: with the next note, before the next record of the worker's own thread, which
-//! waits for room as it does for its own, and when it is idle. So what a task put out before it ended is in
-//! front of its result, and a thread that gives a note never waits.
+//! waits for room as it does for its own, and when it is idle: who gives a note that has to wait wakes it. So
+//! what a task put out before it ended is in front of its result, and a thread that gives a note never waits.
 //!
 //! In the parent, whoever drains the ring puts the note into the pool's `Output`, under the pool's lock, and
 //! never handles it: that does one reader, a thread of the face that holds none of our locks. It is behind
@@ -25,6 +27,7 @@ use crate::fail_point::fail_point;
 use crate::protocol::{HEAD, LONGEST_RECORD, ResultHead, ResultKind, padded};
 use manyhands_os::Event;
 use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter};
+use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,13 +50,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The writing side of a worker's result ring, for its own thread and for all that put out something.
 #[derive(Debug)]
 pub struct Outlet {
-    /// Held to fill a record and to publish it, and while nothing else is waited for.
-    ring: Mutex<Ring>,
+    ring: UnsafeCell<Ring>,
+    /// Whether something waits, for who is about to sleep.
+    any_waiting: AtomicBool,
     page: Arc<PoolPage>,
     event: Event,
-    #[expect(dead_code, reason = "held: the ring lies in it")]
+    /// The ring lies in it.
     control: Arc<ControlBlock>,
 }
+
+// SAFETY: `ring` is reached by `Outlet::ring` alone, one at a time, as its callers promise.
+unsafe impl Sync for Outlet {}
 
 #[derive(Debug)]
 struct Ring {
@@ -73,27 +80,43 @@ impl Outlet {
         event: Event,
     ) -> Self {
         Self {
-            ring: Mutex::new(Ring {
+            ring: UnsafeCell::new(Ring {
                 writer,
                 waiting: VecDeque::new(),
                 bytes: 0,
                 dropped: 0,
             }),
+            any_waiting: AtomicBool::new(false),
             page,
             event,
             control,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The ring.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the lock that `put` speaks of, or is the thread of the worker's end in one of its methods
+    /// but `wait`; and it is done with the ring when it calls the next function of this.
+    #[expect(clippy::mut_from_ref, reason = "what the callers promise is a lock")]
+    #[inline]
+    unsafe fn ring(&self) -> &mut Ring {
+        // SAFETY: nobody else has it, see above.
+        unsafe { &mut *self.ring.get() }
     }
 
     /// Puts out a note of at most `LONGEST_NOTE` bytes. It never waits for the parent.
-    pub fn put(&self, tag: u8, bytes: &[u8]) {
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the lock under which the worker's end is used, but for its `wait`; or it is the thread of
+    /// that end.
+    pub unsafe fn put(&self, tag: u8, bytes: &[u8]) {
         debug_assert!(bytes.len() <= LONGEST_NOTE);
         fail_point("worker.output_given");
-        let mut ring = self.lock();
+        // SAFETY: promised by the caller.
+        let ring = unsafe { self.ring() };
         if !ring.flush() || !ring.publish_note(tag, bytes) {
             let size = bytes.len() + BESIDES;
             if ring.bytes + size > MOST_WAITING {
@@ -103,27 +126,52 @@ impl Outlet {
                 ring.waiting.push_back((tag, Box::from(bytes)));
             }
         }
-        drop(ring);
+        self.note_waiting(!ring.is_clear());
         self.announce();
     }
 
-    /// Publishes what waits, as far as there is room; whether that is all.
-    pub(crate) fn flush(&self) -> bool {
-        let mut ring = self.lock();
+    /// Says whether something waits. Who is asleep then wakes up, to look for room from time to time.
+    fn note_waiting(&self, any: bool) {
+        // Relaxed: who sets it looks for a sleeper after it, and who sleeps looks here after its mark.
+        let before = self.any_waiting.swap(any, Ordering::Relaxed);
+        let word = self.control.worker();
+        if any && !before && word.take_sleeper().is_some() {
+            word.wake();
+        }
+    }
+
+    /// Whether something waits for room.
+    pub(crate) fn any_waiting(&self) -> bool {
+        // Relaxed: see `note_waiting`.
+        self.any_waiting.load(Ordering::Relaxed)
+    }
+
+    /// Publishes what waits, as far as there is room.
+    ///
+    /// # Safety
+    ///
+    /// See `ring`.
+    pub(crate) unsafe fn flush(&self) {
+        // SAFETY: promised by the caller.
+        let ring = unsafe { self.ring() };
         if ring.is_clear() {
-            return true;
+            return;
         }
         let all = ring.flush();
-        drop(ring);
+        self.note_waiting(!all);
         self.announce();
-        all
     }
 
     /// Publishes a record of so many bytes behind all that waits, if there is room for both.
-    #[inline]
-    pub(crate) fn publish(&self, length: usize, fill: impl Fn(&mut [u8])) -> bool {
-        let mut ring = self.lock();
-        if !ring.is_clear() && !ring.flush() {
+    ///
+    /// # Safety
+    ///
+    /// See `ring`; `fill` does not call this.
+    #[inline(always)]
+    pub(crate) unsafe fn publish(&self, length: usize, fill: impl Fn(&mut [u8])) -> bool {
+        // SAFETY: promised by the caller.
+        let ring = unsafe { self.ring() };
+        if !ring.is_clear() && !self.flush_first(ring) {
             return false;
         }
         let Some(record) = ring.writer.reserve(length) else {
@@ -134,9 +182,24 @@ impl Outlet {
         true
     }
 
+    /// What waits comes before what is published next; false if there is no room for it.
+    #[cold]
+    fn flush_first(&self, ring: &mut Ring) -> bool {
+        let all = ring.flush();
+        if all {
+            self.note_waiting(false);
+        }
+        all
+    }
+
     /// Whether something can be published now, be it what waits or a record of that length.
-    pub(crate) fn has_room(&self, length: usize) -> bool {
-        let mut ring = self.lock();
+    ///
+    /// # Safety
+    ///
+    /// See `ring`.
+    pub(crate) unsafe fn has_room(&self, length: usize) -> bool {
+        // SAFETY: promised by the caller.
+        let ring = unsafe { self.ring() };
         let first = ring.waiting.front();
         let length = match first {
             Some((_, bytes)) => padded(HEAD + bytes.len()),
@@ -370,6 +433,41 @@ mod tests {
             bytes: Box::from([number]),
             lost: 0,
         }
+    }
+
+    #[test]
+    fn who_has_to_wait_for_room_wakes_the_worker() {
+        let control = Arc::new(ControlBlock::create().unwrap());
+        // SAFETY: the only writer and the only reader of this block, which outlives them.
+        let (writer, mut reader) = unsafe { (control.result_writer(), control.result_reader()) };
+        let share = manyhands_shm::Share {
+            count: 1,
+            is_given: false,
+        };
+        let page = Arc::new(PoolPage::create(1, share).unwrap());
+        let outlet = Outlet::new(writer, control.clone(), page, Event::new().unwrap());
+        let word = control.worker();
+        word.announce(Parked::Futex);
+        let bytes = [7; 40_000];
+        let mut count = 0;
+        while !outlet.any_waiting() {
+            assert!(word.is_parked(), "woken by what needs no help");
+            // SAFETY: one thread.
+            unsafe { outlet.put(1, &bytes) };
+            count += 1;
+        }
+        assert!(!word.is_parked());
+        // Once awake it finds room by itself.
+        let mut found = 0;
+        while found < count {
+            let len = reader.unread().unwrap().len();
+            assert!(len > 0);
+            found += len / padded(HEAD + bytes.len());
+            reader.consume(len);
+            // SAFETY: one thread.
+            unsafe { outlet.flush() };
+        }
+        assert!(!outlet.any_waiting());
     }
 
     #[test]

@@ -739,9 +739,10 @@ impl WorkerEnd {
 
     /// Publishes so many bytes of the ring, once there is room for them and what was put out before them is
     /// published.
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self, length: usize, fill: impl Fn(&mut [u8])) {
-        while !self.outlet.publish(length, &fill) {
+        // SAFETY: this is the thread of the worker's end, and not in `wait`.
+        while !unsafe { self.outlet.publish(length, &fill) } {
             self.wait_for_room(length);
         }
     }
@@ -951,21 +952,28 @@ impl WorkerEnd {
         self.announce();
         let word = self.control.worker();
         word.announce(Parked::Futex);
-        if !self.outlet.has_room(length) {
+        // SAFETY: this is the thread of the worker's end, and not in `wait`.
+        if !unsafe { self.outlet.has_room(length) } {
             // Whether it was woken, interrupted or late, the caller looks again.
             let _why = word.sleep(None);
         }
         self.control.worker().awake();
     }
 
-    /// Waits until there may be a task. Returns early after signals, so that the caller can look
-    /// after them.
-    pub fn wait(&mut self) {
-        self.last_end = None;
-        self.lap.start = 0;
+    /// Tells all that is due, before `wait`.
+    pub fn tell_all(&mut self) {
         if self.tell_released() {
             self.announce();
         }
+        // SAFETY: this is the thread of the worker's end, and not in `wait`.
+        unsafe { self.outlet.flush() };
+    }
+
+    /// Waits until there may be a task, or something to tell. Returns early after signals, so that the caller can
+    /// look after them. Other threads may put out something meanwhile.
+    pub fn wait(&mut self) {
+        self.last_end = None;
+        self.lap.start = 0;
         // Its parent, the busy workers and the spinner itself each want a core.
         if (self.page.runnable() as usize) < self.cores && self.spin_until_task() {
             return;
@@ -981,7 +989,7 @@ impl WorkerEnd {
         let mut rested = false;
         if !self.has_task() && !any_released() {
             // Nobody wakes it when there is room for what was put out.
-            let has_room = self.outlet.flush();
+            let has_room = !self.outlet.any_waiting();
             let limit = if has_room { limit } else { Some(LOOK_FOR_ROOM) };
             rested = word.sleep(limit) == Waited::TimedOut && has_room;
         }

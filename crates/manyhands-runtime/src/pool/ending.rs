@@ -110,7 +110,7 @@ impl Pool {
 
     /// How many workers it has at most.
     pub fn width(&self) -> usize {
-        self.lock().width
+        self.page.width() as usize
     }
 
     /// For how long what is queued of at least that priority keeps the workers busy, about, halved; in

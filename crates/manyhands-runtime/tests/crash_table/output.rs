@@ -4,8 +4,11 @@ use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{signal, until, warm, worker_pids};
 use crate::crash_table::site::{Job, Site};
 use manyhands_runtime::{Outlet, Pool};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// In a worker: what its end is used under, but for `WorkerEnd::wait`.
+pub(crate) static IN_USE: Mutex<()> = Mutex::new(());
 
 pub(crate) fn cases() -> Vec<Case> {
     let scenario = Case::scenario;
@@ -26,6 +29,11 @@ pub(crate) fn cases() -> Vec<Case> {
             more_than_anybody_reads,
         ),
         scenario(
+            "output, by a thread of an idle worker, more than there is room for",
+            "all of it comes, and the worker need not be given a task for that",
+            of_an_idle_worker,
+        ),
+        scenario(
             "output, its reader leaves and workers are killed",
             "tasks end as ever",
             reader_leaves,
@@ -40,15 +48,26 @@ pub(crate) fn put(outlet: &Arc<Outlet>, argument: &str) {
         let mut bytes = number.to_ne_bytes().to_vec();
         bytes.resize(size.parse().unwrap(), 7);
         if number.is_multiple_of(2) {
-            outlet.put(5, &bytes);
+            // SAFETY: this is the thread of the worker's end.
+            unsafe { outlet.put(5, &bytes) };
         } else {
-            // Any thread may, and this one is not the worker's own.
+            // Any thread may, and this one is not the worker's own, which waits for it.
             let outlet = outlet.clone();
-            std::thread::spawn(move || outlet.put(5, &bytes))
+            // SAFETY: the thread of the worker's end waits meanwhile.
+            std::thread::spawn(move || unsafe { outlet.put(5, &bytes) })
                 .join()
                 .unwrap();
         }
     }
+}
+
+/// The same, by a thread that begins once its worker is idle.
+pub(crate) fn put_when_idle(outlet: Arc<Outlet>, argument: String) {
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let _in_use = IN_USE.lock().unwrap();
+        put(&outlet, &argument);
+    });
 }
 
 pub(crate) fn submit(site: &Site, pool: &Pool) -> Vec<Job> {
@@ -110,6 +129,24 @@ fn more_than_anybody_reads(site: &Site) {
     let jobs = [site.submit(&pool, "put:10 40000")];
     assert_eq!(site.settle(&pool, &jobs).values, 1);
     assert_eq!(take(&pool), ((0..10).collect(), 0));
+    site.finish(pool);
+}
+
+fn of_an_idle_worker(site: &Site) {
+    let pool = site.pool(1);
+    // What is asleep for good, and what has just begun to wait.
+    for round in 0..3 {
+        let jobs = [site.submit(&pool, "put_when_idle:35 40000")];
+        assert_eq!(site.settle(&pool, &jobs).values, 1);
+        let mut numbers = Vec::new();
+        until(|| {
+            let (more, lost) = take(&pool);
+            assert_eq!(lost, 0);
+            numbers.extend(more);
+            numbers.len() == 35
+        });
+        assert_eq!(numbers, (0..35).collect::<Vec<_>>(), "{round}");
+    }
     site.finish(pool);
 }
 

@@ -221,12 +221,18 @@ fn serve(birth: Birth) -> ! {
     // SAFETY: the handler writes to a descriptor, and nothing else.
     unsafe { libc::signal(manyhands_os::dump_signal(), handler as libc::sighandler_t) };
     assert!(worker.end.answer_dumps().unwrap());
+    let mut in_use = output::IN_USE.lock().unwrap();
     loop {
         if let Some(haunting) = worker.haunting.take() {
             haunting.join().unwrap();
         }
         match worker.end.claim() {
-            None => worker.end.wait(),
+            None => {
+                worker.end.tell_all();
+                drop(in_use);
+                worker.end.wait();
+                in_use = output::IN_USE.lock().unwrap();
+            }
             Some(Next::Item) => worker.serve_item(),
             Some(Next::Record(Ok(claimed))) if claimed.kind == TaskKind::Block => {
                 worker.open_block(claimed);
@@ -573,6 +579,10 @@ impl Worker {
             }
             b"put" => {
                 output::put(&self.end.outlet(), text);
+                b"put".to_vec()
+            }
+            b"put_when_idle" => {
+                output::put_when_idle(self.end.outlet(), text.to_owned());
                 b"put".to_vec()
             }
             b"put_and_die" => {
