@@ -119,33 +119,35 @@ class Kept:
     def begin(self, file: _File | None, start: int) -> None:
         """An attempt of it has begun, which writes to that file from there on."""
         with self._lock:
+            self._look()
             self._close()
             if file is None:
                 self._is_hidden = True
             else:
                 self._open, self._began = (file, start), start
 
-    def end(self, at: int | None = None) -> None:
-        """It has ended, there if that is known."""
+    def end(self, at: int) -> None:
+        """It has ended, and so has what it wrote, there."""
         with self._lock:
             self._is_hidden = False
-            self._close(at)
+            self._look(at)
+            self._close()
 
-    def cut_off(self, file: _File | None, at: int) -> None:
-        """Its worker has died, and another one writes to the same file from there on."""
+    def cut_off(self, file: _File | None) -> None:
+        """Its worker has died, and another one writes to the same file."""
         with self._lock:
             if self._open is not None and self._open[0] is file:
-                self._close(at)
+                self._look()
+                self._close()
 
-    def _close(self, at: int | None = None) -> None:
-        self._look(at)
+    def _close(self) -> None:
         if self._open is not None:
             file, start = self._open
             self._open = None
             file.ended(start)
 
     def _look(self, until: int | None = None) -> None:
-        """Takes what it has written since, by what is known until there."""
+        """Takes what it has written since, until there, if that is known, or another begins."""
         if self._open is None:
             return
         file, start = self._open
@@ -154,7 +156,7 @@ class Kept:
             start = self._began = 0
             self._add(_CUT_OFF)
         size = file.size()
-        at = size if until is None else min(until, size)
+        at = file.find(_MARK, start, size) if until is None else min(until, size)
         if at - start > 2 * _HALF:
             self._add(file.read(start, _HALF))
             self._left_out += len(self._tail) + at - start - 2 * _HALF
@@ -181,7 +183,9 @@ class KeptOfMap:
         self._captures = captures
         self._number = next(_numbers)
         self._lock = threading.Lock()
-        self._items: OrderedDict[int, Kept] = OrderedDict()
+        # Also those whose workers have died, until another one begins there.
+        self._running: dict[int, Kept] = {}
+        self._ended: OrderedDict[int, Kept] = OrderedDict()
         self._bytes = 0
         if captures is not None:
             captures.keep(self._number, self)
@@ -193,11 +197,14 @@ class KeptOfMap:
         return self._captures.key(self._number)
 
     def of(self, index: int) -> Kept:
-        """That of an item."""
+        """That of an item, which is about to run."""
         with self._lock:
-            found = self._items.get(index)
-            if found is None:
-                self._items[index] = found = Kept(None)
+            found = self._ended.pop(index, None)
+            if found is not None:
+                self._bytes -= found.size()
+            else:
+                found = self._running.get(index) or Kept(None)
+            self._running[index] = found
             return found
 
     def enter(self, index: int) -> _Inside:
@@ -207,16 +214,13 @@ class KeptOfMap:
     def ended(self, index: int) -> None:
         """An item, or an attempt of it, has ended: the oldest go where they are too many."""
         with self._lock:
-            found = self._items.get(index)
-            if found is None:
+            found = self._running.pop(index, None)
+            if found is None or not found.size():
                 return
-            if not found.size():
-                del self._items[index]
-                return
-            self._items.move_to_end(index)
+            self._ended[index] = found
             self._bytes += found.size()
-            while len(self._items) > _MOST_ITEMS or self._bytes > _MOST_BYTES:
-                _, oldest = self._items.popitem(last=False)
+            while len(self._ended) > _MOST_ITEMS or self._bytes > _MOST_BYTES:
+                _, oldest = self._ended.popitem(last=False)
                 self._bytes -= oldest.size()
 
     def text(self, index: int) -> str:
@@ -224,7 +228,7 @@ class KeptOfMap:
         if self._captures is not None:
             self._captures.settle()
         with self._lock:
-            found = self._items.get(index)
+            found = self._ended.get(index) or self._running.get(index)
         return "" if found is None else found.text()
 
     def texts(self) -> dict[int, str]:
@@ -232,7 +236,7 @@ class KeptOfMap:
         if self._captures is not None:
             self._captures.settle()
         with self._lock:
-            items = sorted(self._items.items())
+            items = sorted((*self._ended.items(), *self._running.items()))
         texts = ((index, kept.text()) for index, kept in items)
         return {index: text for index, text in texts if text}
 
@@ -242,6 +246,8 @@ class _File:
 
     def __init__(self) -> None:
         self.number = os.memfd_create(_NAME)
+        # What lies before that has no memory any more.
+        self._given = 0
 
     def __del__(self) -> None:
         os.close(self.number)
@@ -257,9 +263,23 @@ class _File:
             length -= len(part)
         return b"".join(parts)
 
+    def find(self, what: bytes, start: int, end: int) -> int:
+        """Where that begins which stands there first; the end, if nothing of it does."""
+        while start < end:
+            part = self.read(start, min(_HALF, end - start))
+            found = part.find(what)
+            if found >= 0:
+                return start + found
+            if start + len(part) >= end or len(part) < len(what):
+                return end
+            start += len(part) - len(what) + 1
+        return end
+
     def ended(self, at: int) -> None:
         """Nobody reads again what lies before that."""
-        _core.give_back(self.number, 0, at)
+        if at - self._given >= _HALF or at < self._given:
+            _core.give_back(self.number, 0, at)
+            self._given = at
 
 
 class Captures:
@@ -308,7 +328,7 @@ class Captures:
         died = self._running.pop(place, None)
         if died is not None:
             kept, whole, of = died
-            kept.cut_off(file, at - len(_MARK))
+            kept.cut_off(file)
             whole.ended(of)
         found = self._kept.get(number)
         if found is not None:
