@@ -14,6 +14,7 @@ import marshal
 import os
 import sys
 import threading
+import time
 from collections import OrderedDict
 from weakref import WeakValueDictionary
 
@@ -44,6 +45,11 @@ _UNKNOWN = "... what came then is lost: the worker has died, and wrote to a file
 
 # Where a program has begun its standard output or errors anew, as `> /dev/stderr` does.
 _CUT_OFF = b"... what was written here is lost: a program has begun the output anew ...\n"
+
+# So often it is looked how much those have written that run, in seconds: more seldom while they do
+# not write. What is more than so much is taken then.
+_LOOK_AT_LEAST, _LOOK_AT_MOST = 0.25, 4.0
+_MUCH = 2 * _HALF
 
 _numbers = itertools.count(1)
 
@@ -133,6 +139,20 @@ class Kept:
             self._look(at)
             self._close()
 
+    def look(self) -> bool:
+        """Takes what it has written while it runs, where that is much; whether it was."""
+        with self._lock:
+            if self._open is None:
+                return False
+            file, start = self._open
+            if file.size() - start < _MUCH:
+                return False
+            self._look()
+            # The mark goes with it.
+            self._began = 0
+            file.ended(self._open[1])
+            return True
+
     def cut_off(self, file: _File | None) -> None:
         """Its worker has died, and another one writes to the same file."""
         with self._lock:
@@ -151,11 +171,11 @@ class Kept:
         if self._open is None:
             return
         file, start = self._open
+        size = file.size()
         mark = self._began - len(_MARK)
-        if self._began and file.read(mark, len(_MARK)) != _MARK:
+        if size < start or (self._began and file.read(mark, len(_MARK)) != _MARK):
             start = self._began = 0
             self._add(_CUT_OFF)
-        size = file.size()
         at = file.find(_MARK, start, size) if until is None else min(until, size)
         if at - start > 2 * _HALF:
             self._add(file.read(start, _HALF))
@@ -292,6 +312,8 @@ class Captures:
         # What began at each place last, and has not ended: of that map, the item of that index.
         self._running: dict[int, tuple[Kept, Kept | KeptOfMap, int]] = {}
         self._pid = os.getpid()
+        self._pause = _LOOK_AT_LEAST
+        self._looked_at = 0.0
 
     def prepare(self, workers: int) -> None:
         """Before a call: as many workers may write."""
@@ -307,6 +329,18 @@ class Captures:
     def settle(self) -> None:
         """Waits until what has come was handled."""
         self._reader.stream.settle()
+
+    def look(self) -> float:
+        """Looks how much those have written that run, if it is time; when to look again."""
+        if not self._running:
+            return 3600.0
+        now = time.monotonic()
+        if now >= self._looked_at + self._pause:
+            self._looked_at = now
+            # In a list: those that write much at once are all looked at.
+            is_much = any([kept.look() for kept, _, _ in self._running.values()])
+            self._pause = _LOOK_AT_LEAST if is_much else min(2 * self._pause, _LOOK_AT_MOST)
+        return self._looked_at + self._pause - now
 
     def handle(self, place: int, data: bytes) -> None:
         """A note of the worker at that place, in the thread that handles them."""
@@ -335,6 +369,7 @@ class Captures:
             kept = found.of(index)
             kept.begin(file, at)
             self._running[place] = kept, found, index
+            self._pause = _LOOK_AT_LEAST
         elif file is not None:
             file.ended(at)  # nobody can ask any more
 

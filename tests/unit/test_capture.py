@@ -434,6 +434,43 @@ def test_the_memory_is_given_back(processes: mh.Pool) -> None:
         assert os.fstat(file.number).st_blocks * 512 < 1 << 20
 
 
+def write_for_long(path: str) -> None:
+    print("begun")
+    Path(path).touch()
+    line = b"x" * 99 + b"\n"
+    # By a descriptor, and at once: no stream knows of it.
+    while not Path(f"{path}.end").exists():
+        os.write(1, line * 10_000)
+    print("ended")
+
+
+def test_the_memory_of_a_task_that_runs_has_a_bound(tmp_path: Path) -> None:
+    path = tmp_path / "begun"
+    with mh.Pool(1, capture=True) as pool:
+        future = pool.submit(write_for_long, str(path))
+        wait_for(path)
+        assert pool._reader is not None
+        (file,) = pool._reader.captures()._files
+        deadline = time.monotonic() + LIMIT
+        taken = 0
+        while taken < 3:
+            before = os.fstat(file.number).st_blocks
+            time.sleep(0.001)
+            taken += os.fstat(file.number).st_blocks < before
+            assert time.monotonic() < deadline
+        Path(f"{path}.end").touch()
+        future.result(LIMIT)
+        output = future.output
+        assert output is not None
+        lines = output.splitlines()
+        assert (lines[0], lines[-1]) == ("begun", "ended")
+        assert len(output) < 2 * KEPT + 100
+        (middle,) = [line for line in lines[1:-1] if line != "x" * 99]
+        assert "bytes are left out" in middle
+        left_out = int(middle.split()[1].replace(",", ""))
+        assert (left_out + len(output) - len(middle) - 1 - len("begun\nended\n")) % 100 == 0
+
+
 def cut_off() -> None:
     print("before")
     subprocess.run("echo shell > /dev/stderr; echo more", shell=True, check=True)

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 /// How many notes are handed to Python at a time.
 const PORTION: usize = 1000;
-/// The longest wait for notes at a time.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// The longest wait for notes at a time, in seconds.
+const LONGEST_WAIT: f64 = 3600.0;
 
 /// The worker that this process is, and its generation: a child that a task forks is none.
 static OUTLET: OnceLock<(Arc<Outlet>, u32)> = OnceLock::new();
@@ -67,14 +67,15 @@ impl OutputStream {
         }
     }
 
-    /// Waits for notes, and takes some, and how many were lost; None once there will be no more. What was taken
-    /// before was handled.
-    fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<(Vec<Note<'py>>, u64)>> {
+    /// Waits for notes for at most so many seconds, and takes some, and how many were lost; None once there will be no
+    /// more. What was taken before was handled.
+    fn take<'py>(&self, py: Python<'py>, seconds: f64) -> PyResult<Option<(Vec<Note<'py>>, u64)>> {
         if self.generation != process::generation() {
             return Ok(None); // its lock may be held by a thread that is not there
         }
         let _inside = bystanders::enter(py)?;
-        let taken = bystanders::detach(py, || self.output.take(PORTION, LONGEST_WAIT));
+        let time = Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_WAIT));
+        let taken = bystanders::detach(py, || self.output.take(PORTION, time));
         Ok(taken.map(|(notes, lost)| {
             let notes = notes.iter().map(|note| {
                 let bytes = PyBytes::new(py, &note.bytes);
