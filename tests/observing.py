@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import manyhands as mh
@@ -30,6 +33,29 @@ class Counted:
         item = next(self._items)
         self.taken += 1
         return item
+
+
+@contextlib.contextmanager
+def resizing(pool: mh.Pool, pause: float) -> Iterator[None]:
+    """Meanwhile the pool is resized again and again, with so many seconds in between."""
+    stop = threading.Event()
+
+    def change() -> int:
+        count = 0
+        for width in (4, 1, 3, 2) * 1000:
+            if stop.wait(pause):
+                break
+            pool.resize(width)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as thread:
+        changes = thread.submit(change)
+        try:
+            yield
+        finally:
+            stop.set()
+        assert changes.result(_WATCHDOG_SECONDS) > 0
 
 
 def settle(pool: mh.Pool) -> None:

@@ -8,13 +8,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.model import DEFAULT_WORKERS, OURS, Bound, Metric, Outcome, Settings, Workload
 from benchmarks.peers.base import Peer
 from benchmarks.tasks import ENDLESS, identity, nap, note_and_run
-from benchmarks.workloads.warm import NAPS, WrongResult, expect
+from benchmarks.workloads.warm import (
+    NAPS,
+    WrongResult,
+    in_turns,
+    medians,
+    seconds_of,
+    submit_and_wait,
+)
 
 TASKS = 20_000
 TURNS = 7
@@ -29,14 +37,8 @@ def with_options(peer: Peer, settings: Settings) -> Outcome:
     import manyhands as mh
 
     def seconds(submit: Callable[..., mh.Future[int]]) -> float:
-        begin = time.perf_counter()
-        futures = [submit(identity, number) for number in range(TASKS)]
-        results = [future.result() for future in futures]
-        took = time.perf_counter() - begin
-        expect(results, list(range(TASKS)))
-        return took
+        return seconds_of(lambda: submit_and_wait(submit, TASKS), list(range(TASKS)))
 
-    ways: dict[str, list[float]] = {"plain": [], "pool": [], "view": []}
     with (
         mh.Pool(DEFAULT_WORKERS) as pool,
         mh.Pool(DEFAULT_WORKERS, task_timeout=60, retry=3) as careful,
@@ -50,12 +52,12 @@ def with_options(peer: Peer, settings: Settings) -> Outcome:
         for warmed in (pool, careful):
             warmed.map(*NAPS).run()
             seconds(warmed.submit)
-        # In turns, so that what else the machine does hits all.
-        for _ in range(QUICK_TURNS if settings.quick else TURNS):
-            for way, submit in submits.items():
-                ways[way].append(seconds(submit))
-    plain, by_pool, by_view = (statistics.median(times) for times in ways.values())
-    return Outcome({"pool": plain / by_pool, "view": plain / by_view, "rate": TASKS / plain})
+        ways = {name: partial(seconds, submit) for name, submit in submits.items()}
+        took = medians(in_turns(ways, QUICK_TURNS if settings.quick else TURNS))
+    plain = took["plain"]
+    return Outcome(
+        {"pool": plain / took["pool"], "view": plain / took["view"], "rate": TASKS / plain}
+    )
 
 
 def slot_is_back(peer: Peer, settings: Settings) -> Outcome:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import statistics
-import time
 from contextvars import ContextVar
+from functools import partial
 
 from benchmarks.model import OURS, Bound, Metric, Outcome, Settings, Workload
 from benchmarks.peers.base import Peer
-from benchmarks.tasks import identity
-from benchmarks.workloads.warm import WrongResult, expect
+from benchmarks.workloads.warm import WrongResult, in_turns, medians, seconds_of, submit_and_wait
 
 TASKS = 20_000
 QUICK_TASKS = 4_000
-TURNS = 9
+TURNS = 15
 QUICK_TURNS = 3
 WORKERS = 2
 
@@ -35,19 +33,12 @@ def forwarded(peer: Peer, settings: Settings) -> Outcome:
     tasks = QUICK_TASKS if settings.quick else TASKS
 
     def seconds(pool: mh.Pool) -> float:
-        begin = time.perf_counter()
-        futures = [pool.submit(identity, n) for n in range(tasks)]
-        results = [future.result() for future in futures]
-        took = time.perf_counter() - begin
-        expect(results, list(range(tasks)))
-        return took
+        return seconds_of(lambda: submit_and_wait(pool.submit, tasks), list(range(tasks)))
 
     logger = logging.getLogger(__name__)
     logger.setLevel(logging.INFO)
     token = request.set("4711")
     names = [f"{__name__}:request"]
-    plain_times: list[float] = []
-    forwarded_times: list[float] = []
     try:
         with mh.Pool(WORKERS, logging=False) as plain, mh.Pool(WORKERS, context=names) as full:
             for pool in (plain, full):
@@ -56,15 +47,12 @@ def forwarded(peer: Peer, settings: Settings) -> Outcome:
                 raise WrongResult("the wrong pool forwards what tasks log")
             if full.submit(_request).result() != "4711":
                 raise WrongResult("the context variable did not travel")
-            # In turns, so that what else the machine does hits both.
-            for _ in range(QUICK_TURNS if settings.quick else TURNS):
-                plain_times.append(seconds(plain))
-                forwarded_times.append(seconds(full))
+            ways = {"plain": partial(seconds, plain), "forwarded": partial(seconds, full)}
+            took = medians(in_turns(ways, QUICK_TURNS if settings.quick else TURNS))
     finally:
         request.reset(token)
         logger.setLevel(logging.NOTSET)
-    plain_time, full_time = statistics.median(plain_times), statistics.median(forwarded_times)
-    return Outcome({"ratio": plain_time / full_time, "rate": tasks / full_time})
+    return Outcome({"ratio": took["plain"] / took["forwarded"], "rate": tasks / took["forwarded"]})
 
 
 WORKLOADS = (
@@ -84,6 +72,6 @@ WORKLOADS = (
         ),
         run=forwarded,
         note="20,000 empty tasks and their results, two workers; nothing is logged; in turns, in "
-        "one process; medians of nine turns.",
+        "one process; medians of 15 turns.",
     ),
 )

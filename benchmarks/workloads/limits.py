@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import statistics
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.model import OURS, Bound, Metric, Outcome, Settings, Workload
 from benchmarks.peers.base import Peer
 from benchmarks.tasks import identity, nap
-from benchmarks.workloads.warm import expect
+from benchmarks.workloads.warm import in_turns, medians, seconds_of
 
 if TYPE_CHECKING:
     import manyhands as mh
@@ -31,12 +30,10 @@ def watched(_peer: Peer, settings: Settings) -> Outcome:
 
     tasks = QUICK_TASKS if settings.quick else TASKS
 
+    naps = [TASK_SECONDS] * tasks
+
     def seconds(pool: mh.Pool) -> float:
-        begin = time.perf_counter()
-        results = pool.map(nap, [TASK_SECONDS] * tasks).list()
-        took = time.perf_counter() - begin
-        expect(results, [TASK_SECONDS] * tasks)
-        return took
+        return seconds_of(pool.map(nap, naps).list, naps)
 
     with (
         mh.Pool(WORKERS) as plain,
@@ -46,12 +43,8 @@ def watched(_peer: Peer, settings: Settings) -> Outcome:
         pools = {"plain": plain, "task": of_tasks, "pool": of_pool}
         for pool in pools.values():
             seconds(pool)
-        ways: dict[str, list[float]] = {name: [] for name in pools}
-        # In turns, so that what else the machine does hits all.
-        for _ in range(QUICK_TURNS if settings.quick else TURNS):
-            for name, pool in pools.items():
-                ways[name].append(seconds(pool))
-    took = {name: statistics.median(times) for name, times in ways.items()}
+        ways = {name: partial(seconds, pool) for name, pool in pools.items()}
+        took = medians(in_turns(ways, QUICK_TURNS if settings.quick else TURNS))
     return Outcome(
         {
             "task": took["plain"] / took["task"],
@@ -68,22 +61,15 @@ def seeded(_peer: Peer, settings: Settings) -> Outcome:
     numbers = list(range(count))
 
     def seconds(pool: mh.Pool, seed: int | None) -> float:
-        begin = time.perf_counter()
-        results = pool.map(identity, numbers, seed=seed).list()
-        took = time.perf_counter() - begin
-        expect(results, numbers)
-        return took
+        return seconds_of(pool.map(identity, numbers, seed=seed).list, numbers)
 
     def cost(pool: mh.Pool) -> float:
         """Microseconds of the one worker for each task."""
-        ways: dict[int | None, list[float]] = {None: [], 7: []}
-        for seed in ways:
-            seconds(pool, seed)
-        for _ in range(QUICK_TURNS if settings.quick else TURNS):
-            for seed, times in ways.items():
-                times.append(seconds(pool, seed))
-        plain, drawn = (min(times) for times in ways.values())
-        return max(drawn - plain, 0.0) / count * 1e6
+        ways = {"plain": partial(seconds, pool, None), "drawn": partial(seconds, pool, 7)}
+        for warm_up in ways.values():
+            warm_up()
+        took = in_turns(ways, QUICK_TURNS if settings.quick else TURNS)
+        return max(min(took["drawn"]) - min(took["plain"]), 0.0) / count * 1e6
 
     with (
         mh.Pool(1) as bare,

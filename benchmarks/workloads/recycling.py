@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-
 from benchmarks.model import OURS, Bound, Metric, Outcome, Settings, Workload
 from benchmarks.peers.base import Peer
 from benchmarks.tasks import nap
-from benchmarks.workloads.warm import WrongResult, expect
+from benchmarks.workloads.warm import WrongResult, in_turns, medians, seconds_of
 
 TASKS = 2_000
 QUICK_TASKS = 600
@@ -24,26 +21,20 @@ def recycled(peer: Peer, settings: Settings) -> Outcome:
 
     tasks = QUICK_TASKS if settings.quick else TASKS
 
-    def seconds(pool: mh.Pool) -> float:
-        begin = time.perf_counter()
-        results = pool.map(nap, [TASK_SECONDS] * tasks).list()
-        took = time.perf_counter() - begin
-        expect(results, [TASK_SECONDS] * tasks)
-        return took
+    naps = [TASK_SECONDS] * tasks
 
-    ways: dict[str, list[float]] = {"plain": [], "recycled": []}
+    def seconds(pool: mh.Pool) -> float:
+        return seconds_of(pool.map(nap, naps).list, naps)
+
     with mh.Pool(WORKERS) as plain, mh.Pool(WORKERS, recycle_after_tasks=SHARE) as fresh:
         for pool in (plain, fresh):
             seconds(pool)
-        # In turns, so that what else the machine does hits both.
-        for _ in range(QUICK_TURNS if settings.quick else TURNS):
-            ways["plain"].append(seconds(plain))
-            ways["recycled"].append(seconds(fresh))
+        ways = {"plain": lambda: seconds(plain), "recycled": lambda: seconds(fresh)}
+        took = medians(in_turns(ways, QUICK_TURNS if settings.quick else TURNS))
         count = fresh.stats().recycled
     if count < tasks // SHARE:
         raise WrongResult(f"only {count} workers were recycled")
-    plain_time, recycled_time = (statistics.median(times) for times in ways.values())
-    return Outcome({"ratio": plain_time / recycled_time, "rate": tasks / plain_time})
+    return Outcome({"ratio": took["plain"] / took["recycled"], "rate": tasks / took["plain"]})
 
 
 WORKLOADS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, closed_gate, pass_through
+from observing import resizing
 
 
 @pytest.fixture
@@ -104,7 +104,6 @@ def test_tasks_that_wait_for_tasks_meanwhile() -> None:
 @pytest.mark.parametrize("recycle_after_tasks", [None, 10])
 def test_many_threads_use_a_pool_that_changes(recycle_after_tasks: int | None) -> None:
     """mpire#74: one pool, and many threads that submit and map at once."""
-    stop = threading.Event()
     with mh.Pool(2, recycle_after_tasks=recycle_after_tasks) as pool:
 
         def submit(number: int) -> int:
@@ -117,23 +116,9 @@ def test_many_threads_use_a_pool_that_changes(recycle_after_tasks: int | None) -
             assert sorted(item for _, item in got) == list(range(150))
             return number
 
-        def change() -> int:
-            count = 0
-            for width in (4, 1, 3, 2) * 1000:
-                if stop.wait(0.02):
-                    break
-                pool.resize(width)
-                count += 1
-            return count
-
-        with ThreadPoolExecutor(9) as threads:
-            changes = threads.submit(change)
+        with resizing(pool, 0.02), ThreadPoolExecutor(8) as threads:
             calls = [threads.submit(use, n) for n in range(8) for use in (submit, use_map)]
-            try:
-                assert [call.result(100) for call in calls] == [n // 2 for n in range(16)]
-            finally:
-                stop.set()
-            assert changes.result(60) > 0
+            assert [call.result(100) for call in calls] == [n // 2 for n in range(16)]
         stats = pool.stats()
         assert (stats.deaths, stats.pending, stats.queued) == (0, 0, 0)
         assert stats.done == 8 * 250

@@ -16,6 +16,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, closed_gate, pass_through
+from observing import resizing
 
 LIMIT = 100.0
 
@@ -54,7 +55,6 @@ def test_eight_threads_do_all_at_once_and_all_is_told_once(engine: str, tmp_path
     cpython#83798: an executor's size is fixed; here it changes all the time.
     """
     told: collections.Counter[str] = collections.Counter()
-    stop = threading.Event()
     folder = str(tmp_path)
     with mh.Pool(2, engine=engine) as pool:
 
@@ -77,24 +77,9 @@ def test_eight_threads_do_all_at_once_and_all_is_told_once(engine: str, tmp_path
                 mine.update(future.result(LIMIT) for future in futures)
             return mine
 
-        def change() -> int:
-            count = 0
-            for width in (4, 1, 3, 2) * 1000:
-                if stop.wait(0.01):
-                    break
-                pool.resize(width)
-                count += 1
-            return count
-
-        with ThreadPoolExecutor(9) as threads:
-            changes = threads.submit(change)
-            uses = [threads.submit(use, number) for number in range(8)]
-            try:
-                for mine in uses:
-                    told.update(mine.result(LIMIT))
-            finally:
-                stop.set()
-            assert changes.result(LIMIT) > 0
+        with resizing(pool, 0.01), ThreadPoolExecutor(8) as threads:
+            for mine in [threads.submit(use, number) for number in range(8)]:
+                told.update(mine.result(LIMIT))
         stats = pool.stats()
         assert (stats.pending, stats.queued, stats.deaths) == (0, 0, 0)
         assert stats.done == 8 * 12 * 51

@@ -140,12 +140,18 @@ fn array_class(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
     Ok(Some(CLASS.get_or_init(py, || class.unbind()).bind(py)))
 }
 
-/// How many values of a list, tuple or dictionary are looked at, and how deep.
-const MOST_LOOKED_AT: usize = 16;
+/// How many values are looked at, and how deep in lists, tuples and dictionaries.
+const MOST_LOOKED_AT: u32 = 64;
 const DEEPEST: u32 = 3;
 
 /// Whether there is a large array that is not contiguous: NumPy writes the contents of those into the pickle.
-fn has_strided(class: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, depth: u32) -> PyResult<bool> {
+/// So many values are looked at, those that come first: this is done for all that is pickled.
+fn has_strided(
+    class: &Bound<'_, PyAny>,
+    value: &Bound<'_, PyAny>,
+    left: &mut u32,
+    depth: u32,
+) -> PyResult<bool> {
     let py = value.py();
     if value.get_type().is(class) {
         let size: usize = value.getattr(intern!(py, "nbytes"))?.extract()?;
@@ -159,9 +165,12 @@ fn has_strided(class: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>, depth: u32) -
     if depth == DEEPEST {
         return Ok(false);
     }
-    let any = |values: &mut dyn Iterator<Item = Bound<'_, PyAny>>| {
-        for value in values.take(MOST_LOOKED_AT) {
-            if has_strided(class, &value, depth + 1)? {
+    let mut any = |values: &mut dyn Iterator<Item = Bound<'_, PyAny>>| {
+        while *left > 0
+            && let Some(value) = values.next()
+        {
+            *left -= 1;
+            if has_strided(class, &value, left, depth + 1)? {
                 return Ok(true);
             }
         }
@@ -186,7 +195,10 @@ fn call_dumps<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let by_table = is_by_table(py)?
         || match array_class(py)? {
-            Some(class) => has_strided(class, value, 0)?,
+            Some(class) => {
+                let mut left = MOST_LOOKED_AT;
+                has_strided(class, value, &mut left, 0)?
+            }
             None => false,
         };
     let bytes = if by_table {

@@ -591,7 +591,7 @@ mod tests {
         }
     }
 
-    fn open(count: usize) -> Scheduler<u32> {
+    fn open<W: Work>(count: usize) -> Scheduler<W> {
         let mut scheduler = Scheduler::new(count);
         for slot in 0..count {
             scheduler.open(Slot(slot as u32), false);
@@ -613,11 +613,11 @@ mod tests {
         assigned
     }
 
-    /// Its depth and its number.
+    /// Its rank and its number.
     #[derive(Debug, PartialEq, Eq)]
-    struct Deep(u8, u32);
+    struct Ranked(Rank, u32);
 
-    impl Work for Deep {
+    impl Work for Ranked {
         fn left(&self) -> usize {
             1
         }
@@ -633,23 +633,20 @@ mod tests {
         }
 
         fn rank(&self) -> Rank {
-            Rank::new(self.0, 0)
+            self.0
         }
     }
 
     #[test]
     fn what_a_worker_holds_is_of_one_depth() {
-        let mut scheduler = Scheduler::new(1);
-        scheduler.open(Slot(0), false);
-        scheduler.born(Slot(0));
-        scheduler.observe(1, 1000);
-        scheduler.published(Slot(0), Deep(1, 1));
+        let mut scheduler = open_ranked(1);
+        scheduler.published(Slot(0), deep(1, 1));
         for (depth, may) in [(0, false), (1, true), (2, false)] {
             let rank = Rank::new(depth, 0);
             assert_eq!(scheduler.choose(rank).is_some(), may);
             assert_eq!(scheduler.may_follow(Slot(0), rank), may);
         }
-        scheduler.published(Slot(0), Deep(1, 2));
+        scheduler.published(Slot(0), deep(1, 2));
         scheduler.ended(Slot(0), 1);
         assert!(!scheduler.may_follow(Slot(0), Rank::default()));
         scheduler.ended(Slot(0), 1);
@@ -678,69 +675,46 @@ mod tests {
 
     #[test]
     fn what_is_deeper_waits_behind_nobody() {
-        let mut scheduler = Scheduler::new(2);
-        for slot in [Slot(0), Slot(1)] {
-            scheduler.open(slot, false);
-            scheduler.born(slot);
-        }
-        scheduler.published(Slot(0), Deep(1, 1));
-        scheduler.published(Slot(0), Deep(1, 2));
-        scheduler.published(Slot(0), Deep(1, 3));
+        let mut scheduler = open(2);
+        scheduler.published(Slot(0), deep(1, 1));
+        scheduler.published(Slot(0), deep(1, 2));
+        scheduler.published(Slot(0), deep(1, 3));
         assert_eq!(scheduler.higher_than_queue(), None, "nothing is queued");
-        scheduler.add(Deep(0, 4));
+        scheduler.add(deep(0, 4));
         assert_eq!(scheduler.higher_than_queue(), Some((Slot(0), 2)));
         scheduler.revoked(Slot(0), 2, |_| ());
         assert_eq!(scheduler.higher_than_queue(), None);
-        assert_eq!(scheduler.take_first(), Some(Deep(1, 2)));
+        assert_eq!(scheduler.take_first(), Some(deep(1, 2)));
     }
 
-    /// Its priority and its number.
-    #[derive(Debug, PartialEq, Eq)]
-    struct Urgent(i32, u32);
-
-    impl Work for Urgent {
-        fn left(&self) -> usize {
-            1
-        }
-
-        fn is_begun(&self) -> bool {
-            false
-        }
-
-        fn end(&mut self, _count: usize) {}
-
-        fn cut(&mut self, _keep: usize) -> Self {
-            unreachable!("it has one item")
-        }
-
-        fn rank(&self) -> Rank {
-            Rank::new(0, self.0)
-        }
+    fn deep(depth: u8, number: u32) -> Ranked {
+        Ranked(Rank::new(depth, 0), number)
     }
 
-    fn urgent(workers: u32) -> Scheduler<Urgent> {
-        let mut scheduler = Scheduler::new(workers as usize);
-        for slot in (0..workers).map(Slot) {
-            scheduler.open(slot, false);
-            scheduler.born(slot);
-        }
+    fn urgent(priority: i32, number: u32) -> Ranked {
+        Ranked(Rank::new(0, priority), number)
+    }
+
+    /// Of workers with short tasks.
+    fn open_ranked(count: usize) -> Scheduler<Ranked> {
+        let mut scheduler = open(count);
         scheduler.observe(1, 1000);
         scheduler
     }
 
     #[test]
     fn what_waits_at_a_worker_gives_way_to_a_higher_priority() {
-        let mut scheduler = urgent(2);
+        let mut scheduler = open_ranked(2);
         for number in 1..4 {
-            scheduler.published(Slot(0), Urgent(0, number));
+            scheduler.published(Slot(0), urgent(0, number));
         }
-        scheduler.published(Slot(1), Urgent(9, 4));
-        scheduler.published(Slot(1), Urgent(9, 5));
+        scheduler.published(Slot(1), urgent(9, 4));
+        scheduler.published(Slot(1), urgent(9, 5));
         assert!(!scheduler.is_outranked(Slot(0)), "nothing is queued");
-        scheduler.add(Urgent(-1, 6));
-        scheduler.add(Urgent(0, 7));
+        scheduler.add(urgent(-1, 6));
+        scheduler.add(urgent(0, 7));
         assert!(!scheduler.is_outranked(Slot(0)));
-        scheduler.add(Urgent(5, 8));
+        scheduler.add(urgent(5, 8));
         assert!(scheduler.is_outranked(Slot(0)));
         assert!(!scheduler.is_outranked(Slot(1)));
         assert_eq!(scheduler.choose(Rank::new(0, 5)), None);
@@ -758,14 +732,14 @@ mod tests {
 
     #[test]
     fn who_has_nothing_gets_what_is_of_the_highest_priority() {
-        let mut scheduler = urgent(3);
+        let mut scheduler = open_ranked(3);
         for number in 0..5 {
-            scheduler.published(Slot(0), Urgent(0, number));
+            scheduler.published(Slot(0), urgent(0, number));
         }
-        scheduler.published(Slot(1), Urgent(3, 5));
-        scheduler.published(Slot(1), Urgent(3, 6));
+        scheduler.published(Slot(1), urgent(3, 5));
+        scheduler.published(Slot(1), urgent(3, 6));
         assert_eq!(scheduler.steal(), Some((Slot(1), 1)));
-        scheduler.add(Urgent(1, 7));
+        scheduler.add(urgent(1, 7));
         assert_eq!(scheduler.steal(), None);
         assert_eq!(scheduler.higher_than_queue(), Some((Slot(1), 1)));
         scheduler.ended(Slot(1), 1);
@@ -774,14 +748,14 @@ mod tests {
 
     #[test]
     fn a_death_returns_all_to_where_its_priority_is() {
-        let mut scheduler = urgent(1);
-        scheduler.add(Urgent(2, 1));
-        scheduler.add(Urgent(-2, 2));
+        let mut scheduler = open_ranked(1);
+        scheduler.add(urgent(2, 1));
+        scheduler.add(urgent(-2, 2));
         for number in 3..6 {
-            scheduler.published(Slot(0), Urgent(0, number));
+            scheduler.published(Slot(0), urgent(0, number));
         }
         let loss = scheduler.died(Slot(0), 1, |_| {});
-        assert_eq!(loss.started, [Urgent(0, 3)]);
+        assert_eq!(loss.started, [urgent(0, 3)]);
         let order: Vec<_> = scheduler.take_queue().iter().map(|task| task.1).collect();
         assert_eq!(order, [1, 4, 5, 2]);
     }
@@ -790,16 +764,16 @@ mod tests {
     fn what_tasks_wait_for_goes_first() {
         let mut scheduler = Scheduler::new(1);
         for task in [(0, 1), (1, 2), (0, 3), (2, 4), (1, 5)] {
-            scheduler.add(Deep(task.0, task.1));
+            scheduler.add(deep(task.0, task.1));
         }
         scheduler.open(Slot(0), false);
         scheduler.born(Slot(0));
         let first = scheduler.take_first().unwrap();
-        assert_eq!(first, Deep(2, 4));
+        assert_eq!(first, deep(2, 4));
         let second = scheduler.take_first().unwrap();
         scheduler.published(Slot(0), second);
         scheduler.published(Slot(0), first);
-        scheduler.published(Slot(0), Deep(0, 0));
+        scheduler.published(Slot(0), deep(0, 0));
         scheduler.revoked(Slot(0), 3, |_| {});
         let order: Vec<_> = std::iter::from_fn(|| scheduler.take_first()).collect();
         let numbers: Vec<_> = order.iter().map(|task| task.1).collect();
@@ -831,7 +805,7 @@ mod tests {
 
     #[test]
     fn one_straggler_does_not_drain_the_pipeline() {
-        let mut scheduler = open(1);
+        let mut scheduler = open::<u32>(1);
         for _ in 0..10 {
             scheduler.observe(1, 1_000);
         }
@@ -934,11 +908,7 @@ mod tests {
     }
 
     fn open_runs(count: usize) -> Scheduler<Run> {
-        let mut scheduler = Scheduler::new(count);
-        for slot in 0..count {
-            scheduler.open(Slot(slot as u32), false);
-            scheduler.born(Slot(slot as u32));
-        }
+        let mut scheduler = open(count);
         scheduler.observe(100, 100_000);
         scheduler
     }
