@@ -17,7 +17,7 @@ from manyhands._typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import TextIO
 
-__all__ = ["begin", "end"]
+__all__ = ["begin", "end", "is_running"]
 
 # As in `_capture`, which workers do not import.
 CAPTURED = 8
@@ -110,14 +110,20 @@ def begin(key: bytes, index: int, slot: int) -> None:
     _core.put_output(CAPTURED, marshal.dumps((number, index, place.origin is not None, start)))
 
 
+def is_running() -> bool:
+    """Whether a task runs whose output is kept."""
+    return _running is not None
+
+
 def end() -> None:
     """That task has ended: its streams are again what they were."""
     global _running
     running = _running
     if running is None:
         return
-    _running = None
+    # Also what others have kept of these streams, and have written to them.
     _flush(*running.streams)
+    _running = None
     assert _streams is not None
     # What the task itself has put there stays, as it does without `capture=`.
     if sys.stdout is _streams[0]:

@@ -141,6 +141,12 @@ def _beginning(text: str, most: int) -> str:
     return f"{data[:most].decode('utf-8', 'ignore')}... ({len(text):,} characters)"
 
 
+def _is_captured() -> bool:
+    """Whether what is written to the descriptor is kept with the task that runs."""
+    capture = sys.modules.get("manyhands._capture_worker")
+    return capture is not None and capture.is_running()
+
+
 class _Stream(io.TextIOBase):
     """Sends whole lines to the parent, with the cell of the task that wrote them.
 
@@ -195,7 +201,9 @@ class _Stream(io.TextIOBase):
     def _put(self, text: str) -> None:
         for start in range(0, len(text), _MOST_CHARACTERS):
             part = text[start : start + _MOST_CHARACTERS]
-            sent = _core.put_output(self._tag, marshal.dumps((_cells.key(), part)))
+            sent = False
+            if not _is_captured():
+                sent = _core.put_output(self._tag, marshal.dumps((_cells.key(), part)))
             if not sent and self._real is not None:
                 # A child that a task has forked is no worker.
                 self._real.write(part)

@@ -133,3 +133,35 @@ def test_a_child_of_a_task(tmp_path: Path) -> None:
         """,
     )
     assert lines == ["from a child", "a: ['from the task']"]
+
+
+def test_what_is_captured_is_shown_in_no_cell(tmp_path: Path) -> None:
+    lines = run(
+        tmp_path,
+        """
+        import logging
+
+        def set_up():
+            logging.basicConfig(format="%(message)s")  # to sys.stderr as it is now
+
+        def work(n):
+            print("kept", n)
+            logging.warning("logged %d", n)
+
+        cell("a")
+        with mh.Pool(1, initializer=set_up, logging=False) as pool:
+            future = pool.options(capture=True).submit(work, 1)
+            future.result()
+            pool.submit(work, 2).result()
+        with mh.Pool(1, engine="thread", capture=True) as pool:
+            other = pool.submit(print, "kept too")
+            other.result()
+        real.write(f"{future.output!r} {other.output!r}\\n")
+        show()
+        """,
+    )
+    assert lines == [
+        r"'kept 1\nlogged 1\n' 'kept too\n'",
+        "a: ['kept 2']",
+        "a: ['logged 2']",
+    ]
