@@ -110,12 +110,14 @@ def _be_born(content: dict[str, Any]) -> None:
         real_main.__file__ = content["main_file"]
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # What a preloaded module has put there is its own.
-        if stream is not None and stream is getattr(sys, f"__{name}__"):
+        if stream is None or not hasattr(stream, "reconfigure"):
+            continue
+        # An unbuffered stream (PYTHONUNBUFFERED) would write each argument of a `print` alone.
+        stream.reconfigure(line_buffering=True, write_through=False)
+        # What a preloaded module has put there is its own, and it may have kept what was there.
+        if stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, whole_lines(stream))
             setattr(sys, f"__{name}__", getattr(sys, name))
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True, write_through=False)
     _reseed()
 
 

@@ -74,26 +74,28 @@ STOPPED = """
 import os, sys, time
 import manyhands as mh
 
-def hold():
+def hold(path):
     import fcntl
     fcntl.lockf(1, fcntl.LOCK_EX)
     os.write(1, f"{os.getpid()}\\n".encode())
+    open(path, "w").close()
     time.sleep(3600)
 
 def write():
     print("x" * 10_000)
 
 with mh.Pool(2) as pool:
-    held = pool.submit(hold)
-    while not held.running():
+    held = pool.submit(hold, sys.argv[1])
+    while not os.path.exists(sys.argv[1]):
         time.sleep(0.001)
     pool.submit(write).result(60)
     held.cancel()
 """
 
 
-def test_nobody_waits_for_ever_for_one_that_stands_still() -> None:
-    program = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True)
+def test_nobody_waits_for_ever_for_one_that_stands_still(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "held")]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
     killer = threading.Timer(LIMIT, program.kill)
     killer.start()
@@ -102,3 +104,36 @@ def test_nobody_waits_for_ever_for_one_that_stands_still() -> None:
     program.stdout.close()
     assert program.wait(LIMIT) == 0
     killer.cancel()
+
+
+KEEPS = """
+import sys
+
+kept = sys.stdout
+
+def say(number):
+    print("kept", number, file=kept)
+    print("own", number)
+"""
+
+PRELOADS = """
+import keeps
+import manyhands as mh
+
+with mh.Pool(2, preload=["keeps"]) as pool:
+    pool.map(keeps.say, range(20)).run()
+"""
+
+
+def test_a_stream_that_a_preloaded_module_has_kept(tmp_path: Path) -> None:
+    (tmp_path / "keeps.py").write_text(KEEPS)
+    (tmp_path / "program.py").write_text(PRELOADS)
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT,
+    )
+    expected = [f"{who} {number}" for who in ("kept", "own") for number in range(20)]
+    assert sorted(ended.stdout.splitlines()) == sorted(expected)
