@@ -77,8 +77,8 @@ import manyhands as mh
 def hold(path):
     import fcntl
     fcntl.lockf(1, fcntl.LOCK_EX)
-    os.write(1, f"{os.getpid()}\\n".encode())
     open(path, "w").close()
+    os.write(1, f"{os.getpid()}\\n".encode())  # from here on it may be stopped
     time.sleep(3600)
 
 def write():
