@@ -143,7 +143,7 @@ class Definer(Generic[D]):
             NotPicklable: the callable cannot be sent; the message names the part that cannot.
         """
         with self._lock:
-            watched = watch(fn, getattr(fn, "__qualname__", "a function"))
+            watched = watch(fn)
             watching = () if watched is None else (self._make(watched, (), None),)
             if (place := module_path(fn)) is not None:
                 return self.reference(fn, *place, watching)

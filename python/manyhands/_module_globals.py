@@ -18,6 +18,7 @@ It is a warning for people, so that it rather misses something than tells of wha
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from _pickle import dumps as _plain_dumps
@@ -62,29 +63,41 @@ _Print = tuple[str, Any]
 _told: set[tuple[Any, ...]] = set()
 
 
-def watch(function: Any, label: str) -> bytes | None:
-    """A definition that has workers compare the globals which the function reads, if there are any.
+def watch(called: Any) -> bytes | None:
+    """A definition that has workers compare the globals which a callable reads.
 
-    Args:
-        function: what is being defined.
-        label: what messages call it.
+    There is none where it reads none, or is no function, method or partial of Python code.
     """
     if _resolve.is_worker():
         return None  # what a task has set is its own affair
-    found = _found(function)
-    if not found:
+    function = _function_of(called)
+    if function is None or not (found := _found(function)):
         return None
-    code = function.__code__
+    label, code = function.__qualname__, function.__code__
     own = module_of_globals(function.__globals__)
     name = None if own is None else own.__name__
     where = (code.co_filename, code.co_firstlineno)
     return _plain_dumps(("globals", name, found, (label, *where)), 5)
 
 
+def _function_of(called: Any) -> Any:
+    """The function that runs when a callable is called; none if that is no code of Python's."""
+    for _ in range(_FUNCTIONS):
+        if isinstance(called, Function):
+            return called
+        if isinstance(called, functools.partial):
+            called = called.func
+        elif isinstance(called, types.MethodType):
+            called = called.__func__
+        elif isinstance(call := vars(type(called)).get("__call__"), Function):
+            return call
+        else:
+            break
+    return None
+
+
 def _found(function: Any) -> list[tuple[str, str, _Print]]:
     """Modules, names of their globals, and what stands for the values."""
-    if not isinstance(function, Function):
-        return []
     seen: set[int] = set()
     pending = [function]
     read: dict[tuple[str, str], Any] = {}

@@ -71,6 +71,47 @@ def test_a_global_that_the_program_has_set_is_named(make: Make) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a partial", "call = functools.partial(functools.partial(read, 1), 2)"),
+        ("a method", "call = Reader().read"),
+        ("a class's method", "call = Reader.read_class"),
+        ("an instance that is called", "call = Reader()"),
+        ("a partial of a method", "call = functools.partial(Reader().read, 1)"),
+        ("a wrapped function", "call = functools.wraps(read)(lambda *args: read(*args))"),
+    ],
+)
+def test_what_is_not_a_plain_function(make: Make, name: str, text: str) -> None:
+    module = make(f"""
+        import functools
+
+        LEVEL = 0
+
+        def read(*_):
+            return LEVEL
+
+        class Reader:
+            def read(self, *_):
+                return read()
+
+            read_class = classmethod(read)
+            __call__ = read
+
+        {text}
+    """)
+    module.LEVEL = 3
+    with pytest.warns(RuntimeWarning, match="'LEVEL'") as told, mh.Pool(1) as pool:
+        assert pool.map(module.call, range(3)).list() == [0] * 3, name
+    [one] = told
+    assert " is 0 in the workers, but 3 in this process" in str(one.message)
+
+
+def test_a_callable_that_is_none_of_pythons_tells_nothing(make: Make) -> None:
+    assert warned(len, "abc") == []
+    assert warned(str, 3) == []
+
+
 def test_where_the_function_stands(make: Make) -> None:
     module = make(CONFIG)
     module.CONFIG = 1
