@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 
 from manyhands import _core
 from manyhands._describe import is_coroutine_function, name_of
+from manyhands._follower import Follower
 from manyhands._snapshot import Snapshot
 
-__all__ = ["Event", "Listener", "check_listener", "forget_parent", "tell_all"]
+__all__ = ["Event", "Listener", "check_listener"]
 
 _log = logging.getLogger("manyhands")
-
-# Those whose pools have not ended, or not all of whose events were told.
-_running: set[Listener] = set()
 
 # How many events wait for a listener that is slow, before some are lost.
 _MOST_UNREAD = 100_000
@@ -127,58 +124,26 @@ def check_listener(call: object) -> None:
         )
 
 
-class Listener:
-    """Calls a function with the events of a pool, one after another, in a thread of its own.
-
-    It refers to the pool by nothing, and ends when the pool has: also after one that was dropped.
-    """
+class Listener(Follower[_core.EventStream]):
+    """Calls a function with the events of a pool."""
 
     def __init__(self, call: Callable[[Event], object]) -> None:
-        self.stream = _core.EventStream(_MOST_UNREAD)
+        super().__init__(_core.EventStream(_MOST_UNREAD))
         self._call = call
         self._failed = 0
         self._told = 0
-        self._generation = _core.process_generation()
-        self._thread: threading.Thread | None = None
 
     def start(self, name: str) -> None:
         """Starts the thread, for a pool of that name."""
         self._name = name
-        thread = threading.Thread(target=self._run, name="manyhands-events", daemon=True)
-        _running.add(self)
-        try:
-            thread.start()
-        except BaseException:
-            _running.discard(self)
-            raise
-        self._thread = thread
+        self._start_thread("manyhands-events")
 
-    def join(self, timeout: float | None) -> bool:
-        """Waits until all events of a pool that has ended were told; whether they were."""
-        thread = self._thread
-        if thread is None or self._generation != _core.process_generation():
-            return True
-        if thread is threading.current_thread():
-            return True  # the listener itself ends its pool: the rest is told when it returns
-        thread.join(timeout)
-        return not thread.is_alive()
-
-    def unread(self) -> int:
-        """How many events were not told, about."""
-        return self.stream.unread()
-
-    def _run(self) -> None:
-        try:
-            self._tell_all()
-        finally:
-            _running.discard(self)
-
-    def _tell_all(self) -> None:
+    def _follow(self) -> None:
         while (taken := self.stream.take()) is not None:
             for fields in taken:
                 self._tell(_event(fields))
-                if self._generation != _core.process_generation():
-                    return  # a child that the function forked came back from it
+                if self._is_elsewhere():
+                    return
         if self._failed > 1:
             _log.error(
                 "on_event of %r raised for %d of %d events; the first traceback is above",
@@ -195,17 +160,3 @@ class Listener:
             self._failed += 1
             if self._failed == 1:
                 _log.exception("on_event of %r raised, and is called on", self._name)
-
-
-def tell_all(timeout: float) -> None:
-    """Has told what has happened so far, for the end of the program: whatever has not ended."""
-    listeners = list(_running)
-    for listener in listeners:
-        listener.stream.finish()
-    for listener in listeners:
-        listener.join(timeout)
-
-
-def forget_parent() -> None:
-    """In a child of fork: what happens to the parent's pools is not told here."""
-    _running.clear()

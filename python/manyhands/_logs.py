@@ -10,15 +10,15 @@ import itertools
 import logging
 import marshal
 import pickle
-import threading
 
 from manyhands import _cells, _core
+from manyhands._follower import Follower
 from manyhands._typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manyhands._capture import Captures
 
-__all__ = ["Reader", "forget_parent", "handle_all", "settings"]
+__all__ = ["Reader", "settings"]
 
 _log = logging.getLogger("manyhands")
 
@@ -28,9 +28,6 @@ _LOG, _OUTPUT, _ERRORS = 1, 2, 4
 _CAPTURED = 8
 
 _numbers = itertools.count(1)
-
-# Those whose pools have not ended, or not all of whose notes were handled.
-_running: set[Reader] = set()
 
 
 def settings() -> dict[str, Any] | None:
@@ -65,19 +62,13 @@ def settings() -> dict[str, Any] | None:
 _STANDARD = frozenset(("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"))
 
 
-class Reader:
-    """Handles what the workers of a pool log, one record after another, in a thread of its own; in
-    a notebook it shows what they print, too.
-
-    It refers to the pool by nothing, and ends when the pool has: also after one that was dropped.
-    """
+class Reader(Follower[_core.OutputStream]):
+    """Handles what the workers of a pool log; in a notebook it shows what they print, too."""
 
     def __init__(self, name: str | None, logging: bool) -> None:
+        super().__init__(_core.OutputStream())
         self._handles_logs = logging
-        self.stream = _core.OutputStream()
         self._name = f"manyhands-{name if name is not None else next(_numbers)}"
-        self._generation = _core.process_generation()
-        self._thread: threading.Thread | None = None
         self._captures: Captures | None = None
 
     def captures(self) -> Captures:
@@ -106,30 +97,12 @@ class Reader:
 
     def _start(self) -> bool:
         _core.preload(["manyhands._forward"])
-        thread = threading.Thread(target=self._run, name=f"{self._name}-logs", daemon=True)
-        _running.add(self)
         try:
-            thread.start()
+            self._start_thread(f"{self._name}-logs")
         except RuntimeError:
-            _running.discard(self)
             return False  # from Python 3.12 on no thread starts once the interpreter ends
-        self._thread = thread
         self.stream.expect()
         return True
-
-    def join(self, timeout: float | None) -> bool:
-        """Waits until all that came from a pool that has ended was handled; whether it was."""
-        thread = self._thread
-        if thread is None or self._generation != _core.process_generation():
-            return True
-        if thread is threading.current_thread():
-            return True  # a handler itself ends the pool: the rest is handled when it returns
-        thread.join(timeout)
-        return not thread.is_alive()
-
-    def unread(self) -> int:
-        """How many records were not handled, about."""
-        return self.stream.unread()
 
     def _pause(self) -> float:
         # Nobody tells how much a task has written that runs.
@@ -139,28 +112,25 @@ class Reader:
             _log.exception("what tasks of %s have written cannot be kept", self._name)
             return 3600.0
 
-    def _run(self) -> None:
-        try:
-            while (taken := self.stream.take(self._pause())) is not None:
-                notes, lost = taken
-                for tag, slot, pid, data in notes:
-                    if tag == _LOG:
-                        self._handle(slot, pid, data)
-                    elif tag == _CAPTURED:
-                        self._keep(slot, data)
-                    else:
-                        self._show(tag == _ERRORS, data)
-                    if self._generation != _core.process_generation():
-                        return  # a child that a handler forked came back from it
-                if lost:
-                    _log.warning(
-                        "%d log records or prints of the workers of %s were lost: they came faster "
-                        "than they were handled",
-                        lost,
-                        self._name,
-                    )
-        finally:
-            _running.discard(self)
+    def _follow(self) -> None:
+        while (taken := self.stream.take(self._pause())) is not None:
+            notes, lost = taken
+            for tag, slot, pid, data in notes:
+                if tag == _LOG:
+                    self._handle(slot, pid, data)
+                elif tag == _CAPTURED:
+                    self._keep(slot, data)
+                else:
+                    self._show(tag == _ERRORS, data)
+                if self._is_elsewhere():
+                    return
+            if lost:
+                _log.warning(
+                    "%d log records or prints of the workers of %s were lost: they came faster "
+                    "than they were handled",
+                    lost,
+                    self._name,
+                )
 
     def _handle(self, slot: int, pid: int, data: bytes) -> None:
         try:
@@ -195,17 +165,3 @@ class Reader:
 def _handle_error(record: logging.LogRecord) -> None:
     """Has logging itself say that handling failed, as its handlers do."""
     logging.Handler().handleError(record)
-
-
-def handle_all(timeout: float) -> None:
-    """Has handled what has come so far, for the end of the program."""
-    readers = list(_running)
-    for reader in readers:
-        reader.stream.finish()
-    for reader in readers:
-        reader.join(timeout)
-
-
-def forget_parent() -> None:
-    """In a child of fork: what workers of the parent log is not handled here."""
-    _running.clear()

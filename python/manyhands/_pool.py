@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 
-from manyhands import _core, _events, _future, _nested, _resolve
+from manyhands import _core, _follower, _future, _nested, _resolve
 from manyhands._config import (
     check_engine,
     check_inner_threads,
@@ -1301,10 +1301,7 @@ def _at_exit() -> None:
             _wait_telling(pool, logging.WARNING, until)
             _wait_for_listener(pool, logging.WARNING, pool._patience())
         _end_threads(False)
-    _events.tell_all(_PATIENCE)
-    logs = sys.modules.get("manyhands._logs")
-    if logs is not None:
-        logs.handle_all(_PATIENCE)
+    _follower.finish_all(_PATIENCE)
     stop_teller()
     for pool in pools:
         # A program that an exception ends did not come to looking.
@@ -1343,8 +1340,8 @@ def _after_fork_in_child() -> None:
     _core.after_fork_in_child()
     _pools.clear()
     _future.forget_parent()
-    _events.forget_parent()
-    for name in ("_encoding", "_launch", "_logs", "_module_globals", "_threads"):
+    _follower.forget_parent()
+    for name in ("_encoding", "_launch", "_module_globals", "_threads"):
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

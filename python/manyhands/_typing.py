@@ -39,7 +39,7 @@ else:
         __slots__ = ()
         __class_getitem__ = classmethod(GenericAlias)
 
-    def TypeVar(name, **_how):
+    def TypeVar(name, *_constraints, **_how):
         return name
 
     ParamSpec = TypeVar
