@@ -400,7 +400,9 @@ def test_a_failure(engine: Capabilities, mapping: Mapping) -> None:
         failure.index = 5
     found = failure.to_dict()
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["index", "type", "message", "traceback", "attempts", "pid", "cause"]
+    fields = ["index", "type", "message", "traceback", "attempts", "pid", "cause", "output"]
+    assert list(found) == fields
+    assert found["output"] is None
     assert (found["type"], found["message"]) == ("ValueError", "odd 1")
     assert "in odd_fail" in found["traceback"]
 
