@@ -9,8 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
+
+# How long tasks may take to come; nothing is asserted about the time.
+_WATCHDOG_SECONDS = 120.0
 
 
 class Gate:
@@ -27,6 +31,8 @@ class Gate:
     def wait_arrivals(self, count: int = 1) -> None:
         """Returns when so many tasks have come to the gate since the last call."""
         while count > 0:
+            came, _, _ = select.select([self._arrivals], [], [], _WATCHDOG_SECONDS)
+            assert came, f"{count} more should have come to the gate"
             count -= len(os.read(self._arrivals, count))
 
     def open(self) -> None:

@@ -60,7 +60,9 @@ def resizing(pool: mh.Pool, pause: float) -> Iterator[None]:
 
 def settle(pool: mh.Pool) -> None:
     """Returns when the pool has nothing to do."""
+    deadline = time.monotonic() + 100
     while pool.stats().pending:
+        assert time.monotonic() < deadline, pool.stats()
         time.sleep(0.001)
 
 

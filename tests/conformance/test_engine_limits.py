@@ -29,7 +29,9 @@ def spin_at(number: int, *at: int) -> int:
 
 
 def settle(pool: mh.Pool) -> None:
+    deadline = time.monotonic() + 100
     while pool.stats().pending:
+        assert time.monotonic() < deadline, pool.stats()
         time.sleep(0.001)
 
 
@@ -57,8 +59,11 @@ def test_it_is_asked_and_can_clean_up(pool: mh.Pool, tmp_path: Path) -> None:
         return "too late"
 
     with pytest.raises(mh.TaskTimeout):
-        pool.options(task_timeout=0.05, grace=60).submit(work).result()
+        # Time enough for it to get to where it cleans up.
+        pool.options(task_timeout=1, grace=60).submit(work).result()
+    deadline = time.monotonic() + 60
     while not path.exists() or not path.read_text():
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     assert "is to end" in path.read_text()
     settle(pool)
@@ -146,7 +151,7 @@ def test_it_is_tried_again(pool: mh.Pool, tmp_path: Path) -> None:
         tries = (tmp_path / name).stat().st_size
         return tries if tries >= good else spin()
 
-    view = pool.options(task_timeout=0.2, retry=2)
+    view = pool.options(task_timeout=0.4, retry=2)  # each attempt has to get to its note
     assert view.submit(work, "a", 3).result() == 3
     error = view.submit(work, "b", 9).exception()
     assert isinstance(error, mh.TaskTimeout)
@@ -155,7 +160,7 @@ def test_it_is_tried_again(pool: mh.Pool, tmp_path: Path) -> None:
     assert (got[0], got[1].attempts, got[1].cause) == (2, 3, "timeout")  # type: ignore[attr-defined]
     only = mh.Retry(2, on=ValueError)
     with pytest.raises(mh.TaskTimeout):
-        pool.options(task_timeout=0.1, retry=only).submit(work, "e", 2).result()
+        pool.options(task_timeout=0.4, retry=only).submit(work, "e", 2).result()
     assert (tmp_path / "e").stat().st_size == 1, "it is none of these"
     settle(pool)
 

@@ -275,8 +275,8 @@ with mh.Pool(1) as pool:
 
 
 ENDLESS = {
-    "tasks": "futures = [pool.submit(spin) for _ in range(5)]",
-    "items": "results = pool.map(spin, range(5))",
+    "tasks": "futures = once_run(2, [pool.submit(spin) for _ in range(5)])",
+    "items": "results = once_run(1, pool.map(spin, range(5)))",
     "input": "results = pool.map(step, itertools.count())",
     "dropped": "pool.map(step, itertools.count())",
 }
@@ -307,6 +307,12 @@ def spin(number=0):
 
 def step(number):
     time.sleep(0.001)
+
+def once_run(count, given):
+    # The time of exit_grace is short for workers that are still to be born.
+    while sum(worker.task_age is not None for worker in pool.stats().workers) < count:
+        time.sleep(0.001)
+    return given
 
 pool = mh.Pool(2, engine={engine!r}, name="mine", exit_grace=0.5, grace=0.5)
 {body}
@@ -371,15 +377,16 @@ import manyhands as mh
 folder = pathlib.Path({str(tmp_path)!r})
 
 def work(number):
+    begun = folder / f"begun {{number}}"
     try:
+        begun.touch()
         while True: time.sleep(0.001)
     finally:
-        (folder / f"cleaned {{number}}").touch()
+        begun.rename(folder / f"cleaned {{number}}")
 
 def main(pool):
     futures = [pool.submit(work, number) for number in range(5)]
-    while not futures[0].running(): time.sleep(0.001)
-    time.sleep(0.05)
+    while not (folder / "begun 0").exists(): time.sleep(0.001)
     raise ValueError("out")
 
 pool = mh.Pool(1, engine={engine!r}, grace=20)

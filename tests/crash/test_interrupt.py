@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -362,8 +364,12 @@ def test_interrupt_in_an_event_loop(chosen: Program) -> None:
 
 @program
 def that_catches_it() -> None:
+    def wait():
+        while not os.path.exists("go on"):
+            time.sleep(0.001)
+
     with mh.Pool(2) as pool:
-        futures = [pool.submit(time.sleep, 0.2) for _ in range(10)]
+        futures = [pool.submit(wait) for _ in range(10)]
         while sum(future.running() for future in futures) < 2:
             pass
         try:
@@ -372,6 +378,7 @@ def that_catches_it() -> None:
                 time.sleep(60)
         except KeyboardInterrupt:
             print("caught", flush=True)
+        Path("go on").touch()
         # The workers heard nothing of it.
         for future in futures:
             assert future.result(20) is None

@@ -336,6 +336,9 @@ def test_numpy_9650_workers_have_random_streams_of_their_own() -> None:
     """numpy#9650: forked workers all draw the same numbers."""
 
     def draw():
+        Path(f"drawing {os.getpid()}").touch()
+        while len(list(Path().glob("drawing *"))) < 2:  # so that both take part
+            time.sleep(0.001)
         time.sleep(0.02)
         return os.getpid(), random.random()
 

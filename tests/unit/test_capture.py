@@ -302,7 +302,7 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_task_that_takes_too_long(pool: mh.Pool, tmp_path: Path) -> None:
-    future = pool.options(task_timeout=0.5, grace=0.1).submit(wait_long, str(tmp_path / "begun"))
+    future = pool.options(task_timeout=1, grace=0.1).submit(wait_long, str(tmp_path / "begun"))
     assert isinstance(future.exception(LIMIT), mh.TaskTimeout)
     assert future.output == "begun\n"
 

@@ -369,8 +369,10 @@ def test_timeout_cancels_what_has_not_started(tmp_path: Path, gate: Gate) -> Non
         leave_trace(str(tmp_path), number)
 
     with mh.Pool(1) as pool:
+        results = pool.map(work, range(30), timeout=0.05)
+        gate.wait_arrivals()  # nobody looks at the clock before the first is asked for
         with pytest.raises(TimeoutError):
-            list(pool.map(work, range(30), timeout=0.05))
+            list(results)
         gate.open()
     assert [path.name for path in tmp_path.iterdir() if path.name.isdigit()] == ["0"]
 

@@ -278,7 +278,9 @@ def test_a_factory_that_is_stopped_is_asked_again(log: Path) -> None:
     with mh.Pool(1) as pool:
         pid = pool.submit(os.getpid).result()
         future = pool.options(grace=60).submit(use, handle)
+        deadline = time.monotonic() + 100
         while not said(log, "tried"):
+            assert time.monotonic() < deadline
             time.sleep(0.001)
         assert future.cancel()
         with pytest.raises(CancelledError):

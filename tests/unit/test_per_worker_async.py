@@ -75,7 +75,9 @@ def said(log: Path, what: str) -> list[tuple[str, str]]:
 
 def stop_once_said(future: mh.Future[Any], log: Path, what: str) -> None:
     """Cancels a task that runs, when it has said that."""
+    deadline = time.monotonic() + 100
     while not said(log, what):
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     assert future.cancel()
     with pytest.raises(CancelledError):

@@ -213,12 +213,12 @@ def test_time_outs_count_as_failures(pool: mh.Pool, tmp_path: Path) -> None:
             time.sleep(600)
         return count
 
-    view = pool.options(task_timeout=0.1, retry=2)
+    view = pool.options(task_timeout=0.5, retry=2)  # each attempt has to be counted
     assert view.submit(work, "a", 2).result() == 3
     error = view.submit(work, "b", 9).exception()
     assert isinstance(error, mh.TaskTimeout)
     assert "attempt 3" in str(error)
-    assert list(pool.map(work, ["c", "d"], [1, 0], task_timeout=0.1, retry=1)) == [2, 1]
+    assert list(pool.map(work, ["c", "d"], [1, 0], task_timeout=0.5, retry=1)) == [2, 1]
     strict = view.options(retry=mh.Retry(2, on=ValueError))
     assert isinstance(strict.submit(work, "e", 1).exception(), mh.TaskTimeout)
     assert (tmp_path / "e").stat().st_size == 1
@@ -304,7 +304,10 @@ def test_a_thread_pool_that_is_left_by_an_exception_waits_for_no_pause(
             pool.map(flaky, [str(tmp_path)], [1], [9], retry=retry)
         while not (tmp_path / "1").exists() or not (tmp_path / "1").stat().st_size:
             time.sleep(0.001)
-        time.sleep(0.2)  # what runs would be asked to end: by now it waits
+        # What runs would be asked to end: a task has ended its run first, and by now it waits.
+        while way == "submit" and any(worker.task for worker in pool.stats().workers):
+            time.sleep(0.001)
+        time.sleep(0.2)
         raise KeyError
     assert time.monotonic() - start < 60
     assert (tmp_path / "1").stat().st_size == 1
@@ -326,8 +329,8 @@ def test_a_map_on_threads_that_is_closed_tries_nothing_again(tmp_path: Path) -> 
 def test_a_signal_ends_an_inline_pause() -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             mh.map(int, ["x"], engine="inline", retry=mh.Retry(1, backoff=600)).run()
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -188,11 +188,15 @@ def test_pytorch_5059_each_worker_draws_its_own_of_torch_too(tmp_path: Path) -> 
     program = """if True:
         import os
         import time
+        from pathlib import Path
         import manyhands as mh
 
         def task(index):
             import torch
-            time.sleep(0.02)
+            folder = Path(torch.__file__).parent
+            (folder / f"drawing {os.getpid()}").touch()
+            while len(list(folder.glob("drawing *"))) < 2:
+                time.sleep(0.001)  # so that both take part
             return os.getpid(), torch.rand()
 
         with mh.Pool(2, preload=["torch"]) as pool:

@@ -67,12 +67,16 @@ ENDLESS = [spin, sleep, hold_in_c, stubborn, ignore_all]
 
 
 def until_running(future: mh.Future[Any]) -> None:
+    deadline = time.monotonic() + 100
     while not future.running():
+        assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
 def settle(pool: mh.Pool) -> None:
+    deadline = time.monotonic() + 100
     while pool.stats().pending:
+        assert time.monotonic() < deadline, pool.stats()
         time.sleep(0.001)
 
 
@@ -106,7 +110,8 @@ def test_a_task_that_is_asked_to_end_can_clean_up(pool: mh.Pool, tmp_path: Path)
 
     before = {future.result() for future in [pool.submit(os.getpid) for _ in range(50)]}
     with pytest.raises(mh.TaskTimeout):
-        pool.options(task_timeout=0.05, grace=30).submit(work).result()
+        # Time enough for it to get to where it cleans up.
+        pool.options(task_timeout=1, grace=30).submit(work).result()
     assert "is to end" in path.read_text()
     after = {future.result() for future in [pool.submit(os.getpid) for _ in range(50)]}
     assert after <= before | {*pids_of(pool)}
@@ -128,7 +133,8 @@ except BaseException as error:
     open({str(said)!r}, "w").write(type(error).__name__)
     raise
 """
-    with mh.Pool(1, task_timeout=0.2) as pool, pytest.raises(mh.TaskTimeout):
+    # Time enough for it to get to its nap.
+    with mh.Pool(1, task_timeout=1) as pool, pytest.raises(mh.TaskTimeout):
         pool.submit(exec, task, {}).result(30)
     assert said.read_text() == "TaskStopped"
 
@@ -146,7 +152,8 @@ def test_except_exception_does_not_catch_it(pool: mh.Pool) -> None:
 
 
 def test_a_worker_that_was_stopped_from_outside(pool: mh.Pool, gate: Gate) -> None:
-    future = pool.options(task_timeout=0.2, grace=0.05).submit(pass_through, gate.path)
+    # Time enough for it to come to the gate and to be stopped there.
+    future = pool.options(task_timeout=2, grace=0.05).submit(pass_through, gate.path)
     gate.wait_arrivals()
     [pid] = [worker.pid for worker in pool.stats().workers if worker.task_age is not None]
     os.kill(pid, signal.SIGSTOP)
@@ -167,7 +174,8 @@ def test_its_child_processes_die_with_it(pool: mh.Pool, tmp_path: Path) -> None:
 
     for stubbornly in (False, True):
         with pytest.raises(mh.TaskTimeout):
-            pool.options(task_timeout=0.3, grace=0.1).submit(work, stubbornly).result(60)
+            # Time enough to start them and to say who they are.
+            pool.options(task_timeout=1.5, grace=0.1).submit(work, stubbornly).result(60)
         for pid in map(int, path.read_text().split()):
             while procfs.is_alive(pid):
                 time.sleep(0.001)
