@@ -25,7 +25,7 @@ from benchmarks.workloads.warm import (
 )
 
 TASKS = 20_000
-TURNS = 7
+TURNS = 21
 QUICK_TURNS = 3
 LATE_TASKS = 90
 QUICK_LATE_TASKS = 30
@@ -126,7 +126,7 @@ WORKLOADS = (
             Metric(key="rate", title="tasks per second without", unit="tasks/s", better="higher"),
         ),
         run=with_options,
-        note="In turns with plain `submit`, in one process; medians of seven turns.",
+        note="In turns with plain `submit`, in one process; medians of 21 turns.",
     ),
     Workload(
         name="slot_is_back",
