@@ -352,13 +352,9 @@ def lose_the_next_wake_up(done: str) -> None:
 
     def take_mark() -> None:
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            while True:
-                memory.seek(park_word)
-                if memory.read(4) == (1).to_bytes(4, "little"):
-                    break
-                time.sleep(0.001)
-            # It has announced its sleep; it is asleep once the kernel says so.
-            while Path("/proc/self/syscall").read_text().split()[0] == "running":
+            # It is asleep there once the kernel says so: it may come by more than once, and wait
+            # for the interpreter's lock in between.
+            while Path("/proc/self/syscall").read_text().split()[1:2] != [hex(park_word)]:
                 time.sleep(0.001)
             memory.seek(park_word)
             memory.write(bytes(4))
