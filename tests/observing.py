@@ -8,8 +8,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
+
+import pytest
 
 import manyhands as mh
 
@@ -58,12 +60,27 @@ def resizing(pool: mh.Pool, pause: float) -> Iterator[None]:
         assert changes.result(_WATCHDOG_SECONDS) > 0
 
 
+def until(
+    condition: Callable[[], object], state: Callable[[], object] = lambda: "it takes too long"
+) -> None:
+    """Returns when the condition holds; fails after a long time, with how things are then."""
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline, state()
+        time.sleep(0.001)
+
+
 def settle(pool: mh.Pool) -> None:
     """Returns when the pool has nothing to do."""
-    deadline = time.monotonic() + 100
-    while pool.stats().pending:
-        assert time.monotonic() < deadline, pool.stats()
-        time.sleep(0.001)
+    until(lambda: not pool.stats().pending, pool.stats)
+
+
+def stop_once(condition: Callable[[], object], future: mh.Future[Any]) -> None:
+    """Cancels a task that runs, when that holds."""
+    until(condition)
+    assert future.cancel()
+    with pytest.raises(CancelledError):
+        future.result()
 
 
 def pids_of(pool: mh.Pool) -> list[int]:

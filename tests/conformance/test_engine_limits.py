@@ -17,6 +17,7 @@ import pytest
 from capabilities import Capabilities
 
 import manyhands as mh
+from observing import settle
 
 
 def spin(number: int = 0) -> int:
@@ -26,13 +27,6 @@ def spin(number: int = 0) -> int:
 
 def spin_at(number: int, *at: int) -> int:
     return spin() if number in at else number
-
-
-def settle(pool: mh.Pool) -> None:
-    deadline = time.monotonic() + 100
-    while pool.stats().pending:
-        assert time.monotonic() < deadline, pool.stats()
-        time.sleep(0.001)
 
 
 def test_a_task_that_takes_too_long_is_ended(pool: mh.Pool) -> None:

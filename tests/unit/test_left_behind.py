@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from observing import until
 from programs import run
 
 LOG = "manyhands"
@@ -38,13 +39,6 @@ def gate() -> Iterator[Gate]:
 def running(*futures: mh.Future[Any]) -> None:
     for future in futures:
         until(future.running)
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def threads_of(pool: mh.Pool) -> list[str]:

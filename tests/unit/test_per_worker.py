@@ -10,13 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import manyhands as mh
+from observing import stop_once
 from programs import program_test, run
 
 
@@ -278,13 +278,7 @@ def test_a_factory_that_is_stopped_is_asked_again(log: Path) -> None:
     with mh.Pool(1) as pool:
         pid = pool.submit(os.getpid).result()
         future = pool.options(grace=60).submit(use, handle)
-        deadline = time.monotonic() + 100
-        while not said(log, "tried"):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        assert future.cancel()
-        with pytest.raises(CancelledError):
-            future.result()
+        stop_once(lambda: said(log, "tried"), future)
         assert pool.submit(use, handle).result()[0] == pid
     balanced(log)
 

@@ -9,15 +9,14 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import manyhands as mh
+from observing import stop_once
 from programs import program_test
 
 ENGINES: list[Any] = ["process", "thread", "inline"]
@@ -71,17 +70,6 @@ def said(log: Path, what: str) -> list[tuple[str, str]]:
         return []
     lines = [line.split() for line in log.read_text().splitlines()]
     return [(name, where) for said, name, where in lines if said == what]
-
-
-def stop_once_said(future: mh.Future[Any], log: Path, what: str) -> None:
-    """Cancels a task that runs, when it has said that."""
-    deadline = time.monotonic() + 100
-    while not said(log, what):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    assert future.cancel()
-    with pytest.raises(CancelledError):
-        future.result()
 
 
 def balanced(log: Path, least: int = 1) -> None:
@@ -360,7 +348,7 @@ def test_a_coroutine_ends_with_its_task(log: Path, engine: Any) -> None:
 
     with mh.Pool(1, engine=engine) as pool:
         pool.submit(ask, handle, 1).result()
-        stop_once_said(pool.options(grace=60).submit(task), log, "waits")
+        stop_once(lambda: said(log, "waits"), pool.options(grace=60).submit(task))
         assert pool.submit(ask, handle, 1).result() == 2
     balanced(log)
     assert said(log, "stopped") == said(log, "opened")
@@ -377,7 +365,8 @@ def test_a_factory_that_is_stopped_is_asked_again(log: Path) -> None:
 
     handle = mh.per_worker(make)
     with mh.Pool(1) as pool:
-        stop_once_said(pool.options(grace=60).submit(ask, handle, 1), log, "tried")
+        future = pool.options(grace=60).submit(ask, handle, 1)
+        stop_once(lambda: said(log, "tried"), future)
         assert pool.submit(ask, handle, 1).result() == 2
     balanced(log)
 

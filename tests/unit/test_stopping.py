@@ -20,7 +20,7 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through
-from observing import pids_of
+from observing import pids_of, settle, until
 from programs import program, seed
 
 
@@ -67,17 +67,7 @@ ENDLESS = [spin, sleep, hold_in_c, stubborn, ignore_all]
 
 
 def until_running(future: mh.Future[Any]) -> None:
-    deadline = time.monotonic() + 100
-    while not future.running():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def settle(pool: mh.Pool) -> None:
-    deadline = time.monotonic() + 100
-    while pool.stats().pending:
-        assert time.monotonic() < deadline, pool.stats()
-        time.sleep(0.001)
+    until(future.running)
 
 
 # ------------------------------------------------------------------------------------- time limits

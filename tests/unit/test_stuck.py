@@ -21,6 +21,7 @@ import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through, report_arrival
 from manyhands import _pool
+from observing import until
 
 SOON = 0.2
 # For what has to get to its place before.
@@ -38,13 +39,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the logger has warned of."""
     caplog.set_level(logging.WARNING, "manyhands")
     return lambda: [record.getMessage() for record in caplog.records]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # ------------------------------------------------------------------------------------- stuck tasks
