@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from observing import until
 
 LIMIT = 60.0
 ENGINES = ("process", "thread", "inline")
@@ -444,6 +445,12 @@ def write_for_long(path: str) -> None:
     print("ended")
 
 
+def given_back(descriptor: int) -> int:
+    """Of the bytes that were written to a file, how many have no memory any more."""
+    found = os.fstat(descriptor)
+    return found.st_size - found.st_blocks * 512
+
+
 def test_the_memory_of_a_task_that_runs_has_a_bound(tmp_path: Path) -> None:
     path = tmp_path / "begun"
     with mh.Pool(1, capture=True) as pool:
@@ -451,13 +458,7 @@ def test_the_memory_of_a_task_that_runs_has_a_bound(tmp_path: Path) -> None:
         wait_for(path)
         assert pool._reader is not None
         (file,) = pool._reader.captures()._files
-        deadline = time.monotonic() + LIMIT
-        taken = 0
-        while taken < 3:
-            before = os.fstat(file.number).st_blocks
-            time.sleep(0.001)
-            taken += os.fstat(file.number).st_blocks < before
-            assert time.monotonic() < deadline
+        until(lambda: given_back(file.number) > 3 * KEPT)
         Path(f"{path}.end").touch()
         future.result(LIMIT)
         output = future.output
