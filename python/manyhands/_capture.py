@@ -54,22 +54,13 @@ _MUCH = 2 * _HALF
 _numbers = itertools.count(1)
 
 
-class Kept:
-    """What one task has written, in all of its attempts: the beginning and the end of it."""
+class _Known:
+    """What is known by a key to the workers of a pool; without `captures` it is of this process."""
 
     def __init__(self, captures: Captures | None) -> None:
         self._captures = captures
         self._number = next(_numbers)
         self._lock = threading.Lock()
-        self._head = bytearray()
-        self._tail = bytearray()
-        self._left_out = 0
-        # Where it begins what it writes just now, or has written when its worker died.
-        self._open: tuple[_File, int] | None = None
-        # Where that began, behind a mark; 0 once somebody has cut the file off.
-        self._began = 0
-        # Whether it writes where nobody else can look.
-        self._is_hidden = False
         if captures is not None:
             captures.keep(self._number, self)
 
@@ -79,21 +70,49 @@ class Kept:
         assert self._captures is not None
         return self._captures.key(self._number)
 
-    def of(self, _index: int) -> Kept:
-        """That of an item: this one, of a task that was submitted."""
-        return self
+    def of(self, index: int) -> Kept:
+        """That of an item, which is about to run."""
+        raise NotImplementedError
 
-    def ended(self, _index: int) -> None:
-        """The task, or an attempt of it, has ended."""
+    def ended(self, index: int) -> None:
+        """An item, or an attempt of it, has ended."""
+        raise NotImplementedError
 
     def enter(self, index: int) -> _Inside:
-        """This thread runs the task from here on, until the answer's `leave`."""
-        return _Inside(self, self, index)
+        """This thread runs that item from here on, until the answer's `leave`."""
+        return _Inside(self, index)
+
+    def _settle(self) -> None:
+        """Waits until what has come was handled."""
+        if self._captures is not None:
+            self._captures.settle()
+
+
+class Kept(_Known):
+    """What one task has written, in all of its attempts: the beginning and the end of it."""
+
+    def __init__(self, captures: Captures | None) -> None:
+        super().__init__(captures)
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._left_out = 0
+        # Where it begins what it writes just now, or has written when its worker died.
+        self._open: tuple[_File, int] | None = None
+        # Where that began, behind a mark; 0 once somebody has cut the file off.
+        self._began = 0
+        # Whether it writes where nobody else can look.
+        self._is_hidden = False
+
+    def of(self, index: int) -> Kept:
+        """This one, of a task that was submitted."""
+        return self
+
+    def ended(self, index: int) -> None:
+        """Nothing changes with the end of the task, or of an attempt of it."""
 
     def text(self) -> str:
         """What was written so far."""
-        if self._captures is not None:
-            self._captures.settle()
+        self._settle()
         with self._lock:
             self._look()
             head, tail = bytes(self._head), bytes(self._tail[-_HALF:])
@@ -196,25 +215,15 @@ class Kept:
             del self._tail[:-_HALF]
 
 
-class KeptOfMap:
+class KeptOfMap(_Known):
     """What the items of a map have written: the newest of those that have written something."""
 
     def __init__(self, captures: Captures | None) -> None:
-        self._captures = captures
-        self._number = next(_numbers)
-        self._lock = threading.Lock()
+        super().__init__(captures)
         # Also those whose workers have died, until another one begins there.
         self._running: dict[int, Kept] = {}
         self._ended: OrderedDict[int, Kept] = OrderedDict()
         self._bytes = 0
-        if captures is not None:
-            captures.keep(self._number, self)
-
-    @property
-    def key(self) -> bytes:
-        """What a worker has to know."""
-        assert self._captures is not None
-        return self._captures.key(self._number)
 
     def of(self, index: int) -> Kept:
         """That of an item, which is about to run."""
@@ -226,10 +235,6 @@ class KeptOfMap:
                 found = self._running.get(index) or Kept(None)
             self._running[index] = found
             return found
-
-    def enter(self, index: int) -> _Inside:
-        """This thread runs that item from here on, until the answer's `leave`."""
-        return _Inside(self.of(index), self, index)
 
     def ended(self, index: int) -> None:
         """An item, or an attempt of it, has ended: the oldest go where they are too many."""
@@ -245,16 +250,14 @@ class KeptOfMap:
 
     def text(self, index: int) -> str:
         """What that item has written so far."""
-        if self._captures is not None:
-            self._captures.settle()
+        self._settle()
         with self._lock:
             found = self._ended.get(index) or self._running.get(index)
         return "" if found is None else found.text()
 
     def texts(self) -> dict[int, str]:
         """The same of all items that have written something, by their indexes."""
-        if self._captures is not None:
-            self._captures.settle()
+        self._settle()
         with self._lock:
             items = sorted((*self._ended.items(), *self._running.items()))
         texts = ((index, kept.text()) for index, kept in items)
@@ -308,9 +311,9 @@ class Captures:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._files: list[_File] = []
-        self._kept: WeakValueDictionary[int, Kept | KeptOfMap] = WeakValueDictionary()
+        self._kept: WeakValueDictionary[int, _Known] = WeakValueDictionary()
         # What began at each place last, and has not ended: of that map, the item of that index.
-        self._running: dict[int, tuple[Kept, Kept | KeptOfMap, int]] = {}
+        self._running: dict[int, tuple[Kept, _Known, int]] = {}
         self._pid = os.getpid()
         self._pause = _LOOK_AT_LEAST
         self._looked_at = 0.0
@@ -320,7 +323,7 @@ class Captures:
         while len(self._files) < workers:
             self._files.append(_File())
 
-    def keep(self, number: int, kept: Kept | KeptOfMap) -> None:
+    def keep(self, number: int, kept: _Known) -> None:
         self._kept[number] = kept
 
     def key(self, number: int) -> bytes:
@@ -392,8 +395,9 @@ _before: tuple[Any, Any] = (None, None)
 class _Inside:
     """From here on, until `leave`, what this thread writes is a task's."""
 
-    def __init__(self, kept: Kept, whole: Kept | KeptOfMap, index: int) -> None:
+    def __init__(self, whole: _Known, index: int) -> None:
         global _inside, _before
+        kept = whole.of(index)
         self._whole = whole
         self._index = index
         self._outer = _current.kept
