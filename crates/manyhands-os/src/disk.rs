@@ -1,6 +1,7 @@
 //! Files that stand in no directory: what is there takes space on a disk and no memory, and is gone with the
 //! last process that has it open or mapped, however that ends.
 
+use crate::file::give_back;
 use crate::window::PrivateCopy;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FsWord, Mode, OFlags, fallocate, fstatfs, fstatvfs, openat,
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -118,8 +119,7 @@ impl UnnamedFile {
 
     /// Gives the space of a range back. Where the file system cannot do that, it goes with the file.
     pub fn give_back(&self, offset: u64, len: u64) {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let _given = fallocate(&self.0, flags, offset, len);
+        give_back(self.0.as_fd(), offset, len);
     }
 
     /// A private mapping of a range, which the file has to have: what is beyond its end cannot be read.

@@ -68,10 +68,8 @@ impl AsFd for MessageFile {
     }
 }
 
-/// Gives the space of a range of an open file back. Where the file system cannot do that, it goes with the file.
-pub fn give_back(descriptor: i32, offset: u64, len: u64) {
-    // SAFETY: borrowed for the length of the call; a closed number gives an error and nothing else.
-    let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
+/// Gives the space of a range of a file back. Where the file system cannot do that, it goes with the file.
+pub fn give_back(file: BorrowedFd<'_>, offset: u64, len: u64) {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let _given = fallocate(file, flags, offset, len);
 }
