@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from typing import Any
@@ -129,6 +130,22 @@ def test_values_of_which_there_are_many() -> None:
     with mh.Pool(2, context=[NAME]) as pool:
         futures = [as_user(number, lambda: pool.submit(who)) for number in range(2000)]
         assert [future.result()[0] for future in futures] == list(range(2000))
+
+
+def test_values_that_take_turns_on_one_worker() -> None:
+    with mh.Pool(1, context=[NAME]) as pool:
+        held = pool.submit(time.sleep, 0.1)  # so that a value is gone before its task runs
+        names = [("me", "you", "them")[n % 3] for n in range(60)]
+        tasks = [as_user(name, lambda: pool.submit(who)) for name in names]
+        calls = [as_user(name, lambda: pool.submit(lambda: user.get())) for name in names]
+        maps = [
+            as_user(name, lambda: pool.map(lambda n: (n, user.get()), range(3))) for name in names
+        ]
+        assert held.result() is None
+        assert [task.result()[0] for task in tasks] == names
+        assert [call.result() for call in calls] == names
+        for name, results in zip(names, maps, strict=True):
+            assert list(results) == [(n, name) for n in range(3)]
 
 
 def test_a_generator_of_a_thread_is_as_it_is() -> None:

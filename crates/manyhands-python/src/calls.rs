@@ -50,6 +50,8 @@ const MOST_KEPT: usize = 64 * 1024;
 pub(crate) struct Call {
     pub(crate) definition: Option<Arc<Definition>>,
     pub(crate) needs: Vec<Arc<Definition>>,
+    /// Who sends the call says in which context it runs.
+    pub(crate) context: Option<Arc<Definition>>,
     pub(crate) tag: u8,
     pub(crate) payload: Bytes,
 }
@@ -120,6 +122,7 @@ fn encode_with(
         return Ok(Call {
             definition,
             needs,
+            context: None,
             tag: ARGS_PLAIN,
             payload,
         });
@@ -146,6 +149,7 @@ fn encode_with(
     Ok(Call {
         definition,
         needs,
+        context: None,
         tag,
         payload,
     })

@@ -10,6 +10,7 @@ use crate::seeds::Origin;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// What keeps the output of a task, or of the items of a map.
@@ -44,7 +45,7 @@ fn with_key(py: Python<'_>, kept: &Kept, origin: Option<&[u8]>) -> PyResult<Orig
 }
 
 /// What a worker got in a section: the key, and the origin.
-pub(crate) fn split(section: &[u8]) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+fn split(section: &[u8]) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
     let whole = || (None, Some(section.to_vec()));
     let Some((&MARK, rest)) = section.split_first() else {
         return whole();
@@ -63,7 +64,9 @@ pub(crate) fn split(section: &[u8]) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
 /// with the file.
 #[pyfunction]
 pub(crate) fn give_back(descriptor: i32, start: u64, length: u64) {
-    manyhands_os::give_back(descriptor, start, length);
+    // SAFETY: borrowed for the length of the call; a closed number gives an error and nothing else.
+    let file = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    manyhands_os::give_back(file, start, length);
 }
 
 // ---- In a worker process --------------------------------------------------------------------
@@ -72,11 +75,26 @@ pub(crate) fn give_back(descriptor: i32, start: u64, length: u64) {
 #[derive(Default)]
 pub(crate) struct Capturing {
     /// That of the record that came last.
-    pub(crate) key: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
     has_begun: bool,
 }
 
 impl Capturing {
+    /// Takes the key out of what came with a record, and leaves the origin there.
+    #[inline]
+    pub(crate) fn take_key(&mut self, section: &mut Option<Vec<u8>>) {
+        self.key = None;
+        if let Some(came) = section.take() {
+            (self.key, *section) = split(&came);
+        }
+    }
+
+    /// Whether the output of what came last is kept.
+    #[inline]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// What runs from here on is the task of that key, if there is one, or its item of that index.
     #[inline]
     pub(crate) fn begin(&mut self, py: Python<'_>, index: u64, slot: u32) -> PyResult<()> {

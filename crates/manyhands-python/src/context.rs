@@ -1,8 +1,8 @@
 //! Context variables: which values a task finds.
 //!
 //! Between processes those travel that the pool was told, by name. Their values in the context of the caller are a
-//! definition, which the task needs like any other: it is sent once to each worker for all tasks with the same
-//! values, and loading it makes a context there (`_context.py`). In this process the whole context is copied.
+//! definition, which is sent once to each worker for all tasks with the same values; loading it makes a context
+//! there (`_context.py`). In this process the whole context is copied.
 //!
 //! A task runs in a copy of its context, so that what it sets no other task finds. What runs is an
 //! `InContext` around the function then. A program that sets no context variable pays for one look.
@@ -34,8 +34,8 @@ struct Last {
 }
 
 impl Carrier {
-    /// What a task needs that is submitted now.
-    pub(crate) fn need(&self, py: Python<'_>) -> PyResult<Arc<Definition>> {
+    /// The context of a task that is submitted now.
+    pub(crate) fn context(&self, py: Python<'_>) -> PyResult<Arc<Definition>> {
         let missing = hooks::missing(py)?;
         let last = self.last().clone();
         if let Some(last) = &last
@@ -112,13 +112,13 @@ impl TaskContext {
 /// What carries the variables of this worker's pool on to tasks of its tasks, once a task had any.
 static OF_WORKER: Mutex<Option<Arc<Carrier>>> = Mutex::new(None);
 
-/// What a task needs that the task of this worker submits.
-pub(crate) fn need_of_nested(py: Python<'_>) -> PyResult<Option<Arc<Definition>>> {
+/// The context of a task that the task of this worker submits.
+pub(crate) fn of_nested(py: Python<'_>) -> PyResult<Option<Arc<Definition>>> {
     let carrier = OF_WORKER
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    carrier.map(|carrier| carrier.need(py)).transpose()
+    carrier.map(|carrier| carrier.context(py)).transpose()
 }
 
 impl TaskContext {

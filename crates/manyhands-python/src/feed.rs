@@ -15,7 +15,7 @@ use crate::store;
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
     Block, Bytes, Definition, Form, ITEM_MORE, LONGEST_ITEM, Outcome, Over, Piece, Pool, Stream,
-    item_word, next_item,
+    StreamOptions, item_word, next_item,
 };
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -54,8 +54,6 @@ pub(crate) struct Feed {
     deadline: Option<u64>,
     input: Input,
     encoder: ItemEncoder,
-    /// What all items need.
-    context: Option<Arc<Definition>>,
     decoder: Decoder,
     /// Items that are encoded and not sent yet.
     open: Vec<u8>,
@@ -134,25 +132,24 @@ impl Feed {
         // What runs again goes back to the queue by itself.
         let retry = plan.map(|plan| plan.retry.clone());
         let most_per_block = if retry.is_some() { 1 } else { BLOCK_ITEMS };
+        let options = StreamOptions {
+            definition: Some(definition),
+            context,
+            tag,
+            limits,
+            retry,
+            seed: origin,
+        };
         let mut feed = Self {
             pool,
             runtime,
-            stream: Stream::new(
-                Some(definition),
-                tag,
-                ordered,
-                limits,
-                retry,
-                origin,
-                counts.tally.clone(),
-            ),
+            stream: Stream::new(options, ordered, counts.tally.clone()),
             ordered,
             most_per_block,
             counts,
             deadline,
             input,
             encoder: ItemEncoder::new(Large::Apart { waits: false }),
-            context,
             decoder: Decoder::default(),
             open: Vec::new(),
             open_count: 0,
@@ -316,8 +313,7 @@ impl Feed {
     }
 
     fn send(&mut self, py: Python<'_>, first: u64, count: u32, form: Form, bytes: Bytes) {
-        let mut needs = self.encoder.take_needs();
-        needs.extend(self.context.clone());
+        let needs = self.encoder.take_needs();
         let block = Block::new(self.stream.clone(), first, count, form, needs, bytes);
         if let Err(error) = self.pool.send_block(py, block.clone(), self.priority) {
             return self.stop(error, count);
@@ -569,7 +565,7 @@ impl Feed {
     }
 
     fn label(&self) -> String {
-        let definition = self.stream.definition.as_ref();
+        let definition = self.stream.options.definition.as_ref();
         definition.map_or_else(String::new, |definition| definition.label().to_owned())
     }
 

@@ -161,6 +161,7 @@ impl Shared {
         entry.retry = options.plan.as_ref().map(|plan| plan.retry.clone());
         entry.priority = options.priority;
         entry.seed = options.origin.clone();
+        entry.context = call.context;
         entry.gathers = gathers;
         detach(py, || self.caller.submit(&entry));
         task
@@ -177,7 +178,7 @@ impl Engine for Nested {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (&self.0, function.py());
         let mut call = calls::encode_call(function, args, kwargs, Large::HandedOn)?;
-        call.needs.extend(context::need_of_nested(py)?);
+        call.context = context::of_nested(py)?;
         let future = hooks::future(py)?.call0()?;
         // Relaxed: a number for messages.
         let index = this.index.fetch_add(1, Ordering::Relaxed);
@@ -191,7 +192,7 @@ impl Engine for Nested {
         Ok(Box::new(Window {
             shared: self.0.clone(),
             definition: calls::define_for_map(function)?,
-            context: context::need_of_nested(function.py())?,
+            context: context::of_nested(function.py())?,
             options: call.options,
             input: call.input,
             ordered: call.ordered,
@@ -360,11 +361,10 @@ impl Window {
                 (pickled.tag, pickled.kept.with(calls::to_bytes(bytes)))
             }
         };
-        let mut needs = encoder.take_needs();
-        needs.extend(self.context.clone());
         Ok(Call {
             definition: Some(self.definition.clone()),
-            needs,
+            needs: encoder.take_needs(),
+            context: self.context.clone(),
             tag,
             payload,
         })

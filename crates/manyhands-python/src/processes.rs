@@ -151,6 +151,7 @@ impl Shared {
         );
         (entry.limits, entry.retry) = (options.limits, options.plan.map(|plan| plan.retry.clone()));
         entry.priority = Some(options.priority.unwrap_or(self.priority));
+        entry.context = call.context;
         entry.seed = capture::section(py, options.kept.as_ref(), options.origin)?;
         self.pool
             .submit(entry)
@@ -251,7 +252,7 @@ impl Engine for Processes {
         this.ready(function)?;
         let mut call = calls::encode_call(function, args, kwargs, Large::Apart { waits: true })?;
         if let Some(carrier) = this.carrier.get() {
-            call.needs.push(carrier.need(py)?);
+            call.context = Some(carrier.context(py)?);
         }
         let future = hooks::future(py)?.call0()?;
         let task = this.send(py, call, options)?;
@@ -267,7 +268,7 @@ impl Engine for Processes {
         let is_open = this.pool.check_open();
         is_open.map_err(|refused| Shared::refused(function.py(), refused))?;
         let context = this.carrier.get();
-        let context = context.map(|carrier| carrier.need(function.py()));
+        let context = context.map(|carrier| carrier.context(function.py()));
         let options = FeedOptions {
             definition: calls::define_for_map(function)?,
             tag: if this.hide_args { HIDE_ARGS } else { 0 },

@@ -1,7 +1,7 @@
 //! The worker's and the zygote's side in Python.
 
 use crate::calls::{self, HIDE_ARGS, Item};
-use crate::capture::{self, Capturing};
+use crate::capture::Capturing;
 use crate::codec::{Decoder, Encoder};
 use crate::context::TaskContext;
 use crate::in_place::{self, Found};
@@ -156,14 +156,21 @@ struct Shown<'py> {
     call: Option<(Bound<'py, PyTuple>, Option<Bound<'py, PyDict>>)>,
 }
 
+/// A definition, the one of the context that it ran in, or 0, and what was called.
+struct Last<'py> {
+    definition: u32,
+    context: u32,
+    function: Bound<'py, PyAny>,
+}
+
 struct Worker<'py> {
     py: Python<'py>,
     /// Which fork this worker is; a child that a task forks is another.
     generation: u32,
     end: WorkerEnd,
     known: HashMap<u32, Known>,
-    /// The definition that ran last, which most tasks run again.
-    last: Option<(u32, Bound<'py, PyAny>)>,
+    /// What ran last, which most tasks run again.
+    last: Option<Last<'py>>,
     load: Bound<'py, PyAny>,
     dumps: Bound<'py, PyAny>,
     encode_error: Bound<'py, PyAny>,
@@ -403,7 +410,8 @@ impl<'py> Worker<'py> {
     fn open_block(&mut self, claimed: Claimed) {
         self.decoder.forget_classes();
         self.encoder = Encoder::default();
-        let (definition, attempt) = (claimed.definition, claimed.attempt);
+        let (definition, context) = (claimed.definition, claimed.context);
+        let attempt = claimed.attempt;
         self.running = Some(definition);
         seeds::pause(self.was_seeded);
         let hide_args = claimed.tag & HIDE_ARGS != 0;
@@ -418,9 +426,10 @@ impl<'py> Worker<'py> {
         let opened = self.end.open_block(claimed, |section| {
             learn(known, last, &mut needs, retry, seed, &mut buffers, section);
         });
-        self.take_capture();
+        self.capture.take_key(&mut self.seed);
         let function = match opened {
-            Ok(()) => self.function(needs, definition),
+            Ok(()) => resolve_all(self.py, &mut self.known, &self.load, needs)
+                .and_then(|()| self.function(definition, context)),
             Err(Unreadable(why)) => Err(PyRuntimeError::new_err(why)),
         };
         let (function, problem) = match function {
@@ -435,27 +444,37 @@ impl<'py> Worker<'py> {
         };
     }
 
-    /// Takes apart what came of a block.
-    fn take_capture(&mut self) {
-        self.capture.key = None;
-        if let Some(section) = self.seed.take() {
-            (self.capture.key, self.seed) = capture::split(&section);
-        }
+    fn resolve(&mut self, id: u32) -> PyResult<Bound<'py, PyAny>> {
+        resolve(self.py, &mut self.known, &self.load, id)
     }
 
-    /// What a task runs, after what it needs was made ready.
-    fn function(&mut self, needs: Vec<u32>, definition: u32) -> PyResult<Bound<'py, PyAny>> {
-        // Bindings come before the arguments that name them.
-        let context = resolve_needs(self.py, &mut self.known, &self.load, needs)?;
-        let function = match &self.last {
-            Some((id, function)) if *id == definition => function.clone(),
-            _ => {
-                let function = resolve(self.py, &mut self.known, &self.load, definition)?;
-                self.last = Some((definition, function.clone()));
-                function
-            }
-        };
-        in_its_context(context, function)
+    /// What a task calls that runs a definition.
+    fn function(&mut self, definition: u32, context: u32) -> PyResult<Bound<'py, PyAny>> {
+        if let Some(last) = &self.last
+            && (last.definition, last.context) == (definition, context)
+        {
+            return Ok(last.function.clone());
+        }
+        let function = self.resolve(definition)?;
+        let function = self.in_context(context, function)?;
+        self.last = Some(Last {
+            definition,
+            context,
+            function: function.clone(),
+        });
+        Ok(function)
+    }
+
+    fn in_context(
+        &mut self,
+        context: u32,
+        function: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if context == 0 {
+            return Ok(function);
+        }
+        let context = self.resolve(context)?.cast_into::<TaskContext>()?;
+        context.get().around(&function)
     }
 
     /// Runs one item of the open block and publishes what it came to. On the usual way results and errors are in
@@ -530,7 +549,7 @@ impl<'py> Worker<'py> {
             let (index, seed) = (self.end.item_index(), self.seed.as_deref());
             seeds::take(py, seed, &mut self.was_seeded, index)?;
         }
-        if self.capture.key.is_some() {
+        if self.capture.is_wanted() {
             let (index, slot) = (self.end.item_index(), self.end.slot());
             self.capture.begin(py, index, slot)?;
         }
@@ -734,13 +753,8 @@ impl<'py> Worker<'py> {
                 learn(known, last, &mut needs, retry, seed, &mut buffers, section);
             })
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
-        let (key, seed) = match seed.take() {
-            Some(section) => capture::split(&section),
-            None => (None, None),
-        };
-        (self.capture.key, self.seed) = (key, seed);
-        // Bindings come before the arguments that name them.
-        let context = resolve_needs(self.py, known, &self.load, needs)?;
+        self.capture.take_key(&mut self.seed);
+        resolve_all(self.py, known, &self.load, needs)?;
         let views = store::views(self.py, &buffers)?;
         self.came_locked = store::read_only(&views);
         drop(buffers);
@@ -748,16 +762,15 @@ impl<'py> Worker<'py> {
         let function = match own {
             Some(function) => {
                 self.running = None;
-                function
+                self.in_context(claimed.context, function)?
             }
             None => {
                 let definition = claimed.definition;
                 self.running = Some(definition);
                 self.sizes.ask(self.py, &mut self.end, definition);
-                self.function(Vec::new(), definition)?
+                self.function(definition, claimed.context)?
             }
         };
-        let function = in_its_context(context, function)?;
         let seed = self.seed.as_deref();
         seeds::take(self.py, seed, &mut self.was_seeded, claimed.index)?;
         let slot = self.end.slot();
@@ -947,7 +960,7 @@ fn is_generator(value: &Bound<'_, PyAny>) -> bool {
 /// Takes in what came with a task.
 fn learn(
     known: &mut HashMap<u32, Known>,
-    last: &mut Option<(u32, Bound<'_, PyAny>)>,
+    last: &mut Option<Last<'_>>,
     needs: &mut Vec<u32>,
     retry: &mut Retrying,
     seed: &mut Option<Vec<u8>>,
@@ -962,7 +975,9 @@ fn learn(
         Section::Forget(ids) => {
             for id in ids {
                 known.remove(&id);
-                if last.as_ref().is_some_and(|(last, _)| *last == id) {
+                if let Some(found) = last
+                    && [found.definition, found.context].contains(&id)
+                {
                     *last = None;
                 }
             }
@@ -974,30 +989,17 @@ fn learn(
     }
 }
 
-/// Makes ready what a task needs; the context to run it in, if that is among it.
-fn resolve_needs<'py>(
-    py: Python<'py>,
+/// Makes ready what a task needs: bindings come before the arguments that name them.
+fn resolve_all(
+    py: Python<'_>,
     known: &mut HashMap<u32, Known>,
-    load: &Bound<'py, PyAny>,
+    load: &Bound<'_, PyAny>,
     needs: Vec<u32>,
-) -> PyResult<Option<Bound<'py, TaskContext>>> {
-    let mut context = None;
+) -> PyResult<()> {
     for id in needs {
-        if let Ok(found) = resolve(py, known, load, id)?.cast_into::<TaskContext>() {
-            context = Some(found);
-        }
+        resolve(py, known, load, id)?;
     }
-    Ok(context)
-}
-
-fn in_its_context<'py>(
-    context: Option<Bound<'py, TaskContext>>,
-    function: Bound<'py, PyAny>,
-) -> PyResult<Bound<'py, PyAny>> {
-    match context {
-        Some(context) => context.get().around(&function),
-        None => Ok(function),
-    }
+    Ok(())
 }
 
 fn resolve<'py>(

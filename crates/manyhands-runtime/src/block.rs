@@ -76,31 +76,32 @@ pub struct Stream {
     /// Whether its consumer waits for the end of the pool, and takes nothing until then.
     left: AtomicBool,
     tally: Arc<Tally>,
-    /// What each item may take.
-    pub limits: Limits,
-    /// Whether an item that fails runs again; each has a block of its own then.
-    pub retry: Option<Arc<Retry>>,
-    /// What the random streams of its items are made from; the face's business.
-    pub seed: Option<Arc<[u8]>>,
-    /// What is run.
-    pub definition: Option<Arc<Definition>>,
-    /// The upper bits of records' tags; the face's business.
-    pub tag: u8,
+    /// What holds for each item.
+    pub options: StreamOptions,
     /// Its number among all maps of this process.
     pub number: u64,
 }
 
+/// What holds for each item of a stream.
+#[derive(Debug, Default)]
+pub struct StreamOptions {
+    /// What is run.
+    pub definition: Option<Arc<Definition>>,
+    /// The context that it runs in, if not in an empty one; the face's business.
+    pub context: Option<Arc<Definition>>,
+    /// The upper bits of records' tags; the face's business.
+    pub tag: u8,
+    /// What it may take.
+    pub limits: Limits,
+    /// Whether it runs again if it fails; each has a block of its own then.
+    pub retry: Option<Arc<Retry>>,
+    /// What its random streams are made from; the face's business.
+    pub seed: Option<Arc<[u8]>>,
+}
+
 impl Stream {
     /// A stream without blocks.
-    pub fn new(
-        definition: Option<Arc<Definition>>,
-        tag: u8,
-        ordered: bool,
-        limits: Limits,
-        retry: Option<Arc<Retry>>,
-        seed: Option<Arc<[u8]>>,
-        tally: Arc<Tally>,
-    ) -> Arc<Self> {
+    pub fn new(options: StreamOptions, ordered: bool, tally: Arc<Tally>) -> Arc<Self> {
         Arc::new(Self {
             ready: (!ordered).then(Mutex::default),
             unread: AtomicUsize::new(0),
@@ -109,11 +110,7 @@ impl Stream {
             abandoned: AtomicBool::new(false),
             left: AtomicBool::new(false),
             tally,
-            limits,
-            retry,
-            seed,
-            definition,
-            tag,
+            options,
             number: number_of_map(),
         })
     }

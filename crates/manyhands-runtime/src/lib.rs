@@ -59,7 +59,8 @@ mod worker;
 mod zygote;
 #[cfg(not(manyhands_loom))]
 pub use block::{
-    Block, Form, ITEM_WORD, LONGEST_ITEM, Over, Piece, Stream, Taken, Tally, item_word, next_item,
+    Block, Form, ITEM_WORD, LONGEST_ITEM, Over, Piece, Stream, StreamOptions, Taken, Tally,
+    item_word, next_item,
 };
 #[cfg(not(manyhands_loom))]
 pub use completions::Completions;

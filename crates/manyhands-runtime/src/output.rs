@@ -24,7 +24,7 @@
 //! parent that is gone takes its workers with it.
 
 use crate::fail_point::fail_point;
-use crate::protocol::{HEAD, LONGEST_RECORD, ResultHead, ResultKind, padded};
+use crate::protocol::{LONGEST_RECORD, RESULT_HEAD, ResultHead, ResultKind, padded};
 use manyhands_os::Event;
 use manyhands_shm::{ControlBlock, Parked, PoolPage, RingWriter};
 use std::cell::UnsafeCell;
@@ -35,7 +35,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// The most bytes of a note.
-pub const LONGEST_NOTE: usize = LONGEST_RECORD - HEAD;
+pub const LONGEST_NOTE: usize = LONGEST_RECORD - RESULT_HEAD;
 /// How many bytes of notes wait in a worker for room in its ring.
 const MOST_WAITING: usize = 1 << 20;
 /// How many bytes of notes wait in the parent for their reader.
@@ -202,8 +202,8 @@ impl Outlet {
         let ring = unsafe { self.ring() };
         let first = ring.waiting.front();
         let length = match first {
-            Some((_, bytes)) => padded(HEAD + bytes.len()),
-            None if ring.dropped > 0 => HEAD,
+            Some((_, bytes)) => padded(RESULT_HEAD + bytes.len()),
+            None if ring.dropped > 0 => RESULT_HEAD,
             None => length,
         };
         ring.writer.reserve(length).is_some()
@@ -245,7 +245,7 @@ impl Ring {
 
     /// Publishes a note, and how many were dropped before it, if there is room.
     fn publish_note(&mut self, tag: u8, bytes: &[u8]) -> bool {
-        let length = padded(HEAD + bytes.len());
+        let length = padded(RESULT_HEAD + bytes.len());
         let Some(record) = self.writer.reserve(length) else {
             return false;
         };
@@ -258,8 +258,8 @@ impl Ring {
             payload: bytes.len() as u32,
             duration: self.dropped,
         };
-        record[..HEAD].copy_from_slice(&head.encode());
-        record[HEAD..HEAD + bytes.len()].copy_from_slice(bytes);
+        record[..RESULT_HEAD].copy_from_slice(&head.encode());
+        record[RESULT_HEAD..RESULT_HEAD + bytes.len()].copy_from_slice(bytes);
         self.writer.publish(length);
         self.dropped = 0;
         fail_point("worker.output_published");
@@ -462,7 +462,7 @@ mod tests {
         while found < count {
             let len = reader.unread().unwrap().len();
             assert!(len > 0);
-            found += len / padded(HEAD + bytes.len());
+            found += len / padded(RESULT_HEAD + bytes.len());
             reader.consume(len);
             // SAFETY: one thread.
             unsafe { outlet.flush() };

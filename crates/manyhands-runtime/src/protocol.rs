@@ -17,6 +17,8 @@
 //! | 8-11  | id of the definition to run, or 0                                           |
 //! | 12-15 | length of the payload, which ends the body                                  |
 //! | 16-23 | index of the task for messages to people                                    |
+//! | 24-27 | id of the definition of the context that it runs in, or 0                   |
+//! | 28-31 | zero                                                                        |
 //!
 //! A record of a **block** (kind 5) owns as many numbers as it has items. Before its body stands a `u32`
 //! count of its items, which the parent lowers when it takes the last of them back, and a zero. Its
@@ -25,7 +27,7 @@
 //!
 //! **Body**: with bit 1 first a `u32` length of the sections and then the sections, each a `u8` kind
 //! (`SECTION_*`), a `u32` length and its content; then the payload. Sections carry definitions,
-//! ids to forget, and in time the options of a task: time limit, seed, context, references.
+//! ids to forget, and options of a task.
 //!
 //! **Message files** for a worker come by its socket, each with its number, which grows by one. A task
 //! that is taken back leaves its file in the socket, so a worker passes over files with a smaller
@@ -62,8 +64,7 @@
 //! it says only that.
 //!
 //! **Reserved**, so that what comes later changes no layout: the frozen bit of the queue word (a time
-//! limit freezes, asks, kills); section kinds 16 to 31 for the options of a task (time limit, seed,
-//! context); result kinds 19 to 31 for requests of a worker to its
+//! limit freezes, asks, kills); section kinds 16 to 31 for the options of a task; result kinds 19 to 31 for requests of a worker to its
 //! parent, which carry no number of a task; the attempt byte. A worker
 //! passes over sections that it does not know; a parent kills a worker whose result it does not know.
 
@@ -72,8 +73,10 @@ use std::sync::Arc;
 use crate::definition::Definition;
 use crate::lease::Buffer;
 
-/// Length of both records' heads.
-pub(crate) const HEAD: usize = 24;
+/// Length of a task record's head.
+pub(crate) const TASK_HEAD: usize = 32;
+/// Length of a result record's head.
+pub(crate) const RESULT_HEAD: usize = 24;
 /// A record longer than this goes by a message file.
 pub(crate) const LONGEST_RECORD: usize = 48 * 1024;
 
@@ -189,6 +192,8 @@ pub(crate) struct TaskHead {
     pub(crate) payload: u32,
     /// For messages.
     pub(crate) index: u64,
+    /// The context that it runs in.
+    pub(crate) context: u32,
 }
 
 /// The head of a result record.
@@ -233,20 +238,21 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 impl TaskHead {
     /// As bytes.
     #[inline]
-    pub(crate) fn encode(&self) -> [u8; HEAD] {
-        let mut bytes = [0; HEAD];
+    pub(crate) fn encode(&self) -> [u8; TASK_HEAD] {
+        let mut bytes = [0; TASK_HEAD];
         bytes[0..4].copy_from_slice(&self.length.to_ne_bytes());
         bytes[4..8].copy_from_slice(&[self.kind as u8, self.tag, self.flags, self.attempt]);
         bytes[8..12].copy_from_slice(&self.definition.to_ne_bytes());
         bytes[12..16].copy_from_slice(&self.payload.to_ne_bytes());
         bytes[16..24].copy_from_slice(&self.index.to_ne_bytes());
+        bytes[24..28].copy_from_slice(&self.context.to_ne_bytes());
         bytes
     }
 
     /// From the first bytes of a record.
     #[inline]
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let bytes = bytes.get(..HEAD).ok_or(Malformed)?;
+        let bytes = bytes.get(..TASK_HEAD).ok_or(Malformed)?;
         let kind = match bytes[4] {
             1 => TaskKind::Run,
             2 => TaskKind::Initialize,
@@ -264,8 +270,9 @@ impl TaskHead {
             definition: word(bytes, 8).ok_or(Malformed)?,
             payload: word(bytes, 12).ok_or(Malformed)?,
             index: long(bytes, 16).ok_or(Malformed)?,
+            context: word(bytes, 24).ok_or(Malformed)?,
         };
-        let fits = head.length as usize >= HEAD && head.length.is_multiple_of(8);
+        let fits = head.length as usize >= TASK_HEAD && head.length.is_multiple_of(8);
         if fits { Ok(head) } else { Err(Malformed) }
     }
 }
@@ -273,8 +280,8 @@ impl TaskHead {
 impl ResultHead {
     /// As bytes.
     #[inline]
-    pub(crate) fn encode(&self) -> [u8; HEAD] {
-        let mut bytes = [0; HEAD];
+    pub(crate) fn encode(&self) -> [u8; RESULT_HEAD] {
+        let mut bytes = [0; RESULT_HEAD];
         bytes[0..4].copy_from_slice(&self.length.to_ne_bytes());
         bytes[4..8].copy_from_slice(&[self.kind as u8, self.tag, self.flags, 0]);
         bytes[8..12].copy_from_slice(&self.number.to_ne_bytes());
@@ -286,7 +293,7 @@ impl ResultHead {
     /// The head and the payload of the first record in `bytes`.
     #[inline]
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, &[u8]), Malformed> {
-        let head_bytes = bytes.get(..HEAD).ok_or(Malformed)?;
+        let head_bytes = bytes.get(..RESULT_HEAD).ok_or(Malformed)?;
         let kind = match head_bytes[4] {
             1 => ResultKind::Value,
             2 => ResultKind::Error,
@@ -305,7 +312,9 @@ impl ResultHead {
             payload: word(head_bytes, 12).ok_or(Malformed)?,
             duration: long(head_bytes, 16).ok_or(Malformed)?,
         };
-        let record = bytes.get(HEAD..head.length as usize).ok_or(Malformed)?;
+        let record = bytes
+            .get(RESULT_HEAD..head.length as usize)
+            .ok_or(Malformed)?;
         if !head.length.is_multiple_of(8) {
             return Err(Malformed);
         }
@@ -646,9 +655,10 @@ mod tests {
             definition: 77,
             payload: 12,
             index: u64::MAX,
+            context: 78,
         };
         assert_eq!(TaskHead::decode(&head.encode()), Ok(head));
-        assert_eq!(TaskHead::decode(&[0; HEAD]), Err(Malformed));
+        assert_eq!(TaskHead::decode(&[0; TASK_HEAD]), Err(Malformed));
         assert_eq!(TaskHead::decode(&[1; 3]), Err(Malformed));
     }
 
@@ -667,10 +677,10 @@ mod tests {
         bytes.extend_from_slice(&[9; 8]);
         assert_eq!(ResultHead::decode(&bytes), Ok((head, &[9; 8][..])));
         let lying = ResultHead { payload: 9, ..head };
-        bytes[..HEAD].copy_from_slice(&lying.encode());
+        bytes[..RESULT_HEAD].copy_from_slice(&lying.encode());
         assert_eq!(ResultHead::decode(&bytes), Err(Malformed));
         let long = ResultHead { length: 40, ..head };
-        bytes[..HEAD].copy_from_slice(&long.encode());
+        bytes[..RESULT_HEAD].copy_from_slice(&long.encode());
         assert_eq!(ResultHead::decode(&bytes), Err(Malformed));
     }
 

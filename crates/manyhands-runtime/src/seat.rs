@@ -59,6 +59,8 @@ pub(crate) struct Worker {
     pub(crate) known_changes: u64,
     /// The last id found in `known`: most tasks run what the task before ran.
     pub(crate) known_last: u32,
+    /// The last context found there, for the same reason.
+    pub(crate) known_context: u32,
     /// How large `known` may grow before it is looked through.
     pub(crate) known_limit: usize,
     pub(crate) forget: Vec<u32>,
@@ -159,6 +161,7 @@ impl Worker {
     pub(crate) fn sections(&mut self, entry: &mut Entry) -> Option<Vec<u8>> {
         self.look_for_changes();
         let main = entry.definition.as_ref();
+        let context = entry.context.as_ref();
         let policy = entry.retry.as_ref().and_then(|retry| retry.policy.as_ref());
         let has_buffers = !entry.bytes().buffers().is_empty();
         if policy.is_none()
@@ -167,6 +170,7 @@ impl Worker {
             && entry.needs().is_empty()
             && self.forget.is_empty()
             && main.is_none_or(|definition| definition.id() == self.known_last)
+            && context.is_none_or(|context| context.id() == self.known_context)
         {
             return None;
         }
@@ -181,11 +185,14 @@ impl Worker {
             protocol::put_ids(&mut sections, SECTION_FORGET, entry.forgets.iter().copied());
         }
         let mut carried = Vec::new();
-        for definition in entry.needs().iter().chain(main) {
+        for definition in entry.needs().iter().chain(context).chain(main) {
             self.teach(definition, &mut sections, &mut carried);
         }
         if let Some(definition) = main {
             self.known_last = definition.id();
+        }
+        if let Some(context) = context {
+            self.known_context = context.id();
         }
         if !entry.needs().is_empty() {
             protocol::put_needs(&mut sections, entry.needs());
@@ -236,8 +243,10 @@ impl Worker {
             if !stays {
                 self.known.remove(&id);
                 self.forget.push(id);
-                if self.known_last == id {
-                    self.known_last = 0;
+                for last in [&mut self.known_last, &mut self.known_context] {
+                    if *last == id {
+                        *last = 0;
+                    }
                 }
             }
         }
@@ -271,7 +280,7 @@ impl Worker {
 
     /// The worker never saw what came with the entry's arguments: definitions, ids to forget, buffers.
     fn never_saw(&mut self, entry: &mut Entry) -> Result<(), Malformed> {
-        self.known_last = 0;
+        (self.known_last, self.known_context) = (0, 0);
         self.forget.append(&mut entry.forgets);
         for definition in entry.carried.drain(..) {
             self.known.remove(&definition.id());

@@ -428,6 +428,8 @@ pub struct Entry {
     pub definition: Option<Arc<Definition>>,
     /// What else has to be known to the worker; a block has its own.
     pub needs: Vec<Arc<Definition>>,
+    /// The context that it runs in, if not in an empty one; the face's business.
+    pub context: Option<Arc<Definition>>,
     /// How the payload is encoded.
     pub tag: u8,
     /// The arguments; a block has its own.
@@ -483,6 +485,7 @@ impl Entry {
             kind,
             definition,
             needs,
+            context: None,
             tag,
             payload,
             limits: Limits::default(),
@@ -510,12 +513,14 @@ impl Entry {
             Form::Items => (TaskKind::Block, 0),
             Form::Single(tag) => (TaskKind::Run, tag),
         };
-        let (definition, tag) = (block.stream.definition.clone(), tag | block.stream.tag);
+        let options = &block.stream.options;
+        let (definition, tag) = (options.definition.clone(), tag | options.tag);
         Self {
             left: block.count(),
-            limits: block.stream.limits,
-            retry: block.stream.retry.clone(),
-            seed: block.stream.seed.clone(),
+            context: options.context.clone(),
+            limits: options.limits,
+            retry: options.retry.clone(),
+            seed: options.seed.clone(),
             block: Some(block),
             ..Self::new(None, kind, definition, Vec::new(), tag, Bytes::default())
         }

@@ -27,8 +27,9 @@ use crate::nested::caller::Caller;
 use crate::output::Outlet;
 use crate::protocol::{
     BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_GATHER, FLAG_MORE, FLAG_RETRY, FLAG_SECTIONS,
-    FLAG_STREAM, FLAG_UNREAD, FLAG_WATCHED, HEAD, ITEM_MORE, LONGEST_RECORD, Reference, ResultHead,
-    ResultKind, Section, TaskHead, TaskKind, padded, put_buffers, split_body,
+    FLAG_STREAM, FLAG_UNREAD, FLAG_WATCHED, ITEM_MORE, LONGEST_RECORD, RESULT_HEAD, Reference,
+    ResultHead, ResultKind, Section, TASK_HEAD, TaskHead, TaskKind, padded, put_buffers,
+    split_body,
 };
 use crate::store::{Views, write_pages};
 use crate::zygote::Birth;
@@ -53,7 +54,7 @@ const CPU_NANOS: u64 = 1_000_000;
 /// How often it looks how much memory it has, in nanoseconds: that is a system call.
 const LOOK_AT_MEMORY: u64 = 200_000;
 /// Length of the record of a lap.
-const LAP_RECORD: usize = HEAD + 8;
+const LAP_RECORD: usize = RESULT_HEAD + 8;
 /// The most items of a lap.
 const LAP_ITEMS: u32 = 64;
 /// The most blocks that one record releases.
@@ -199,6 +200,8 @@ pub struct Claimed {
     pub kind: TaskKind,
     /// What to run.
     pub definition: u32,
+    /// The definition of the context that it runs in, or 0.
+    pub context: u32,
     /// How the payload is encoded.
     pub tag: u8,
     /// Which run this is, from 1.
@@ -528,11 +531,11 @@ impl WorkerEnd {
         let after = at + u64::from(head.length);
         self.position = after;
         let is_block = head.kind == TaskKind::Block;
-        let head_len = HEAD + if is_block { BLOCK_PREFIX } else { 0 };
+        let head_len = TASK_HEAD + if is_block { BLOCK_PREFIX } else { 0 };
         if is_block {
             self.block = Some(OpenBlock {
                 first: 0,
-                count_at: at + HEAD as u64,
+                count_at: at + TASK_HEAD as u64,
                 end: after,
                 index: head.index,
                 is_watched: head.flags & FLAG_WATCHED != 0,
@@ -556,6 +559,7 @@ impl WorkerEnd {
         let TaskHead {
             kind,
             definition,
+            context,
             tag,
             attempt,
             index,
@@ -566,6 +570,7 @@ impl WorkerEnd {
         Ok(Claimed {
             kind,
             definition,
+            context,
             tag,
             attempt,
             index,
@@ -669,7 +674,7 @@ impl WorkerEnd {
     pub fn reserve(&mut self, len: usize) -> Option<Room> {
         self.tell_released();
         let head = ResultHead {
-            length: HEAD as u32,
+            length: RESULT_HEAD as u32,
             kind: ResultKind::Ask,
             tag: 0,
             flags: 0,
@@ -714,7 +719,7 @@ impl WorkerEnd {
                 .flat_map(|block| block.to_ne_bytes())
                 .collect();
             let head = ResultHead {
-                length: (HEAD + payload.len()) as u32,
+                length: (RESULT_HEAD + payload.len()) as u32,
                 kind: ResultKind::Release,
                 tag: 0,
                 flags: 0,
@@ -731,8 +736,8 @@ impl WorkerEnd {
     /// Publishes a record that is no result, once there is room for it.
     fn publish_record(&mut self, head: &ResultHead, payload: &[u8]) {
         let fill = |record: &mut [u8]| {
-            record[..HEAD].copy_from_slice(&head.encode());
-            record[HEAD..HEAD + payload.len()].copy_from_slice(payload);
+            record[..RESULT_HEAD].copy_from_slice(&head.encode());
+            record[RESULT_HEAD..RESULT_HEAD + payload.len()].copy_from_slice(payload);
         };
         self.publish(head.length as usize, fill);
     }
@@ -889,11 +894,11 @@ impl WorkerEnd {
                 "larger than 4 GiB",
             ));
         };
-        let by_file = HEAD + payload.len() > LONGEST_RECORD;
+        let by_file = RESULT_HEAD + payload.len() > LONGEST_RECORD;
         let length = if by_file {
-            HEAD
+            RESULT_HEAD
         } else {
-            padded(HEAD + payload.len())
+            padded(RESULT_HEAD + payload.len())
         };
         let head = ResultHead {
             length: length as u32,
@@ -918,8 +923,8 @@ impl WorkerEnd {
         }
         let inline = if by_file { &[] } else { payload };
         self.publish(length, |record| {
-            record[..HEAD].copy_from_slice(&head.encode());
-            record[HEAD..HEAD + inline.len()].copy_from_slice(inline);
+            record[..RESULT_HEAD].copy_from_slice(&head.encode());
+            record[RESULT_HEAD..RESULT_HEAD + inline.len()].copy_from_slice(inline);
             fail_point("worker.record_written");
         });
         fail_point("worker.published");

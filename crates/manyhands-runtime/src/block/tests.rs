@@ -14,15 +14,7 @@ fn result(tag: u8, text: &str) -> Vec<u8> {
 }
 
 fn stream(ordered: bool) -> Arc<Stream> {
-    Stream::new(
-        None,
-        0,
-        ordered,
-        Limits::default(),
-        None,
-        None,
-        Arc::default(),
-    )
+    Stream::new(StreamOptions::default(), ordered, Arc::default())
 }
 
 fn ended(stream: &Stream) -> u64 {

@@ -92,13 +92,15 @@ pub(crate) fn submit(call: u64, entry: &Entry, told: &mut Told) -> io::Result<Pa
     let mut count = 0;
     let mut definitions = Writer::default();
     let policy = entry.retry.as_ref().and_then(|retry| retry.policy.as_ref());
-    for definition in entry.needs.iter().chain(&entry.definition).chain(policy) {
+    let run = entry.context.iter().chain(&entry.definition).chain(policy);
+    for definition in entry.needs.iter().chain(run) {
         told.tell(definition, &mut count, &mut definitions);
     }
     out.u32(count);
     out.0.append(&mut definitions.0);
     put_id(&mut out, entry.definition.as_ref());
     put_ids(&mut out, &entry.needs);
+    put_id(&mut out, entry.context.as_ref());
     out.u64(entry.task.as_ref().map_or(0, |task| task.index));
     out.u8(entry.tag);
     out.u8(u8::from(entry.gathers));
@@ -169,6 +171,7 @@ pub(crate) fn read(
     }
     let definition = definition(reader, known)?;
     let needs = definitions(reader, known)?;
+    let context = self::definition(reader, known)?;
     let index = reader.u64()?;
     let tag = reader.u8()?;
     let gathers = reader.u8()? != 0;
@@ -198,7 +201,9 @@ pub(crate) fn read(
     };
     let seed = Some(reader.bytes()?).filter(|seed| !seed.is_empty());
     let payload = reader.stored(file, |reference| holdings.leased(reference))?;
-    let (true, Some(definition), Some(needs)) = (is_whole, definition, needs) else {
+    let (true, Some(definition), Some(needs), Some(context)) =
+        (is_whole, definition, needs, context)
+    else {
         return Ok(Ask::Unread(call));
     };
     let asker = Asker {
@@ -215,7 +220,7 @@ pub(crate) fn read(
     };
     (entry.retry, entry.gathers) = (retry, gathers);
     entry.priority = priority;
-    entry.seed = seed.map(Arc::from);
+    (entry.seed, entry.context) = (seed.map(Arc::from), context);
     Ok(Ask::Submit(Box::new(entry)))
 }
 

@@ -103,6 +103,7 @@ impl Pool {
             known: HashMap::new(),
             known_changes: 0,
             known_last: 0,
+            known_context: 0,
             known_limit: 64,
             forget: Vec::new(),
             holdings: Holdings::default(),
@@ -363,7 +364,7 @@ impl Pool {
             })
         };
         if let Some(block) = &entry.block {
-            let of_stream = block.stream.tag;
+            let of_stream = block.stream.options.tag;
             // A long one is no use in a message.
             let item = block.item(entry.index(), |tag, item| {
                 (item.len() <= LONGEST_ITEM).then(|| (tag | of_stream, Bytes::copy_of(item)))

@@ -5,7 +5,7 @@ use crate::block::Over;
 use crate::fail_point::fail_point;
 use crate::protocol::{
     BLOCK_PREFIX, FLAG_FILE, FLAG_GATHER, FLAG_RETRY, FLAG_SECTIONS, FLAG_STREAM, FLAG_WATCHED,
-    HEAD, LONGEST_RECORD, TaskHead, TaskKind, padded,
+    LONGEST_RECORD, TASK_HEAD, TaskHead, TaskKind, padded,
 };
 use crate::ranked::Rank;
 use crate::scheduler::{Revoked, Slot, Work};
@@ -43,7 +43,7 @@ impl Pool {
         let prefix_len = if is_block { BLOCK_PREFIX } else { 0 };
         let payload_len = entry.bytes().len();
         let body_len = sections.as_ref().map_or(0, |sections| 4 + sections.len()) + payload_len;
-        let head_len = HEAD + prefix_len;
+        let head_len = TASK_HEAD + prefix_len;
         let by_file = head_len + body_len > LONGEST_RECORD || entry.bytes().file().is_some();
         let length = padded(head_len + if by_file { 8 } else { body_len });
         let room = TASK_AREA as u64 - (worker.write_position - free_from);
@@ -114,14 +114,15 @@ impl Pool {
                 .definition
                 .as_ref()
                 .map_or(0, |definition| definition.id()),
+            context: entry.context.as_ref().map_or(0, |context| context.id()),
             payload: payload_len as u32,
             index: entry.index(),
         };
         entry.position = worker.write_position;
         entry.length = length as u32;
-        let mut prefix = [0; HEAD + BLOCK_PREFIX];
-        prefix[..HEAD].copy_from_slice(&head.encode());
-        prefix[HEAD..HEAD + 4].copy_from_slice(&entry.left.to_ne_bytes());
+        let mut prefix = [0; TASK_HEAD + BLOCK_PREFIX];
+        prefix[..TASK_HEAD].copy_from_slice(&head.encode());
+        prefix[TASK_HEAD..TASK_HEAD + 4].copy_from_slice(&entry.left.to_ne_bytes());
         let prefix = &prefix[..head_len];
         let position = worker.write_position;
         // SAFETY: the bytes from `write_position` on are beyond the last record and, as `room`
@@ -393,7 +394,7 @@ impl Pool {
                 }
                 Revoked::Cut(entry) => {
                     let count = entry.ended + entry.left;
-                    let at = entry.position + HEAD as u64;
+                    let at = entry.position + TASK_HEAD as u64;
                     // SAFETY: the count of a record that was published and has no last result.
                     // Relaxed: it is read behind a claim of what is published after this.
                     unsafe { worker.control.task_word(at) }.store(count, Ordering::Relaxed);

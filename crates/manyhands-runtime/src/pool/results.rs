@@ -195,7 +195,7 @@ impl Pool {
             worker.taken(length);
             worker.busy_nanos = worker.busy_nanos.saturating_add(head.duration);
             if let Some(stream) = worker.last_stream.upgrade() {
-                if let Some(definition) = &stream.definition {
+                if let Some(definition) = &stream.options.definition {
                     definition.took(head.duration);
                 }
                 stream.add_busy(head.duration, u64::from_ne_bytes(cpu));

@@ -398,7 +398,7 @@ fn tasks_of_block(block: &Block, first: u64, count: u32, attempt: u8) -> Tasks {
         map: block.stream.number,
         index: first,
         count: count.into(),
-        label: block.stream.definition.clone().map(Label::Of),
+        label: block.stream.options.definition.clone().map(Label::Of),
         attempt,
     }
 }

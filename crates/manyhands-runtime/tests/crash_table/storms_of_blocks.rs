@@ -63,7 +63,7 @@ fn any_command(random: &mut Random) -> String {
 
 /// Sends a block or two to a stream of no definition, or one to one with.
 fn send_any(site: &Site, pool: &Pool, random: &mut Random, items: &mut Items) {
-    if items.stream.definition.is_some() {
+    if items.stream.options.definition.is_some() {
         let commands = vec!["define:x"; 1 + random.below(40) as usize];
         items.send(site, pool, &commands);
         return;

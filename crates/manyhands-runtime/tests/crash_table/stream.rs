@@ -6,7 +6,7 @@ use crate::crash_table::tally::{End, Expected, Tally};
 use crate::crash_table::worker::{self, NOTHING};
 use manyhands_runtime::{
     Block, Bytes, Definition, Entry, Form, ITEM_MORE, Limits, Outcome, Over, Piece, Pool, Stream,
-    Taken, item_word, next_item,
+    StreamOptions, Taken, item_word, next_item,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -102,8 +102,13 @@ impl Items {
     }
 
     fn made_of(definition: Option<Arc<Definition>>, ordered: bool, limits: Limits) -> Self {
+        let options = StreamOptions {
+            definition,
+            limits,
+            ..StreamOptions::default()
+        };
         Self {
-            stream: Stream::new(definition, 0, ordered, limits, None, None, Arc::default()),
+            stream: Stream::new(options, ordered, Arc::default()),
             ordered,
             items: Vec::new(),
             heads: Vec::new(),
@@ -120,9 +125,10 @@ impl Items {
         for command in commands {
             let command = command.as_ref();
             let mut expected = Expected::of(command);
-            if let (Some(text), Some(definition)) =
-                (command.strip_prefix("define:"), &self.stream.definition)
-            {
+            if let (Some(text), Some(definition)) = (
+                command.strip_prefix("define:"),
+                &self.stream.options.definition,
+            ) {
                 expected = Expected::Value([definition.bytes(), text.as_bytes()].concat());
             }
             let item = Item::new(site, command, expected);
@@ -182,7 +188,7 @@ impl Items {
     }
 
     fn submit(&mut self, pool: &Pool, first: u64, count: u32, form: Form, bytes: Bytes) {
-        let definition = self.stream.definition.as_ref();
+        let definition = self.stream.options.definition.as_ref();
         let needs = definition.map_or_else(Vec::new, |definition| definition.needs().to_vec());
         let block = Block::new(self.stream.clone(), first, count, form, needs, bytes);
         self.heads.push(block.clone());
