@@ -137,13 +137,13 @@ def test_values_that_take_turns_on_one_worker() -> None:
         held = pool.submit(time.sleep, 0.1)  # so that a value is gone before its task runs
         names = [("me", "you", "them")[n % 3] for n in range(60)]
         tasks = [as_user(name, lambda: pool.submit(who)) for name in names]
-        calls = [as_user(name, lambda: pool.submit(lambda: user.get())) for name in names]
+        calls = [as_user(name, lambda: pool.submit(lambda: (user.get(),))) for name in names]
         maps = [
             as_user(name, lambda: pool.map(lambda n: (n, user.get()), range(3))) for name in names
         ]
         assert held.result() is None
         assert [task.result()[0] for task in tasks] == names
-        assert [call.result() for call in calls] == names
+        assert [call.result() for call in calls] == [(name,) for name in names]
         for name, results in zip(names, maps, strict=True):
             assert list(results) == [(n, name) for n in range(3)]
 
