@@ -27,6 +27,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use streaming::{STREAMED, copy_streaming};
 use written::Scan;
@@ -50,6 +51,8 @@ pub struct Window {
     mappings: OnceLock<Mappings>,
     /// Where the shared mapping is memory of this process alone.
     displaced: Mutex<Vec<Range<usize>>>,
+    /// Whether any was replaced, whose pages are not mapped since.
+    has_replaced: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -92,6 +95,7 @@ impl Window {
             scan,
             mappings,
             displaced: Mutex::default(),
+            has_replaced: AtomicBool::new(false),
         }
     }
 
@@ -185,14 +189,14 @@ impl Window {
         }
     }
 
-    /// The shared mapping of a range, with its pages mapped, for somebody who writes there piece by piece;
-    /// none where it is displaced.
+    /// The shared mapping of a range, for somebody who writes there piece by piece; none where it is
+    /// displaced.
     pub fn lay_open(&self, offset: u64, len: usize) -> io::Result<Option<NonNull<u8>>> {
         let range = self.check(offset, len)?;
         if self.is_displaced(&range) {
             return Ok(None);
         }
-        self.populate(offset, len)?;
+        self.map()?;
         let shared = self.shared().ok_or(io::ErrorKind::AddrNotAvailable)?;
         // SAFETY: the range is in the window, so in the mapping.
         Ok(Some(unsafe { shared.add(range.start) }))
@@ -238,7 +242,15 @@ impl Window {
             madvise(there, len, Advice::LinuxDontDump)?;
         }
         displaced.retain(|other| *other != range);
+        // Relaxed: it is about speed alone.
+        self.has_replaced.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether pages that were mapped into the shared mapping are not any more, as `replace` leaves them.
+    pub fn has_replaced(&self) -> bool {
+        // Relaxed: as above.
+        self.has_replaced.load(Ordering::Relaxed)
     }
 
     fn is_displaced(&self, range: &Range<usize>) -> bool {

@@ -110,11 +110,8 @@ impl Sizes {
 impl Returned {
     fn ask(&self, end: &mut WorkerEnd) {
         for &size in &self.sizes {
-            let Some(room) = end.reserve(size) else {
+            let Some((room, start)) = end.lay_open(size) else {
                 return;
-            };
-            let Some(start) = room.lay_open(end.window()) else {
-                continue;
             };
             let start = start.addr().get();
             let memory = Memory { start, size, room };

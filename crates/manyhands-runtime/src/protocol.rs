@@ -130,6 +130,9 @@ pub(crate) const SECTION_BUFFERS: u8 = 5;
 /// What the random streams of the task, or of a block's items, are made from; the face's business.
 pub(crate) const SECTION_SEED: u8 = 20;
 
+/// The tag of an `Ask`: the worker writes through its mapping, and not with one call.
+pub(crate) const ASKED_TO_LAY_OPEN: u8 = 1;
+
 /// Of a buffer: who gets it may write to it, and nobody else sees that.
 const MODE_WRITABLE: u64 = 0;
 /// Nobody writes to it.
@@ -166,7 +169,7 @@ pub enum ResultKind {
     /// number.
     Release = 16,
     /// The worker wants a block of as many bytes as the duration says, and waits for the answer in its
-    /// control block. No number.
+    /// control block. The tag says how it writes there. No number.
     Ask = 17,
     /// The payload is something that the worker puts out for people; the duration says how much it has dropped
     /// before. No number.

@@ -26,9 +26,9 @@ use crate::lease::{Buffer, Lease, any_released, set_worker, take_released};
 use crate::nested::caller::Caller;
 use crate::output::Outlet;
 use crate::protocol::{
-    BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_GATHER, FLAG_MORE, FLAG_RETRY, FLAG_SECTIONS,
-    FLAG_STREAM, FLAG_UNREAD, FLAG_WATCHED, ITEM_MORE, LONGEST_RECORD, RESULT_HEAD, Reference,
-    ResultHead, ResultKind, Section, TASK_HEAD, TaskHead, TaskKind, padded, put_buffers,
+    ASKED_TO_LAY_OPEN, BLOCK_PREFIX, FLAG_AGAIN, FLAG_FILE, FLAG_GATHER, FLAG_MORE, FLAG_RETRY,
+    FLAG_SECTIONS, FLAG_STREAM, FLAG_UNREAD, FLAG_WATCHED, ITEM_MORE, LONGEST_RECORD, RESULT_HEAD,
+    Reference, ResultHead, ResultKind, Section, TASK_HEAD, TaskHead, TaskKind, padded, put_buffers,
     split_body,
 };
 use crate::store::{Views, write_pages};
@@ -252,8 +252,12 @@ impl Room {
     }
 
     /// The memory itself, for somebody who writes there piece by piece; none if it cannot be mapped.
-    pub fn lay_open(&self, window: &Window) -> Option<NonNull<u8>> {
-        window.lay_open(self.offset, self.len).ok().flatten()
+    fn lay_open(&self, window: &Window) -> Option<NonNull<u8>> {
+        let start = window.lay_open(self.offset, self.len).ok().flatten()?;
+        if self.used != Used::Here || window.has_replaced() {
+            window.populate(self.offset, self.len).ok()?;
+        }
+        Some(start)
     }
 
     /// A buffer of a result that lies in it.
@@ -672,11 +676,22 @@ impl WorkerEnd {
     /// Room for a buffer of a result, which has to be written before that is published; none if there is
     /// no room.
     pub fn reserve(&mut self, len: usize) -> Option<Room> {
+        self.ask_for_room(len, 0)
+    }
+
+    /// The same, as memory for somebody who writes there piece by piece; none either if it cannot be mapped.
+    pub fn lay_open(&mut self, len: usize) -> Option<(Room, NonNull<u8>)> {
+        let room = self.ask_for_room(len, ASKED_TO_LAY_OPEN)?;
+        let start = room.lay_open(&self.window)?;
+        Some((room, start))
+    }
+
+    fn ask_for_room(&mut self, len: usize, tag: u8) -> Option<Room> {
         self.tell_released();
         let head = ResultHead {
             length: RESULT_HEAD as u32,
             kind: ResultKind::Ask,
-            tag: 0,
+            tag,
             flags: 0,
             number: 0,
             payload: 0,

@@ -6,7 +6,8 @@ use crate::events::{EventKind, How};
 use crate::fail_point::fail_point;
 use crate::output::Note;
 use crate::protocol::{
-    FLAG_AGAIN, FLAG_MORE, FLAG_SECTIONS, Malformed, ResultHead, ResultKind, TaskKind,
+    ASKED_TO_LAY_OPEN, FLAG_AGAIN, FLAG_MORE, FLAG_SECTIONS, Malformed, ResultHead, ResultKind,
+    TaskKind,
 };
 use crate::scheduler::Slot;
 use crate::seat::Worker;
@@ -154,6 +155,9 @@ impl Pool {
                         let (offset, used) = (block.offset(), block.used());
                         if used == Used::Never {
                             self.supervisor.look_after_store();
+                        }
+                        if head.tag == ASKED_TO_LAY_OPEN {
+                            block.is_laid_open();
                         }
                         worker.holdings.grant(block);
                         Grant::Block { offset, used }

@@ -12,7 +12,8 @@
 //!
 //! Who asks rounds lengths up to size classes, eight for each power of two (`class_above`), so that recycled
 //! ranges fit again and less than an eighth is wasted. Warm ranges of a class lie on one stack for each *writer*, that is, the
-//! process that wrote there last and has the pages mapped: who writes there next should be the same.
+//! process that wrote there last and has the pages mapped: who writes there next should be the same. Who has none takes
+//! one that nobody has mapped; else the oldest of whoever has most, since what was freed last is used next.
 //!
 //! Cold ranges that touch are one. Warm ones stay as they are, in shapes that are wanted, until the budget
 //! leaves no other way.
@@ -88,8 +89,8 @@ impl Allocator {
     /// And whether it was this writer's.
     pub(super) fn reuse(&mut self, pages: u64, writer: u64) -> Option<(Range, bool)> {
         let age = self
-            .youngest(pages, writer)
-            .or_else(|| self.youngest(class_above(pages + 1), writer))?;
+            .most_fitting(pages, writer)
+            .or_else(|| self.most_fitting(class_above(pages + 1), writer))?;
         let warm = self.remove_warm(age)?;
         self.live += warm.range.pages;
         Some((warm.range, warm.writer == Some(writer)))
@@ -218,12 +219,15 @@ impl Allocator {
 
     // ---- warm ranges ----
 
-    /// The age of the youngest range of a class, of this writer if it has one.
-    fn youngest(&self, class: u64, writer: u64) -> Option<u64> {
+    /// The age of the range of a class that this writer should have.
+    fn most_fitting(&self, class: u64, writer: u64) -> Option<u64> {
         let stacks = self.stacks.get(&class)?;
-        let own = stacks.iter().find(|(of, _)| *of == Some(writer));
-        let (_, stack) = own.or(stacks.last())?;
-        stack.back().copied()
+        let of = |wanted| stacks.iter().find(|(of, _)| *of == wanted);
+        if let Some((_, stack)) = of(Some(writer)).or_else(|| of(None)) {
+            return stack.back().copied();
+        }
+        let (_, stack) = stacks.iter().max_by_key(|(_, stack)| stack.len())?;
+        stack.front().copied()
     }
 
     /// The age of a range of at least this length, of the smallest class that has one.

@@ -39,6 +39,8 @@ pub struct StoreBlock {
     writer: u64,
     /// Who had used its pages when it was reserved.
     used: Used,
+    /// Whether its writer has its pages mapped.
+    is_mapped: AtomicBool,
     /// Whether a write failed, so that nobody knows which of its pages have memory.
     pub(super) is_spoiled: AtomicBool,
 }
@@ -58,6 +60,8 @@ impl StoreBlock {
             len,
             writer,
             used,
+            // What is written by descriptor is mapped by nobody.
+            is_mapped: AtomicBool::new(used != Used::Never),
             is_spoiled: AtomicBool::new(false),
         }
     }
@@ -114,6 +118,12 @@ impl StoreBlock {
         self.used
     }
 
+    /// Its writer writes through its mapping, even if the pages have had no memory.
+    pub(crate) fn is_laid_open(&self) {
+        // Relaxed: the last reference is dropped after this.
+        self.is_mapped.store(true, Ordering::Relaxed);
+    }
+
     /// Writes a part of the buffer, before it is sealed.
     pub fn write(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
         if at.checked_add(bytes.len()).is_none_or(|end| end > self.len) {
@@ -154,8 +164,9 @@ impl Drop for StoreBlock {
             drop(state);
             self.store.give_back(&[self.range]);
         } else {
-            // What was written by descriptor is mapped by nobody.
-            let mapped_by = (!self.is_cold()).then_some(self.writer);
+            // Relaxed: this is the last reference.
+            let is_mapped = self.is_mapped.load(Ordering::Relaxed);
+            let mapped_by = is_mapped.then_some(self.writer);
             state.allocator.free(self.range, mapped_by, coarse_nanos());
         }
     }

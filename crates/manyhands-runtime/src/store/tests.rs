@@ -60,6 +60,22 @@ fn memory_is_used_again() {
 }
 
 #[test]
+fn what_was_laid_open_is_mapped_by_its_writer() {
+    let store = store(1 << 26);
+    for (writer, is_laid_open) in [(7, true), (8, false)] {
+        let block = store.reserve(LEN, writer).unwrap();
+        assert!(block.is_cold());
+        if is_laid_open {
+            block.is_laid_open();
+        }
+        drop(block);
+        let used = store.reserve(LEN, writer).unwrap().used();
+        assert_eq!(used == Used::Here, is_laid_open);
+        store.trim(Duration::ZERO);
+    }
+}
+
+#[test]
 fn past_the_budget_there_is_no_room() {
     let store = store(1 << 20);
     let half = store.store(&[1; 1 << 19]).unwrap();

@@ -60,6 +60,27 @@ fn recycled_memory_goes_to_who_wrote_it_last() {
 }
 
 #[test]
+fn who_has_none_takes_what_others_miss_least() {
+    let mut allocator = Allocator::new(1000, 1000);
+    let writers = [Some(1), Some(2), Some(2), Some(2), None, None];
+    let ranges = writers.map(|writer| (reserve(&mut allocator, 16, 9), writer));
+    for (range, writer) in ranges {
+        allocator.free(range, writer, 0);
+    }
+    let of = |index: usize| Some((ranges[index].0, false));
+    assert_eq!(
+        allocator.reuse(16, 3),
+        of(5),
+        "the youngest that nobody has"
+    );
+    assert_eq!(allocator.reuse(16, 3), of(4));
+    assert_eq!(allocator.reuse(16, 3), of(1), "the oldest of who has most");
+    assert_eq!(allocator.reuse(16, 3), of(2));
+    assert_eq!(allocator.reuse(16, 1), Some((ranges[0].0, true)));
+    assert_eq!(allocator.reuse(16, 1), of(3));
+}
+
+#[test]
 fn growing_ends_at_the_budget_and_at_the_last_address() {
     let mut allocator = Allocator::new(100, 40);
     let range = allocator.grow(30).unwrap();
