@@ -15,7 +15,6 @@ import sys
 import types
 from _pickle import PickleBuffer, Pickler, PicklingError
 from collections.abc import Callable, Mapping
-from typing import Any, cast
 
 from manyhands import _reducers, _resolve
 from manyhands._code import (
@@ -41,6 +40,7 @@ from manyhands._code import (
 )
 from manyhands._errors import NotPicklable
 from manyhands._octets import reduce_memoryview
+from manyhands._typing import Any, cast
 
 __all__ = [
     "PROTOCOL",

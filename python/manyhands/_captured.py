@@ -16,10 +16,10 @@ import types
 import weakref
 from _pickle import PickleBuffer, dumps
 from collections.abc import Callable
-from typing import Any
 
 from manyhands import _core
 from manyhands._code import Check, holds
+from manyhands._typing import Any
 
 __all__ = ["Captured"]
 

@@ -15,7 +15,8 @@ import opcode
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+
+from manyhands._typing import Any
 
 __all__ = [
     "HEAP_TYPE",

@@ -21,7 +21,6 @@ import types
 from _pickle import dumps as _plain_dumps
 from _thread import RLock
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
 
 from manyhands import _core, _resolve
 from manyhands._by_value import (
@@ -52,6 +51,7 @@ from manyhands._code import (
 )
 from manyhands._errors import NotPicklable
 from manyhands._module_globals import watch
+from manyhands._typing import Any, Generic, TypeVar
 
 __all__ = ["MISSING", "Check", "Definer"]
 

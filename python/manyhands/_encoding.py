@@ -7,7 +7,6 @@ import types
 from _pickle import dumps as _plain_dumps
 from _thread import RLock
 from collections.abc import Iterable
-from typing import Any
 
 from manyhands import _core
 from manyhands._by_value import PROTOCOL
@@ -15,6 +14,7 @@ from manyhands._captured import Captured
 from manyhands._definitions import Check, Definer
 from manyhands._describe import name_of
 from manyhands._errors import NotPicklable
+from manyhands._typing import Any
 
 _ARGS, _ARGS_KWARGS = 2, 3  # tags of calls.rs
 

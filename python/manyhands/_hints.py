@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from manyhands._cpu import cpu_count
+from manyhands._typing import Any
 
 __all__ = ["Hint", "hint_of"]
 

@@ -6,9 +6,9 @@ import logging
 import sys
 import types
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from manyhands._describe import name_of
+from manyhands._typing import Any
 
 __all__ = ["tell"]
 

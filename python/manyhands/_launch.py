@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import marshal
 import os
 import sys
-from typing import Any
 
-from manyhands import _core, _encoding, _logs, _outcome
-from manyhands._code import modules_named_by
+from manyhands import _core
+from manyhands._typing import Any
 
 # The placeholder package lets the zygote import what it needs of manyhands and no more; see
 # `_zygote.real_package` for how it becomes the real one.
@@ -26,10 +24,6 @@ main({version!r})
 # settled by what a worker is told at its birth.
 _FLAGS = {"debug": "d", "dont_write_bytecode": "B", "bytes_warning": "b", "optimize": "O"}
 _X_OPTIONS = ("dev", "utf8", "faulthandler", "gil", "int_max_str_digits", "no_debug_ranges")
-
-# What defines functions and puts errors together must be there before anything is short,
-# descriptors for one.
-_needed_then = _encoding, _outcome
 
 _launched_with: list[str] | None = None
 
@@ -122,6 +116,8 @@ def _environ() -> dict[str, str]:
 
 def birth() -> bytes:
     """What a worker finds at its birth: a marshalled dict that `_worker` reads."""
+    from manyhands import _logs
+
     global has_logging
     main = sys.modules.get("__main__")
     settings = _logs.settings()
@@ -164,6 +160,8 @@ def tell_birth_again() -> None:
     try:
         tell_birth()
     except RuntimeError as error:
+        import logging
+
         logging.getLogger("manyhands").info("new workers find what older ones found: %s", error)
 
 
@@ -174,8 +172,12 @@ def launch() -> None:
     if argv != _launched_with:
         _core.set_launcher(argv, None)
         _launched_with = argv
-    tell_birth()
     _core.warm()
+    # While that interpreter starts. What defines functions and puts errors together must be there
+    # before anything is short, descriptors for one.
+    from manyhands import _encoding, _logs, _outcome  # noqa: F401
+
+    tell_birth()
 
 
 def prepare(function: Any) -> None:
@@ -184,6 +186,8 @@ def prepare(function: Any) -> None:
     Modules of this very process that a worker could not import are left out by the zygote, which
     says so in the log.
     """
+    from manyhands._code import modules_named_by
+
     tell_birth()
     names = modules_named_by(function)
     if names:

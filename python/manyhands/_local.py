@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from _pickle import loads
-from typing import Any
 
 from manyhands import _encoding, _resolve
 from manyhands._describe import name_of, option_hint, task_note
 from manyhands._errors import RemoteError, TaskTimeout
 from manyhands._outcome import kept_from_ending
+from manyhands._typing import Any
 
 __all__ = [
     "copied",

@@ -23,7 +23,6 @@ import sys
 import types
 from _pickle import dumps as _plain_dumps
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from manyhands import _core, _resolve
 from manyhands._code import (
@@ -36,6 +35,7 @@ from manyhands._code import (
     is_user_module,
     module_of_globals,
 )
+from manyhands._typing import Any
 
 __all__ = ["notice", "tell", "watch"]
 

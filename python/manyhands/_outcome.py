@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 from _pickle import loads
-from typing import Any
 
 from manyhands._describe import call_text
 from manyhands._errors import (
@@ -17,6 +16,7 @@ from manyhands._errors import (
     TaskTimeout,
     WorkerDied,
 )
+from manyhands._typing import Any
 
 
 def _task(label: str, index: int) -> str:

@@ -6,10 +6,10 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterable
-from typing import NoReturn
 
 from manyhands import _core, _local
 from manyhands._resolve import close_per_worker
+from manyhands._typing import NoReturn
 
 __all__ = [
     "end_all",

@@ -12,6 +12,7 @@ __all__ = [
     "ParamSpec",
     "Self",
     "TypeVar",
+    "cast",
     "dataclass_transform",
     "overload",
 ]
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         ParamSpec,
         Self,
         TypeVar,
+        cast,
         dataclass_transform,
         overload,
     )
@@ -43,6 +45,9 @@ else:
         return name
 
     ParamSpec = TypeVar
+
+    def cast(_type, value):
+        return value
 
     def dataclass_transform(**_how):
         return lambda cls: cls
