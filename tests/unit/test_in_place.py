@@ -62,6 +62,30 @@ def test_results_are_made_in_place() -> None:
         until_released(pool)
 
 
+def unset(_: int) -> Array:
+    return np.empty(LENGTH)
+
+
+def of_the_first(array: Array) -> float:
+    return float(array[0])
+
+
+def test_memory_that_was_used_shows_nobody_elses_bytes() -> None:
+    secret = np.full(LENGTH, 271828.0)
+    with mh.Pool(2) as pool:
+        for _ in range(3):
+            # What functions return is known, so that arrays are made in place.
+            [future.result() for future in [pool.submit(unset, 0) for _ in range(4)]]
+            futures = [pool.submit(of_the_first, secret) for _ in range(3 * CALLS)]
+            assert {future.result() for future in futures} == {271828.0}
+            futures.clear()
+            until_released(pool)
+            # They are kept, so that these take all the memory that there is, and more.
+            found = [pool.submit(unset, n).result() for n in range(3 * CALLS)]
+            assert not any((array == 271828.0).any() for array in found)
+            del found
+
+
 def test_those_of_maps_are_too() -> None:
     with mh.Pool(1) as pool:
         results = pool.map(doubled, range(CALLS))

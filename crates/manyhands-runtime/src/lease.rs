@@ -203,7 +203,10 @@ impl Holdings {
     /// The buffer of a result that it names: what it was granted, or was sent.
     pub(crate) fn resolve(&mut self, reference: Reference) -> Result<Buffer, Malformed> {
         match self.grants.remove(&reference.block) {
-            Some(held) => Self::part(held, reference),
+            Some(held) => {
+                held.is_filled();
+                Self::part(held, reference)
+            }
             None => self.leased(reference),
         }
     }

@@ -259,13 +259,17 @@ impl Store {
         let mut left = None;
         loop {
             let mut state = self.lock();
-            if let Some((range, is_writers)) = state.allocator.reuse(pages, writer) {
-                let used = if is_writers {
+            if let Some((range, written)) = state.allocator.reuse(pages, writer) {
+                // This process fills what it takes.
+                let is_its_own =
+                    written.is_some_and(|written| writer == 0 || written >= len as u64);
+                let used = if is_its_own {
                     Used::Here
                 } else {
                     Used::Elsewhere
                 };
-                return Ok(self.block(&mut state, range, len, writer, used));
+                let written = written.unwrap_or(0);
+                return Ok(self.block(&mut state, range, len, writer, (used, written)));
             }
             if state.allocator.can_grow(pages) {
                 let allowed = left.map_or(state.allowance, |left| self.allowance(left, pages));
@@ -273,7 +277,7 @@ impl Store {
                     && let Some(range) = state.allocator.grow(pages)
                 {
                     state.allowance = allowed - pages;
-                    return Ok(self.block(&mut state, range, len, writer, Used::Never));
+                    return Ok(self.block(&mut state, range, len, writer, (Used::Never, 0)));
                 }
                 if left.is_none() {
                     // Files are read for it: not with the mutex.
@@ -283,7 +287,7 @@ impl Store {
                 }
             }
             if let Some(range) = state.allocator.split(pages) {
-                return Ok(self.block(&mut state, range, len, writer, Used::Elsewhere));
+                return Ok(self.block(&mut state, range, len, writer, (Used::Elsewhere, 0)));
             }
             let leaving = state.allocator.evict(pages);
             if leaving.is_empty() {
@@ -482,7 +486,7 @@ impl Store {
         range: Range,
         len: usize,
         writer: u64,
-        used: Used,
+        used: (Used, u64),
     ) -> Arc<StoreBlock> {
         state.blocks += 1;
         Arc::new(StoreBlock::new(self.clone(), range, len, writer, used))

@@ -251,11 +251,16 @@ impl Room {
         write_pages(window, used, self.offset, bytes)
     }
 
-    /// The memory itself, for somebody who writes there piece by piece; none if it cannot be mapped.
+    /// The memory itself, for somebody who writes there piece by piece; none if it cannot be mapped. Nothing is
+    /// there that another process wrote.
     fn lay_open(&self, window: &Window) -> Option<NonNull<u8>> {
         let start = window.lay_open(self.offset, self.len).ok().flatten()?;
         if self.used != Used::Here || window.has_replaced() {
             window.populate(self.offset, self.len).ok()?;
+        }
+        if self.used == Used::Elsewhere {
+            // SAFETY: so many bytes of the mapping, which were granted to this worker alone.
+            unsafe { start.write_bytes(0, self.len) };
         }
         Some(start)
     }

@@ -43,6 +43,8 @@ impl Range {
 struct Warm {
     range: Range,
     writer: Option<u64>,
+    /// So many bytes from its start on are what the writer wrote; what comes behind may be anybody's.
+    written: u64,
     /// When it was freed.
     since: u64,
 }
@@ -86,14 +88,15 @@ impl Allocator {
     }
 
     /// A warm range of about this length: of this writer, else of another one, else the next larger class.
-    /// And whether it was this writer's.
-    pub(super) fn reuse(&mut self, pages: u64, writer: u64) -> Option<(Range, bool)> {
+    /// And how many bytes of it this writer wrote last: nothing if another one has.
+    pub(super) fn reuse(&mut self, pages: u64, writer: u64) -> Option<(Range, Option<u64>)> {
         let age = self
             .most_fitting(pages, writer)
             .or_else(|| self.most_fitting(class_above(pages + 1), writer))?;
         let warm = self.remove_warm(age)?;
         self.live += warm.range.pages;
-        Some((warm.range, warm.writer == Some(writer)))
+        let written = (warm.writer == Some(writer)).then_some(warm.written);
+        Some((warm.range, written))
     }
 
     /// Whether cold addresses and the budget suffice for this length.
@@ -129,6 +132,7 @@ impl Allocator {
         if rest.pages > 0 {
             self.add_warm(Warm {
                 range: rest,
+                written: 0,
                 ..warm
             });
         }
@@ -136,12 +140,13 @@ impl Allocator {
         Some(range)
     }
 
-    /// A live range is free now, and warm.
-    pub(super) fn free(&mut self, range: Range, writer: Option<u64>, now: u64) {
+    /// A live range is free now, and warm; its writer wrote so many bytes.
+    pub(super) fn free(&mut self, range: Range, writer: Option<u64>, written: u64, now: u64) {
         self.live -= range.pages;
         self.add_warm(Warm {
             range,
             writer,
+            written,
             since: now,
         });
     }
@@ -292,6 +297,7 @@ impl Allocator {
                     (*age_before, before.writer, before.since) = (*age, warm.writer, warm.since);
                 }
                 before.range.pages = pages;
+                before.written = 0;
             }
             touch
         });

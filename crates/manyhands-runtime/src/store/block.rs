@@ -39,6 +39,10 @@ pub struct StoreBlock {
     writer: u64,
     /// Who had used its pages when it was reserved.
     used: Used,
+    /// So many bytes its writer wrote before.
+    written: u64,
+    /// Whether all of it is what its writer wrote.
+    is_filled: AtomicBool,
     /// Whether its writer has its pages mapped.
     is_mapped: AtomicBool,
     /// Whether a write failed, so that nobody knows which of its pages have memory.
@@ -51,7 +55,7 @@ impl StoreBlock {
         range: Range,
         len: usize,
         writer: u64,
-        used: Used,
+        (used, written): (Used, u64),
     ) -> Self {
         Self {
             store,
@@ -60,6 +64,8 @@ impl StoreBlock {
             len,
             writer,
             used,
+            written,
+            is_filled: AtomicBool::new(false),
             // What is written by descriptor is mapped by nobody.
             is_mapped: AtomicBool::new(used != Used::Never),
             is_spoiled: AtomicBool::new(false),
@@ -73,7 +79,7 @@ impl StoreBlock {
         range: Range,
         len: usize,
     ) -> Self {
-        let mut block = Self::new(store, range, len, 0, Used::Never);
+        let mut block = Self::new(store, range, len, 0, (Used::Never, 0));
         block.file = Some(file);
         block
     }
@@ -124,6 +130,12 @@ impl StoreBlock {
         self.is_mapped.store(true, Ordering::Relaxed);
     }
 
+    /// Its writer has written all of it.
+    pub(crate) fn is_filled(&self) {
+        // Relaxed: as above.
+        self.is_filled.store(true, Ordering::Relaxed);
+    }
+
     /// Writes a part of the buffer, before it is sealed.
     pub fn write(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
         if at.checked_add(bytes.len()).is_none_or(|end| end > self.len) {
@@ -167,7 +179,12 @@ impl Drop for StoreBlock {
             // Relaxed: this is the last reference.
             let is_mapped = self.is_mapped.load(Ordering::Relaxed);
             let mapped_by = is_mapped.then_some(self.writer);
-            state.allocator.free(self.range, mapped_by, coarse_nanos());
+            let filled = self.is_filled.load(Ordering::Relaxed);
+            let filled = if filled { self.len as u64 } else { 0 };
+            let written = self.written.max(filled);
+            state
+                .allocator
+                .free(self.range, mapped_by, written, coarse_nanos());
         }
     }
 }

@@ -60,19 +60,42 @@ fn memory_is_used_again() {
 }
 
 #[test]
-fn what_was_laid_open_is_mapped_by_its_writer() {
+fn a_writer_gets_back_what_it_has_mapped_and_filled() {
+    const PAGE: usize = 4096;
     let store = store(1 << 26);
-    for (writer, is_laid_open) in [(7, true), (8, false)] {
-        let block = store.reserve(LEN, writer).unwrap();
-        assert!(block.is_cold());
-        if is_laid_open {
-            block.is_laid_open();
-        }
-        drop(block);
-        let used = store.reserve(LEN, writer).unwrap().used();
-        assert_eq!(used == Used::Here, is_laid_open);
-        store.trim(Duration::ZERO);
-    }
+    let take = |len: usize, writer| store.reserve(len, writer).unwrap();
+    let used = |len: usize, writer| take(len, writer).used();
+    let block = take(100 * PAGE, 7);
+    assert!(block.is_cold());
+    block.is_laid_open();
+    block.is_filled();
+    drop(block);
+    assert_eq!(used(100 * PAGE, 7), Used::Here);
+    assert_eq!(used(98 * PAGE, 7), Used::Here, "a part of it");
+    // What stands behind what a writer filled may be anybody's, and what it did not fill as well.
+    let block = take(97 * PAGE, 8);
+    assert_eq!(block.used(), Used::Elsewhere);
+    block.is_filled();
+    drop(block);
+    assert_eq!(used(97 * PAGE, 8), Used::Here);
+    assert_eq!(used(97 * PAGE + 1, 8), Used::Elsewhere);
+    assert_eq!(used(97 * PAGE, 9), Used::Elsewhere);
+    assert_eq!(used(97 * PAGE, 9), Used::Elsewhere, "it was not filled");
+    assert_eq!(used(100 * PAGE, 0), Used::Elsewhere);
+    assert_eq!(
+        used(100 * PAGE, 0),
+        Used::Here,
+        "this process fills what it takes"
+    );
+}
+
+#[test]
+fn what_was_written_by_descriptor_is_mapped_by_nobody() {
+    let store = store(1 << 26);
+    let block = store.reserve(LEN, 7).unwrap();
+    block.is_filled();
+    drop(block);
+    assert_eq!(store.reserve(LEN, 7).unwrap().used(), Used::Elsewhere);
 }
 
 #[test]

@@ -28,34 +28,34 @@ fn recycled_memory_goes_to_who_wrote_it_last() {
         (range, writer)
     });
     for (range, writer) in [first, second, third] {
-        allocator.free(range, Some(writer), 0);
+        allocator.free(range, Some(writer), 0, 0);
     }
     assert_eq!((allocator.live(), allocator.warm()), (0, 48));
-    assert_eq!(allocator.reuse(16, 2), Some((second.0, true)));
+    assert_eq!(allocator.reuse(16, 2), Some((second.0, Some(0))));
     assert_eq!(
         allocator.reuse(16, 1),
-        Some((third.0, true)),
+        Some((third.0, Some(0))),
         "the last is the warmest"
     );
     assert_eq!(
         allocator.reuse(16, 2),
-        Some((first.0, false)),
+        Some((first.0, None)),
         "somebody else's is better than none"
     );
     assert_eq!(allocator.reuse(16, 1), None);
-    allocator.free(first.0, Some(1), 0);
+    allocator.free(first.0, Some(1), 0, 0);
     assert_eq!(
         allocator.reuse(15, 1),
-        Some((first.0, true)),
+        Some((first.0, Some(0))),
         "of the next class"
     );
-    allocator.free(first.0, None, 0);
+    allocator.free(first.0, None, 0, 0);
     assert_eq!(
         allocator.reuse(16, 1),
-        Some((first.0, false)),
+        Some((first.0, None)),
         "it was nobody's"
     );
-    allocator.free(first.0, Some(1), 0);
+    allocator.free(first.0, Some(1), 0, 0);
     assert_eq!(allocator.reuse(14, 1), None, "too much would be wasted");
 }
 
@@ -65,9 +65,9 @@ fn who_has_none_takes_what_others_miss_least() {
     let writers = [Some(1), Some(2), Some(2), Some(2), None, None];
     let ranges = writers.map(|writer| (reserve(&mut allocator, 16, 9), writer));
     for (range, writer) in ranges {
-        allocator.free(range, writer, 0);
+        allocator.free(range, writer, 0, 0);
     }
-    let of = |index: usize| Some((ranges[index].0, false));
+    let of = |index: usize| Some((ranges[index].0, None));
     assert_eq!(
         allocator.reuse(16, 3),
         of(5),
@@ -76,7 +76,7 @@ fn who_has_none_takes_what_others_miss_least() {
     assert_eq!(allocator.reuse(16, 3), of(4));
     assert_eq!(allocator.reuse(16, 3), of(1), "the oldest of who has most");
     assert_eq!(allocator.reuse(16, 3), of(2));
-    assert_eq!(allocator.reuse(16, 1), Some((ranges[0].0, true)));
+    assert_eq!(allocator.reuse(16, 1), Some((ranges[0].0, Some(0))));
     assert_eq!(allocator.reuse(16, 1), of(3));
 }
 
@@ -86,7 +86,7 @@ fn growing_ends_at_the_budget_and_at_the_last_address() {
     let range = allocator.grow(30).unwrap();
     assert!(!allocator.can_grow(11) && allocator.can_grow(10));
     assert_eq!(allocator.grow(11), None);
-    allocator.free(range, Some(0), 0);
+    allocator.free(range, Some(0), 0, 0);
     assert_eq!(allocator.grow(11), None, "warm is populated");
     assert_eq!(allocator.evict(1), [range]);
     assert_eq!(allocator.grow(11), None, "it has not left yet");
@@ -102,11 +102,11 @@ fn larger_ranges_are_split_and_neighbours_put_together() {
     let mut allocator = Allocator::new(64, 64);
     let ranges: Vec<_> = (0..4).map(|_| allocator.grow(16).unwrap()).collect();
     assert_eq!(allocator.split(16), None, "nothing is free");
-    allocator.free(ranges[0], Some(0), 0);
+    allocator.free(ranges[0], Some(0), 0, 0);
     let part = allocator.split(4).unwrap();
     assert_eq!(part, Range { start: 0, pages: 4 });
     assert_eq!((allocator.live(), allocator.warm()), (52, 12));
-    allocator.free(ranges[1], Some(0), 0);
+    allocator.free(ranges[1], Some(0), 0, 0);
     assert_eq!(
         allocator.split(28),
         Some(Range {
@@ -124,7 +124,7 @@ fn the_oldest_leave_first() {
     let ranges: Vec<_> = (0..3).map(|_| allocator.grow(16).unwrap()).collect();
     assert_eq!(allocator.oldest_since(), None);
     for (at, time) in [(2, 10), (0, 20), (1, 30)] {
-        allocator.free(ranges[at], None, time);
+        allocator.free(ranges[at], None, 0, time);
     }
     assert_eq!(allocator.oldest_since(), Some(10));
     assert_eq!(allocator.evict_older(9), None);
@@ -246,7 +246,7 @@ fn random_use_agrees_with_a_model() {
                     let at = numbers.below(live.len() as u64) as usize;
                     let (range, writer) = live.swap_remove(at);
                     set(&mut pages, range, &[Page::Live], Page::Warm);
-                    allocator.free(range, Some(writer), now);
+                    allocator.free(range, Some(writer), 0, now);
                 }
                 8 => {
                     for range in leaving.drain(..) {
@@ -265,7 +265,7 @@ fn random_use_agrees_with_a_model() {
             check(&allocator, &pages);
         }
         for (range, writer) in live {
-            allocator.free(range, Some(writer), 400);
+            allocator.free(range, Some(writer), 0, 400);
         }
         leaving.extend(allocator.evict(WINDOW));
         for range in leaving {
@@ -283,7 +283,7 @@ fn what_is_free_can_be_one_range_again() {
     let mut ranges: Vec<_> = (0..16).map(|_| allocator.grow(4).unwrap()).collect();
     ranges.swap(3, 9);
     for (at, range) in ranges.into_iter().enumerate() {
-        allocator.free(range, Some(at as u64 % 3), 0);
+        allocator.free(range, Some(at as u64 % 3), 0, 0);
     }
     assert_eq!(
         allocator.split(64),
