@@ -209,10 +209,12 @@ def test_what_tasks_submit_is_told_of() -> None:
 def test_what_tasks_submit_and_nobody_wants(way: str, tmp_path: Path) -> None:
     seen: list[mh.Event] = []
     with mh.Pool(2, on_event=seen.append) as pool, closed_gate(tmp_path) as gate:
+        has_come = tmp_path / "has_come"
 
         def outer() -> None:
             running = pool.submit(pass_through, gate.path)
-            while not running.running():
+            # What a worker says of it is that it has not ended: the pool may not have taken it.
+            while not has_come.exists():
                 time.sleep(0.001)
             futures = [running, *(pool.submit(pass_through, gate.path) for _ in range(20))]
             if way == "cancel":
@@ -222,7 +224,10 @@ def test_what_tasks_submit_and_nobody_wants(way: str, tmp_path: Path) -> None:
             else:
                 os._exit(3)
 
-        error = pool.submit(outer).exception()
+        future = pool.submit(outer)
+        gate.wait_arrivals()
+        has_come.touch()
+        error = future.exception()
         assert type(error) is {"cancel": type(None), "fail": LookupError}.get(way, mh.WorkerDied)
 
         def all_are_cancelled() -> bool:

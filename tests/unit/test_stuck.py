@@ -334,21 +334,29 @@ def test_a_worker_whose_output_nobody_reads_is_no_stall() -> None:
     assert output.endswith(b"xrest")
 
 
-def lose_the_next_wake_up(done: str) -> None:
+def lose_the_next_wake_up(begin: str, done: str) -> None:
     """Takes the mark away by which the parent sees that this worker sleeps, once it does.
 
-    Then it makes a file of that name: how many threads there are says nothing, since those of
-    libraries come and go.
+    It waits for the file `begin` and makes `done` then: how many threads there are says nothing,
+    since those of libraries come and go.
     """
     maps = Path("/proc/self/maps").read_text().splitlines()
     block = next(line for line in maps if "manyhands-control" in line)
     park_word = int(block.split("-")[0], 16) + 128
 
     def take_mark() -> None:
+        while not Path(begin).exists():
+            time.sleep(0.001)
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            # It is asleep there once the kernel says so: it may come by more than once, and wait
-            # for the interpreter's lock in between.
-            while Path("/proc/self/syscall").read_text().split()[1:2] != [hex(park_word)]:
+            # It is asleep there once the kernel says so, and for good if that has no limit: before,
+            # it sleeps for a time, after which it gives memory back and sleeps anew.
+            while True:
+                _, word, _, _, limit, *_ = [
+                    *Path("/proc/self/syscall").read_text().split(),
+                    *"-----",
+                ]
+                if (word, limit) == (hex(park_word), "0x0"):
+                    break
                 time.sleep(0.001)
             memory.seek(park_word)
             memory.write(bytes(4))
@@ -361,9 +369,11 @@ def lose_the_next_wake_up(done: str) -> None:
 def test_a_wake_up_that_was_lost_is_made_good(
     warnings: Callable[[], list[str]], tmp_path: Path
 ) -> None:
-    done = tmp_path / "done"
+    begin, done = tmp_path / "begin", tmp_path / "done"
     with mh.Pool(1) as pool:
-        pool.submit(lose_the_next_wake_up, str(done)).result()
+        pool.submit(lose_the_next_wake_up, str(begin), str(done)).result()
+        # Not before: who submitted it may have yet to wake the worker, which would sleep anew then.
+        begin.touch()
         until(done.exists)
         assert pool.submit(abs, -1).result() == 1
         until(lambda: pool.stats() and warnings())
