@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import itertools
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 import manyhands as mh
 import procfs
+from observing import pids_of
 from programs import Program, program, program_test, run
 
 
@@ -135,6 +137,28 @@ def with_an_exception_while_workers_are_born() -> None:
     raise ValueError("the program's own")
 
 
+@program
+def with_an_exception_while_tasks_run_that_do_not_hear() -> None:
+    def hold_in_c():
+        Path("holds").touch()
+        sum(itertools.repeat(1))  # keeps the interpreter
+
+    def stubborn():
+        while True:
+            try:
+                Path("tries").touch()
+                time.sleep(600)
+            except BaseException:
+                pass
+
+    pool = mh.Pool(2)
+    for task in (hold_in_c, stubborn, hold_in_c, stubborn):
+        pool.submit(task)
+    while not (os.path.exists("holds") and os.path.exists("tries")):
+        time.sleep(0.001)
+    raise ValueError("the program's own")
+
+
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -142,6 +166,7 @@ def with_an_exception_while_workers_are_born() -> None:
         with_an_exception_in_a_block,
         with_an_exception_and_the_default_pool,
         with_an_exception_while_workers_are_born,
+        with_an_exception_while_tasks_run_that_do_not_hear,
     ],
     ids=lambda chosen: chosen.name,
 )
@@ -333,6 +358,59 @@ pool = mh.Pool(2, engine={engine!r}, name="mine", exit_grace=0.5, grace=0.5)
         rest = rf"[\d,]+ tasks? (are|is) lost, \d of them while they ran \(functions: {name}\)"
         rest += "; the input of a map was not taken to its end"
         assert re.fullmatch(re.escape(start) + rest, line), line
+
+
+@pytest.mark.parametrize("way", ["block", "shutdown", "program"])
+@pytest.mark.parametrize("task", ["hold_in_c", "stubborn"])
+def test_exit_grace_bounds_tasks_that_do_not_hear(task: str, way: str, tmp_path: Path) -> None:
+    """They never end by themselves, nor when they are asked: their workers have to be killed."""
+    body = {
+        "block": "with pool: main()",
+        "shutdown": "main(); pool.shutdown()",
+        "program": "main()",
+    }
+    ended = run(
+        "-c",
+        f"""
+import itertools, logging, os, pathlib, time
+import manyhands as mh
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+folder = pathlib.Path({str(tmp_path)!r})
+
+def begin():
+    (folder / str(os.getpid())).touch()
+
+def hold_in_c():
+    begin()
+    sum(itertools.repeat(1))  # keeps the interpreter
+
+def stubborn():
+    while True:
+        try:
+            begin()
+            time.sleep(600)
+        except BaseException:
+            pass
+
+def main():
+    for _ in range(5):
+        pool.submit({task})
+    while len(os.listdir(folder)) < 2:
+        time.sleep(0.001)
+
+pool = mh.Pool(2, name="mine", exit_grace=1, grace=0.5)
+{body[way]}
+""",
+    ).check()
+    (line,) = ended.err.splitlines()
+    assert line == (
+        "WARNING the pool 'mine' has not ended in its exit_grace of 1 s: "
+        f"5 tasks are lost, 2 of them while they ran (functions: {task})"
+    )
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(workers) == 2
+    assert not any(procfs.is_alive(pid) for pid in workers)
 
 
 @pytest.mark.parametrize("engine", ["process", "thread", "inline"])
@@ -532,6 +610,38 @@ def test_a_block_that_an_exception_leaves() -> None:
         running.result(0)
     except (concurrent.futures.CancelledError, mh.TaskError) as error:
         print(repr(error))
+
+
+@program_test
+def test_a_block_that_an_exception_leaves_while_tasks_run_that_do_not_hear() -> None:
+    """Only SIGKILL ends them; when the block is left their workers are gone."""
+
+    def hold_in_c():
+        Path("holds").touch()
+        sum(itertools.repeat(1))  # keeps the interpreter
+
+    def stubborn():
+        while True:
+            try:
+                Path("tries").touch()
+                time.sleep(600)
+            except BaseException:
+                pass
+
+    try:
+        with mh.Pool(2) as pool:
+            running = [pool.submit(hold_in_c), pool.submit(stubborn)]
+            queued = [pool.submit(Path("ran").touch) for _ in range(50)]
+            while not (os.path.exists("holds") and os.path.exists("tries")):
+                time.sleep(0.001)
+            pids = pids_of(pool)
+            assert len(pids) == 2
+            raise KeyError("out")
+    except KeyError:
+        pass
+    assert not any(procfs.is_alive(pid) for pid in pids)
+    assert all(future.cancelled() for future in running + queued)
+    assert not os.path.exists("ran")
 
 
 @program_test

@@ -135,6 +135,50 @@ def in_computing_tasks() -> None:
 
 
 @program
+def in_tasks_that_do_not_hear() -> None:
+    def hold_in_c():
+        Path("holds").touch()
+        sum(itertools.repeat(1))  # keeps the interpreter
+
+    def stubborn():
+        while True:
+            try:
+                Path("tries").touch()
+                time.sleep(600)
+            except BaseException:
+                pass
+
+    pool = mh.Pool(2)
+    futures = [pool.submit(task) for task in (hold_in_c, stubborn, hold_in_c, stubborn)]
+    while not (os.path.exists("holds") and os.path.exists("tries")):
+        time.sleep(0.001)
+    print("READY", flush=True)
+    futures[0].result()
+
+
+@program
+def in_a_block_with_tasks_that_do_not_hear() -> None:
+    def hold_in_c():
+        Path("holds").touch()
+        sum(itertools.repeat(1))  # keeps the interpreter
+
+    def stubborn():
+        while True:
+            try:
+                Path("tries").touch()
+                time.sleep(600)
+            except BaseException:
+                pass
+
+    with mh.Pool(2) as pool:
+        futures = [pool.submit(task) for task in (hold_in_c, stubborn, hold_in_c, stubborn)]
+        while not (os.path.exists("holds") and os.path.exists("tries")):
+            time.sleep(0.001)
+        print("READY", flush=True)
+        futures[0].result()
+
+
+@program
 def in_short_tasks() -> None:
     with mh.Pool(2) as pool:
         print("READY", flush=True)
@@ -228,6 +272,8 @@ _PROGRAMS = [
     in_a_map_of_items_that_take_long_to_pickle,
     in_a_block_that_finishes_an_endless_map,
     in_computing_tasks,
+    in_tasks_that_do_not_hear,
+    in_a_block_with_tasks_that_do_not_hear,
     in_short_tasks,
     in_shutdown,
     in_a_starting_pool,

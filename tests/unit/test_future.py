@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import gc
 import logging
+import os
 import pickle
 import threading
 import weakref
@@ -593,6 +594,41 @@ def test_cancelling_the_awaiting_task_cancels_the_queued_one(single: mh.Pool, ga
         assert queued.cancelled()
 
     asyncio.run(main())
+
+
+def test_cancelling_the_awaiting_task_ends_the_running_one(gate: Gate, tmp_path: Path) -> None:
+    """It is asked to end and may clean up; its worker goes on with the next."""
+    heard = tmp_path / "heard"
+
+    def work(path: str) -> Any:
+        try:
+            return pass_through(path)
+        except mh.TaskStopped as asked:
+            heard.write_text(str(asked))
+            raise
+
+    async def main(pool: mh.Pool) -> None:
+        pid = await pool.submit(os.getpid)
+        running = pool.submit(work, gate.path)
+        await asyncio.to_thread(gate.wait_arrivals)
+        assert running.running()
+
+        async def ask() -> Any:
+            return await running
+
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert running.cancelled()
+        # There is one worker: when it runs this, it has done with the other.
+        assert await asyncio.wait_for(pool.submit(os.getpid), 60) == pid
+        assert "is to end" in heard.read_text()
+
+    # Nobody is killed: there is time enough to hear it.
+    with mh.Pool(1, grace=600) as pool:
+        asyncio.run(main(pool))
 
 
 def test_a_cancelled_task_is_cancelled_for_who_awaits_it(single: mh.Pool, gate: Gate) -> None:

@@ -177,6 +177,7 @@ def test_signatures_can_be_read() -> None:
         "logging",
         "unknown",
     ]
+    assert inspect.signature(mh.Pool).parameters["stuck_after"].default == 60
     assert str(inspect.signature(mh.Pool.submit)) == "(self, function, /, *args, **kwargs)"
 
 

@@ -172,19 +172,83 @@ def test_its_child_processes_die_with_it(pool: mh.Pool, tmp_path: Path) -> None:
         path.unlink()
 
 
+def cancel(_pool: mh.Pool, future: mh.Future[Any]) -> None:
+    assert future.cancel()
+
+
+def cancel_who_awaits(_pool: mh.Pool, future: mh.Future[Any]) -> None:
+    async def wait() -> None:
+        await future
+
+    async def main() -> None:
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)  # it awaits now
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def terminate(pool: mh.Pool, _future: mh.Future[Any]) -> None:
+    pool.terminate()
+
+
+@pytest.mark.parametrize("stubbornly", [False, True])
+@pytest.mark.parametrize("end", [cancel, cancel_who_awaits, terminate])
+def test_its_child_processes_die_with_it_whoever_ends_it(
+    tmp_path: Path, end: Callable[[mh.Pool, mh.Future[Any]], None], stubbornly: bool
+) -> None:
+    path = tmp_path / "pids"
+
+    def work() -> None:
+        children = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+        written = path.with_name("written")
+        written.write_text(" ".join(str(child.pid) for child in children))
+        written.rename(path)  # whoever sees it sees all of it
+        if stubbornly:
+            stubborn()
+        time.sleep(600)
+
+    with mh.Pool(2, grace=0.1) as pool:
+        future = pool.submit(work)
+        until(path.exists)
+        children = [int(pid) for pid in path.read_text().split()]
+        assert all(procfs.is_alive(pid) for pid in children)
+        end(pool, future)
+        assert future.cancelled()
+        until(
+            lambda: not any(procfs.is_alive(pid) for pid in children),
+            lambda: [procfs.describe(pid) for pid in children],
+        )
+        if end is not terminate:
+            assert [pool.submit(abs, -1).result(60) for _ in range(4)] == [1] * 4
+
+
 @program
-def limits_that_equal_the_duration(count: int, chosen: int) -> None:
+def limits_that_equal_the_duration(count: int, grace: float, chosen: int) -> None:
     def nap(number, seconds):
         time.sleep(seconds)
         with open("ran", "ab", buffering=0) as file:
             file.write(b"%d\n" % number)
         return number
 
+    def begin():
+        with open("born", "ab", buffering=0) as file:
+            file.write(b"%d\n" % os.getpid())
+        if not grace:  # what hears that it is to end would end before it is killed
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+
     choose = random.Random(chosen)
-    with mh.Pool(2) as pool:
-        strict = pool.options(task_timeout=0.003, grace=0.5)
+    told = []
+    with mh.Pool(2, initializer=begin) as pool:
+        strict = pool.options(task_timeout=0.003, grace=grace)
         durations = [0.002 + 0.002 * choose.random() for _ in range(count)]
+        if not grace:
+            durations[::50] = [600] * len(durations[::50])  # none of these ends by itself
         futures = [strict.submit(nap, *call) for call in enumerate(durations)]
+        for number, future in enumerate(futures):
+            future.add_done_callback(lambda _, number=number: told.append(number))
         ends = [future.exception() for future in futures]
         assert all(error is None or type(error) is mh.TaskTimeout for error in ends)
         assert [future.result() for future in futures if future.exception() is None] == [
@@ -197,13 +261,26 @@ def limits_that_equal_the_duration(count: int, chosen: int) -> None:
         late = sum(error is not None for error in ends)
         stats = pool.stats()
         assert (stats.pending, stats.deaths) == (0, 0)
-        print(f"{late} of {count} were ended")
+        with open("born", "rb") as file:
+            born = len(file.readlines())
+        print(f"{late} of {count} were ended, {born} workers were born")
         assert late > 0
+        if not grace:
+            assert all(ends[::50]), "they never end by themselves"
+            assert born > 2, "workers were killed"
+    # Who waits for a result may go on before its callbacks are called.
+    deadline = time.monotonic() + 60
+    while len(told) < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert sorted(told) == list(range(count)), "each ends once"
 
 
-def test_limits_that_equal_the_duration() -> None:
+@pytest.mark.parametrize(("count", "grace"), [(3000, 0.5), (300, 0)])
+def test_limits_that_equal_the_duration(count: int, grace: float) -> None:
     """pebble#153: the wrong task is killed when one ends just as its time is up."""
-    ended = limits_that_equal_the_duration.run(count=3000, chosen=seed()).check()
+    ended = limits_that_equal_the_duration.run(
+        seconds=90, count=count, grace=grace, chosen=seed()
+    ).check()
     print(ended.out)
 
 

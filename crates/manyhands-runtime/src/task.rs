@@ -614,3 +614,81 @@ impl Work for Entry {
         Rank::new(self.depth, self.priority.unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn retry(backoff: u64, longest: u64, jitter: f64) -> Retry {
+        Retry {
+            failures: u32::MAX,
+            deaths: u32::MAX,
+            timeouts: true,
+            memory: true,
+            backoff,
+            longest,
+            jitter,
+            policy: None,
+        }
+    }
+
+    #[test]
+    fn each_pause_is_twice_the_one_before_up_to_the_longest() {
+        let retry = retry(SECOND, 10 * SECOND, 0.0);
+        let pauses: Vec<u64> = (1..=7).map(|runs| retry.pause(runs, 0.5)).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 10, 10, 10].map(|n| n * SECOND));
+    }
+
+    #[test]
+    fn the_longest_bounds_the_first_pause_too() {
+        assert_eq!(retry(5 * SECOND, 3 * SECOND, 0.0).pause(1, 0.0), 3 * SECOND);
+    }
+
+    #[test]
+    fn without_a_backoff_there_is_no_pause() {
+        let retry = retry(0, 10 * SECOND, 1.0);
+        for runs in [0, 1, 2, 100, u32::MAX] {
+            assert_eq!(retry.pause(runs, 0.5), 0);
+        }
+    }
+
+    #[test]
+    fn many_runs_do_not_overflow() {
+        for longest in [10 * SECOND, u64::MAX] {
+            let retry = retry(SECOND, longest, 0.0);
+            let pauses: Vec<u64> = (1..200).map(|runs| retry.pause(runs, 0.0)).collect();
+            assert!(pauses.is_sorted(), "{pauses:?}");
+            assert_eq!(retry.pause(200, 0.0), longest);
+            assert_eq!(retry.pause(u32::MAX, 0.0), longest);
+        }
+        assert_eq!(retry(u64::MAX, u64::MAX, 1.0).pause(u32::MAX, 1.0), 0);
+    }
+
+    #[test]
+    fn jitter_shortens_by_at_most_its_part() {
+        let plain = retry(SECOND, 10 * SECOND, 0.0);
+        for jitter in [0.0, 0.25, 0.5, 1.0] {
+            let shortened = retry(SECOND, 10 * SECOND, jitter);
+            for runs in 1..=7 {
+                let whole = plain.pause(runs, 1.0);
+                assert_eq!(shortened.pause(runs, 0.0), whole, "no part of it by chance");
+                // Quarters of whole seconds are exact.
+                let least = (whole as f64 * (1.0 - jitter)) as u64;
+                assert_eq!(shortened.pause(runs, 1.0), least, "all of it by chance");
+                let pauses: Vec<u64> = (0..=10)
+                    .map(|tenth| shortened.pause(runs, f64::from(tenth) / 10.0))
+                    .collect();
+                assert!(pauses.iter().all(|n| (least..=whole).contains(n)));
+                assert!(pauses.is_sorted_by(|a, b| a >= b), "{pauses:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn jitter_comes_after_the_longest() {
+        // Else all that have reached it would run again at the same instant.
+        assert_eq!(retry(8 * SECOND, 4 * SECOND, 0.5).pause(9, 0.5), 3 * SECOND);
+    }
+}
