@@ -71,7 +71,15 @@ def task_note(
 
 
 # What is given by `options()`, and not to the function.
-_TASK_OPTIONS = ("task_timeout", "grace", "retry", "seed", "task_memory")
+_TASK_OPTIONS = (
+    "task_timeout",
+    "grace",
+    "retry",
+    "seed",
+    "task_memory",
+    "priority",
+    "capture",
+)
 
 
 def option_hint(error: BaseException, kwargs: Mapping[str, Any] | None) -> str | None:

@@ -6,6 +6,7 @@ on in a thread whatever is done, is in `tests/unit/test_left_behind.py`.
 
 from __future__ import annotations
 
+import inspect
 import random
 import time
 from collections.abc import Iterator
@@ -40,6 +41,17 @@ def test_a_task_that_takes_too_long_is_ended(pool: mh.Pool) -> None:
     ]
     settle(pool)
     assert (pool.stats().deaths, pool.stats().left_behind) == (0, 0)
+
+
+def given_nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("name", list(inspect.signature(mh.Pool.options).parameters)[1:])
+def test_an_option_that_the_function_got_is_named(pool: mh.Pool, name: str) -> None:
+    error = pool.submit(given_nothing, **{name: 3}).exception()  # type: ignore[call-arg]
+    assert isinstance(error, TypeError)
+    assert any(f"pool.options({name}=3).submit(...)" in note for note in error.__notes__)
 
 
 def test_it_is_asked_and_can_clean_up(pool: mh.Pool, tmp_path: Path) -> None:
