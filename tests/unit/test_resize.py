@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,8 +52,7 @@ def test_from_two_to_eight_to_two_under_load(tmp_path: Path) -> None:
         note(str(maps), number)
         return work(number)
 
-    last: list[int] = []  # the map's last item, once it is known
-    over = threading.Event()
+    last: list[int] = []  # the map's last item, once the pool has been changed twice
 
     def items() -> Iterator[int]:
         for number in itertools.count():
@@ -62,58 +60,35 @@ def test_from_two_to_eight_to_two_under_load(tmp_path: Path) -> None:
                 return
             yield number
 
-    with mh.Pool(2) as pool, ThreadPoolExecutor(1) as thread:
-        ended = 0
-
-        def submit() -> int:
-            """Has a few tasks waiting until it is over; how many there were."""
-            nonlocal ended
-            waiting: deque[mh.Future[int]] = deque()
-            for number in itertools.count():
-                if over.is_set():
-                    break
-                waiting.append(pool.submit(note, str(tasks), number))
-                if len(waiting) > 20:
-                    assert waiting.popleft().result(100) == ended
-                    ended += 1
-            count = ended + len(waiting)
-            assert [future.result(100) for future in waiting] == list(range(ended, count))
-            return count
-
-        submitted = thread.submit(submit)
+    with mh.Pool(2) as pool:
         got: list[tuple[int, int]] = []
+        futures: list[mh.Future[int]] = []
         seen: set[int] = set()
-        # How many items and tasks had ended at each change.
-        changes: list[tuple[int, int]] = [(0, 0)]
-        try:
-            for result in pool.map(item, items(), timeout=100):
-                got.append(result)
-                seen.add(result[0])
-                if submitted.done():
-                    break  # with an error, which is raised below
-                taken, done = changes[-1]
-                if len(got) < taken + 150 or ended < done + 50:
-                    continue
-                if len(changes) == 1:
-                    pool.resize(8)
-                    assert pool.workers == 8
-                elif len(changes) == 2 and len(seen) >= 8:
-                    assert len(pool.stats().workers) == 8
-                    pool.resize(2)
-                    assert pool.workers == 2
-                elif len(changes) == 3:
-                    # Both go on after the last change, and the input of the map is ahead.
-                    last.append(len(got) + 300)
-                else:
-                    continue
-                changes.append((len(got), ended))
-        finally:
-            over.set()
-        count = submitted.result(100)
-        assert len(changes) == 4
+        # How many items had been taken at each change.
+        changes = [0]
+        for result in pool.map(item, items(), timeout=100):
+            got.append(result)
+            seen.add(result[0])
+            futures.append(pool.submit(note, str(tasks), len(futures)))
+            if len(got) < changes[-1] + 100:
+                continue
+            if len(changes) == 1:
+                pool.resize(8)
+                assert pool.workers == 8
+            elif len(changes) == 2 and len(seen) >= 8:
+                assert len(pool.stats().workers) == 8
+                pool.resize(2)
+                assert pool.workers == 2
+                last.append(len(got) + 200)
+            else:
+                continue
+            changes.append(len(got))
+        assert len(changes) == 3
+        assert len(got) > changes[-1] + 200
         assert [number for _, number in got] == list(range(len(got)))
-        assert sorted(int(path.name) for path in maps.iterdir()) == list(range(len(got)))
-        assert sorted(int(path.name) for path in tasks.iterdir()) == list(range(count))
+        assert [future.result(100) for future in futures] == list(range(len(got)))
+        for folder in (maps, tasks):
+            assert sorted(int(path.name) for path in folder.iterdir()) == list(range(len(got)))
         until_workers(pool, 2)
         assert pool.stats().deaths == 0
         assert pool.stats().recycled == 0
