@@ -24,6 +24,7 @@ WHEEL_VENV ?= .venv-wheel
 MANYLINUX ?= manylinux_2_17
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 MANYHANDS_STRESS_SECONDS ?= 60
+MANYHANDS_STORM_SECONDS ?= 1800
 LOOM_MAX_PREEMPTIONS ?= 3
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -31,7 +32,7 @@ LOCKED := $(if $(CI),--locked)
 VENV_PYTHON := $(abspath $(VENV))/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 COUNTED := $(VENV_PYTHON) scripts/run_counted.py --
-export MANYHANDS_STRESS_SECONDS LOOM_MAX_PREEMPTIONS
+export MANYHANDS_STRESS_SECONDS MANYHANDS_STORM_SECONDS LOOM_MAX_PREEMPTIONS
 
 # The folders are listed too: their times tell that a file was deleted.
 RUST_SOURCES := Cargo.toml $(wildcard Cargo.lock rust-toolchain.toml .cargo/config.toml) \
@@ -56,7 +57,7 @@ demo: $(VENV)/.extension ## see it work: manyhands demo
 test: test-rust test-loom test-crash test-python test-install ## all tests but the long ones
 
 .PHONY: stress
-stress: stress-rust stress-python ## the long tests, MANYHANDS_STRESS_SECONDS (60) each
+stress: stress-rust stress-python ## the long tests, MANYHANDS_STRESS_SECONDS (60) each; storms, MANYHANDS_STORM_SECONDS (1800) each
 
 .PHONY: bench
 bench: $(BENCH_VENV)/.wheel ## measure against the peers, in .venv-bench
@@ -128,11 +129,12 @@ test-wheel: $(WHEEL_VENV)/.wheel
 stress-rust: $(VENV)/.requirements
 	MANYHANDS_STRESS=1 $(COUNTED) cargo test $(LOCKED) $(RUST_CRATES) --release --tests
 
-# A stress test may run for its seconds several times over, with slack for a busy machine.
+# A stress test may run for its seconds several times over, a storm for its own once, with slack for a
+# busy machine.
 .PHONY: stress-python
 stress-python: $(VENV)/.extension
 	MANYHANDS_STRESS=1 $(VENV)/bin/pytest -m stress \
-		-o faulthandler_timeout=$$(( $(MANYHANDS_STRESS_SECONDS) * 5 + 300 )) $(PYTEST_ARGS)
+		-o faulthandler_timeout=$$(( $(MANYHANDS_STRESS_SECONDS) * 5 + $(MANYHANDS_STORM_SECONDS) + 300 )) $(PYTEST_ARGS)
 
 # --- checks --------------------------------------------------------------------------------------
 

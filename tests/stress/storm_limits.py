@@ -1,9 +1,11 @@
 # ruff: noqa: PT017 - this module is part of a program that runs without pytest.
-"""The storm's operations with limits of memory, objects of workers, and seeds.
+"""The storm's operations with limits, workers that come and go, objects of workers, and seeds.
 
-Tasks that take more memory than they may end with `TaskMemoryExceeded`, and no others do. Objects
-of workers are booked in a file when they are opened and closed: none is closed twice, and none is
-left open by a worker that was not killed. Seeded tasks draw what belongs to them, whatever happens.
+Tasks that take more memory than they may end with `TaskMemoryExceeded`, and no others do; where
+there is memory for one task at a time, no two run at once. Workers give way for each reason, and
+leave when they idle. Objects of workers are booked in a file when they are opened and closed: none
+is closed twice, and none is left open by a worker that was not killed. Seeded tasks draw what
+belongs to them, whatever happens.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import itertools
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -30,6 +33,14 @@ _LEDGER = "MANYHANDS_STORM_LEDGER"
 # In megabytes. What a hog takes in the end, the machine has.
 HOG_MAY, HOG_TAKES = 20, 120
 MODEST_MAY, MODEST_TAKES = 80, 4
+# What a leak takes each time, and how often at most in one worker.
+LEAK, MOST_LEAKS = 8, 12
+# What a worker may have more than a fresh one, before it gives way.
+LEEWAY = 40
+# What workers do that is counted.
+_EVENTS = ("born", "died", "stopped", "left", "recycled")
+
+_leaked: list[bytearray] = []
 
 
 # ------------------------------------------------------------------------------------------ tasks
@@ -47,6 +58,27 @@ def modest(number: int) -> int:
     taken = [bytearray(b"x") * 1_000_000 for _ in range(MODEST_TAKES)]
     time.sleep(0.001 * (number % 5))
     return number + len(taken)
+
+
+def leak(number: int) -> int:
+    if len(_leaked) < MOST_LEAKS:
+        _leaked.append(bytearray(b"x") * (LEAK * 1_000_000))
+    time.sleep(0.001)
+    return number
+
+
+def own_memory() -> int:
+    """How many bytes this process has for itself."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        _, resident, shared, *_ = map(int, statm.read().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def from_to(number: int) -> tuple[float, float]:
+    """When it ran; all processes have this clock."""
+    start = time.monotonic()
+    time.sleep(0.001 * (number % 5))
+    return start, time.monotonic()
 
 
 def draw(number: int, dies: bool) -> tuple[int, float, float, float]:
@@ -146,6 +178,9 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # What a fresh worker has for itself, in bytes.
+        self.fresh = 0
+        self._lock = threading.Lock()
         self.killed: set[int] = set()
         # Whose parent is killed dies without anybody who could tell how.
         self.no_witness = False
@@ -157,10 +192,21 @@ class Ledger:
 
     def tell(self, event: mh.Event) -> None:
         """Listens to a pool."""
+        if event.kind in _EVENTS:
+            what = f"worker {event.kind}"
+            if event.kind == "recycled":
+                what += f" by {event.cause}"
+            with self._lock:
+                self.counts[what] += 1
         if event.pid:
             self.told[event.pid].append(f"{event.kind} {event.cause or event.task or ''}")
             if event.kind in ("died", "stopped"):
                 self.killed.add(event.pid)
+
+    def counted(self) -> collections.Counter[str]:
+        """What was counted so far; who listens may be told of more."""
+        with self._lock:
+            return self.counts.copy()
 
     def check(self) -> None:
         """All workers are gone."""
@@ -195,10 +241,13 @@ class Ledger:
         assert not lost, f"left open by workers that nobody has killed: {lost}; {told}"
         for token in opened:
             kind = token.partition("-")[0]
-            self.counts[f"{kind} object {'closed' if closed[token] else 'of a killed worker'}"] += 1
+            end = "closed" if closed[token] else "of a killed worker"
+            with self._lock:
+                self.counts[f"{kind} object {end}"] += 1
         self.path.write_text("")
         self.killed.clear()
-        self.counts["rounds with witnesses"] += not self.no_witness
+        with self._lock:
+            self.counts["rounds with witnesses"] += not self.no_witness
         self.no_witness = False
         self.told.clear()
 
@@ -266,6 +315,64 @@ def modest_or_hog(item: tuple[int, bool]) -> int | None:
     return hog() if is_hog else modest(number)
 
 
+def wait_for_memory(user: Any, choose: random.Random, _pool: mh.Pool) -> None:
+    """There are more workers than tasks for which there is memory."""
+    count = choose.randint(2, 8)
+    numbers = [choose.randrange(1000) for _ in range(count)]
+    with (
+        user.books.page() as page,
+        mh.Pool(2, memory_limit="100MB", task_memory="60MB", on_event=user.ledger.tell) as own,
+    ):
+        futures = [own.submit(from_to, number) for number in numbers]
+        for future in futures:
+            page.add("waits for memory", future, lambda _: None, choose.random() < 0.3)
+        ran = sorted(future.result() for future in futures if ending(future, LIMIT) == "value")
+        for (_, end), (start, _) in itertools.pairwise(ran):
+            assert end <= start, f"two ran at once, with memory for one: {ran}"
+            user.books.count("waited for memory")
+
+
+def give_way(user: Any, choose: random.Random, _pool: mh.Pool) -> None:
+    """Workers are replaced, for each reason that there is."""
+    options = {
+        "recycle_after_tasks": choose.randint(1, 5),
+        "recycle_rss": user.ledger.fresh + LEEWAY * 1_000_000,
+        "recycle_age": choose.uniform(0.01, 0.1),
+    }
+    for option in choose.sample([*options], 3):
+        wanted: dict[str, Any] = {option: options[option]}
+        with mh.Pool(choose.randint(1, 2), on_event=user.ledger.tell, **wanted) as own:
+            deadline = time.monotonic() + LIMIT
+            while not own.stats().recycled:
+                assert time.monotonic() < deadline, (wanted, own.stats())
+                future = own.submit(leak, 3)
+                user.books.add("leak", future, returns(3), choose.random() < 0.3)
+                ending(future, LIMIT)
+        user.books.count(f"gave way by {option}")
+
+
+def idle(user: Any, choose: random.Random, _pool: mh.Pool) -> None:
+    """Workers leave that have nothing to do, and there are others for what comes."""
+    left: list[int | None] = []
+
+    def tell(event: mh.Event) -> None:
+        user.ledger.tell(event)
+        if event.kind == "left":
+            left.append(event.pid)
+
+    with mh.Pool(choose.randint(1, 2), idle_timeout=0.02, on_event=tell) as own:
+        for _ in range(choose.randint(1, 2)):
+            for future in user.tasks(choose, own, 5):
+                ending(future, LIMIT)
+            deadline = time.monotonic() + LIMIT
+            while own.stats().workers:
+                assert time.monotonic() < deadline, own.stats()
+                time.sleep(0.005)
+    # Nobody was there any more when the pool ended.
+    if left:
+        user.books.count("left since it idled")
+
+
 def use_objects(user: Any, choose: random.Random, pool: mh.Pool) -> None:
     for _ in range(choose.randint(1, 10)):
         number = choose.randrange(1000)
@@ -323,12 +430,23 @@ def seed(user: Any, choose: random.Random, pool: mh.Pool) -> None:
 OPERATIONS: dict[str, tuple[int, Callable[[Any, random.Random, mh.Pool], None]]] = {
     "take memory": (4, take_memory),
     "map with memory": (3, map_with_memory),
+    "wait for memory": (2, wait_for_memory),
+    "give way": (2, give_way),
+    "idle": (2, idle),
     "use objects": (10, use_objects),
     "seed": (8, seed),
 }
+# What comes of these operations each time.
+SURE = [
+    *("waited for memory", "left since it idled"),
+    *(f"gave way by recycle_{what}" for what in ("after_tasks", "rss", "age")),
+]
 MUST_HAPPEN = [
     *OPERATIONS,
+    *SURE,
     "rounds with witnesses",
+    *(f"worker {kind}" for kind in ("born", "died", "stopped", "left")),
+    "worker recycled by recycle_after_tasks",
     *("modest: value", "hog: memory", "item with a limit: value", "item with a limit: memory"),
     *("object: value", "seeded: value", "seeded item: value"),
     *(f"{kind} object closed" for kind in ("plain", "managed", "asynchronous")),

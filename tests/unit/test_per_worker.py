@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import manyhands as mh
-from observing import stop_once
+from gate import Gate, closed_gate, pass_through
+from observing import stop_once, until
 from programs import program_test, run
 
 
@@ -56,6 +57,12 @@ def use(handle: Handle, _: object = None) -> tuple[int, int]:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with closed_gate(tmp_path) as gate:
+        yield gate
 
 
 def handle_of(log: Path) -> Handle:
@@ -224,6 +231,45 @@ def test_workers_that_are_recycled_close_theirs(log: Path) -> None:
         found = [pool.submit(use, handle).result() for _ in range(40)]
     assert len({pid for pid, _ in found}) > 2
     balanced(log, 3)
+
+
+@pytest.mark.parametrize("way", ["resize", "idle_timeout", "terminate"])
+def test_workers_that_leave_before_the_end_of_their_pool(way: str, log: Path, gate: Gate) -> None:
+    """Those that leave close theirs at once; those that are killed with what they run do not."""
+    handle, path = handle_of(log), gate.path
+
+    def use_and_wait() -> tuple[int, int]:
+        found = use(handle)
+        pass_through(path)
+        return found
+
+    seen: list[mh.Event] = []
+    idle_timeout = 0.1 if way == "idle_timeout" else None
+    with mh.Pool(2, idle_timeout=idle_timeout, on_event=seen.append) as pool:
+        # Both run at once, so that each has an object.
+        futures = [pool.submit(use_and_wait) for _ in range(2)]
+        gate.wait_arrivals(2)
+        pids = {int(pid) for _, pid, _ in said(log, "opened")}
+        assert len(pids) == len(said(log, "opened")) == 2
+        assert not said(log, "closed")
+        if way == "terminate":
+            pool.terminate()
+            stay: set[int | None] = set()
+        else:
+            gate.open()
+            assert {future.result(100)[0] for future in futures} == pids
+            if way == "resize":
+                pool.resize(1)
+            width = 1 if way == "resize" else 0
+            until(lambda: len(pool.stats().workers) == width, pool.stats)
+            stay = {worker.pid for worker in pool.stats().workers}
+            assert stay < pids
+        # Before the pool ends.
+        closed = sorted(int(pid) for _, pid, _ in said(log, "closed"))
+    assert all(future.cancelled() is (way == "terminate") for future in futures)
+    # Who takes too long to leave is killed, too.
+    killed = {event.pid for event in seen if event.kind == "stopped"}
+    assert closed == ([] if way == "terminate" else sorted(pids - stay - killed))
 
 
 def test_threads_of_a_task_that_ask_at_once_get_one_object(log: Path) -> None:

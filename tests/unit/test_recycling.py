@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import manyhands as mh
+from gate import Gate, closed_gate, pass_through
+from observing import until
 from programs import output_of
 
 _LEAKED: list[bytearray] = []
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with closed_gate(tmp_path) as gate:
+        yield gate
 
 
 def pid_of(item: int) -> tuple[int, int]:
@@ -240,6 +250,78 @@ def test_a_worker_that_is_old_gives_way() -> None:
             pool.map(pid_after, [0.01] * 4, timeout=60).run()
         assert pool.stats().recycled >= 2
         assert pool.stats().deaths == 0
+
+
+# ------------------------------------------------------------------------------------------- warm
+
+
+@pytest.mark.parametrize("option", ["recycle_after_tasks", "recycle_rss", "recycle_age"])
+def test_the_fresh_worker_is_warm_before_the_old_one_leaves(
+    option: str, gate: Gate, tmp_path: Path
+) -> None:
+    """As long as the initializer of the fresh worker takes, the old one goes on."""
+    log, path = tmp_path / "log", gate.path
+
+    def say(what: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{what} {os.getpid()}\n")
+
+    def said() -> list[str]:
+        return log.read_text().splitlines()
+
+    def start() -> None:
+        is_first = not log.exists()
+        say("starts")
+        atexit.register(say, "leaves")
+        if not is_first:
+            pass_through(path)
+        say("warm")
+
+    values = {"recycle_after_tasks": 20, "recycle_rss": 0, "recycle_age": 0.1}
+    if option == "recycle_rss":
+        values[option] = more_than_a_worker(40_000_000)
+    wanted: dict[str, Any] = {option: values[option]}
+    seen: list[mh.Event] = []
+    with (
+        closed_gate(tmp_path, "task") as task,
+        mh.Pool(1, initializer=start, on_event=seen.append, **wanted) as pool,
+    ):
+
+        def ask() -> int:
+            pid: int = pool.submit(os.getpid).result(100)
+            return pid
+
+        def next_one_is_there() -> bool:
+            assert ask() == old
+            return len(said()) > 2
+
+        # Half of the tasks that a worker may run, and more memory than one may have.
+        futures = [pool.submit(leak, 6_000_000) for _ in range(10)]
+        if option == "recycle_after_tasks":
+            # What is left of the share is not used up before the next worker is there.
+            held = pool.submit(pass_through, task.path)
+            gate.wait_arrivals()
+            task.open()
+            held.result(100)
+        [old] = {future.result(100) for future in futures}
+        until(next_one_is_there, pool.stats)
+        if option != "recycle_after_tasks":
+            gate.wait_arrivals()
+        assert [ask() for _ in range(5)] == [old] * 5
+        assert [line.split()[0] for line in said()] == ["starts", "warm", "starts"]
+        assert pool.stats().recycled == 0
+        gate.open()
+        until(lambda: ask() != old, pool.stats)
+    lines = said()
+    new = int(lines[2].split()[1])
+    assert new != old
+    # One that is killed because it takes too long does not say that it leaves.
+    if f"leaves {old}" in lines:
+        assert lines.index(f"warm {new}") < lines.index(f"leaves {old}")
+    told = [(event.kind, event.pid) for event in seen if event.task is None]
+    assert told[0] == ("born", old)
+    [end] = [told.index((kind, old)) for kind in ("recycled", "stopped") if (kind, old) in told]
+    assert 0 < told.index(("born", new)) < end
 
 
 # ------------------------------------------------------------------------------------------- idle

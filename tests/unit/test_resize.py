@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import Counter
@@ -42,23 +43,52 @@ def until_workers(pool: mh.Pool, count: int) -> None:
 
 
 def test_from_two_to_eight_to_two_under_load(tmp_path: Path) -> None:
+    """Tasks and the items of a map come all the while, and each of them runs exactly once."""
+    maps, tasks = tmp_path / "maps", tmp_path / "tasks"
+    maps.mkdir()
+    tasks.mkdir()
+
+    def item(number: int) -> tuple[int, int]:
+        note(str(maps), number)
+        return work(number)
+
+    last: list[int] = []  # the map's last item, once the pool has been changed twice
+
+    def items() -> Iterator[int]:
+        for number in itertools.count():
+            if last and number > last[0]:
+                return
+            yield number
+
     with mh.Pool(2) as pool:
         got: list[tuple[int, int]] = []
+        futures: list[mh.Future[int]] = []
         seen: set[int] = set()
-        waiting = [pool.submit(note, str(tmp_path), number) for number in range(500)]
-        for result in pool.map(work, range(3000), timeout=100):
+        # How many items had been taken at each change.
+        changes = [0]
+        for result in pool.map(item, items(), timeout=100):
             got.append(result)
             seen.add(result[0])
-            if len(got) == 300:
+            futures.append(pool.submit(note, str(tasks), len(futures)))
+            if len(got) < changes[-1] + 100:
+                continue
+            if len(changes) == 1:
                 pool.resize(8)
                 assert pool.workers == 8
-            elif len(got) >= 1500 and len(seen) >= 8 and pool.workers == 8:
+            elif len(changes) == 2 and len(seen) >= 8:
                 assert len(pool.stats().workers) == 8
                 pool.resize(2)
                 assert pool.workers == 2
-        assert [item for _, item in got] == list(range(3000))
-        assert [future.result(60) for future in waiting] == list(range(500))
-        assert len(seen) >= 8
+                last.append(len(got) + 200)
+            else:
+                continue
+            changes.append(len(got))
+        assert len(changes) == 3
+        assert len(got) > changes[-1] + 200
+        assert [number for _, number in got] == list(range(len(got)))
+        assert [future.result(100) for future in futures] == list(range(len(got)))
+        for folder in (maps, tasks):
+            assert sorted(int(path.name) for path in folder.iterdir()) == list(range(len(got)))
         until_workers(pool, 2)
         assert pool.stats().deaths == 0
         assert pool.stats().recycled == 0
