@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import functools
 import importlib.util
 import os
 import signal
@@ -24,8 +25,6 @@ from programs import output_of, run_file
 
 CORES = mh.cpu_count()
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
-GOMP = ctypes.util.find_library("gomp")
-
 # How long a worker idles until it gives memory back, in seconds, and how long that is waited for.
 REST = 5.0
 PATIENCE = 90.0
@@ -59,9 +58,9 @@ def blas_threads() -> int:
     pytest.skip("this NumPy has no OpenBLAS")
 
 
-def openmp_threads() -> int:
-    """How many threads the OpenMP of GCC says that it would start here."""
-    return int(ctypes.CDLL(GOMP).omp_get_max_threads())
+def openmp_threads(library: str) -> int:
+    """How many threads this OpenMP says that it would start here."""
+    return int(ctypes.CDLL(library).omp_get_max_threads())
 
 
 def polars_threads() -> int:
@@ -113,24 +112,19 @@ def test_a_library_that_a_task_loads(tmp_path: Path) -> None:
     assert found == f"(False, {CORES})\n(False, 1)\n"
 
 
-needs_gomp = pytest.mark.skipif(GOMP is None, reason="the OpenMP of GCC is not installed here")
-needs_polars = pytest.mark.skipif(
-    importlib.util.find_spec("polars") is None, reason="Polars is not installed here"
-)
-LIBRARIES = pytest.mark.parametrize(
-    ("threads", "variable"),
-    [
-        pytest.param(openmp_threads, "OMP_NUM_THREADS", marks=needs_gomp, id="openmp"),
-        pytest.param(polars_threads, "POLARS_MAX_THREADS", marks=needs_polars, id="polars"),
-    ],
-)
+@pytest.fixture
+def gomp() -> str:
+    """The OpenMP of GCC. Not looked for by each worker that imports this: that takes a process."""
+    name = ctypes.util.find_library("gomp")
+    if name is None:
+        pytest.skip("the OpenMP of GCC is not installed here")
+    return name
 
 
-@LIBRARIES
-def test_libraries_that_tasks_load_say_so(
+def check_threads(
     threads: Callable[[], int], variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variables are there in time, and are the ones that these read."""
+    """A library that tasks load finds its variable in time, and it is the one that it reads."""
     with mh.Pool(1) as pool:
         assert pool.submit(threads).result(60) == CORES
     with mh.Pool(2 * CORES) as pool:
@@ -144,10 +138,19 @@ def test_libraries_that_tasks_load_say_so(
         assert pool.submit(threads).result(60) == 1
 
 
-@needs_gomp
-def test_a_library_that_is_loaded_is_told(tmp_path: Path) -> None:
+def test_openmp_says_how_many(gomp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_threads(functools.partial(openmp_threads, gomp), "OMP_NUM_THREADS", monkeypatch)
+
+
+def test_polars_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("polars") is None:
+        pytest.skip("Polars is not installed here")
+    check_threads(polars_threads, "POLARS_MAX_THREADS", monkeypatch)
+
+
+def test_a_library_that_is_loaded_is_told(gomp: str, tmp_path: Path) -> None:
     """Workers are forked from a process that has it already, with one thread."""
-    (tmp_path / "has_gomp.py").write_text(f"import ctypes\nlibrary = ctypes.CDLL({GOMP!r})\n")
+    (tmp_path / "has_gomp.py").write_text(f"import ctypes\nlibrary = ctypes.CDLL({gomp!r})\n")
     source = f"""
         import manyhands as mh
         def task():
