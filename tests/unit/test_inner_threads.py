@@ -480,16 +480,17 @@ def test_default_pools_in_default_pools_fill_the_processors(
             return pool.workers, threads
 
     def lately() -> float:
-        """How many threads ran in the mean when it was looked the last 50 times."""
-        return sum(crowd.running[-50:]) / 50
+        """How many threads ran in the mean when it was looked the last ten times."""
+        return sum(crowd.running[-10:]) / 10
 
     with mh.Pool() as pool, Crowd() as crowd:
         try:
             results = [pool.submit(task, number) for number in range(CORES)]
             gate.wait_arrivals(CORES)
-            enough = len(crowd.running) + 50
+            enough = len(crowd.running) + 10
             # Who has started the last one, or been told of its start, may still be about to sleep
-            # again. What is too much stays so as long as they compute.
+            # again, for as long as others have the processors. Who computes always runs: what is
+            # too much is so at each look, and this waits in vain.
             until(
                 lambda: len(crowd.running) >= enough and CORES / 2 < lately() <= 1.2 * CORES,
                 crowd.report,
