@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import threading
+from collections.abc import Iterable
 
 TOKEN = "MANYHANDS_TEST_TOKEN"
 
@@ -144,6 +145,11 @@ def is_quiet() -> bool:
         )
     except OSError:
         return False  # one of them ended
+
+
+def all_sleep(pids: Iterable[int]) -> bool:
+    """Whether the first thread of each of these processes waits for something."""
+    return all(stat(pid)[0] == "S" for pid in pids)
 
 
 def thread_count(pid: int | str = "self") -> int:

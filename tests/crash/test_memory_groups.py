@@ -1,7 +1,11 @@
-"""Control groups with little memory: right values or `MemoryError`; whom the kernel kills."""
+"""Control groups with little memory: right values or `MemoryError`; whom the kernel kills.
+
+What needs no group but much memory is here, too.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -15,6 +19,10 @@ import numpy as np
 import pytest
 
 import manyhands as mh
+import procfs
+from gate import Gate, pass_through
+from manyhands import _core
+from observing import until
 from programs import Ended, program
 
 
@@ -75,10 +83,40 @@ def made_group(version: Callable[[], tuple[Path, str, str]], limit_bytes: int) -
         (directory / limit).write_text(str(limit_bytes))
         yield Group(directory, directory / events)
     finally:
-        deadline = time.monotonic() + 10
-        while (directory / "cgroup.procs").read_text() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        directory.rmdir()
+        leave(directory)
+
+
+@contextmanager
+def made_inner_group(version: Callable[[], tuple[Path, str, str]], outer: Group) -> Iterator[Group]:
+    """A group in that group, without a limit of its own."""
+    _, limit, events = version()
+    directory = outer.directory / "inner"
+    if limit == "memory.max":
+        (outer.directory / "cgroup.subtree_control").write_text("+memory")
+    directory.mkdir()
+    try:
+        of_its_own = (directory / limit).read_text().strip()
+        assert of_its_own == "max" or int(of_its_own) > 1 << 60
+        yield Group(directory, directory / events)
+    finally:
+        leave(directory)
+
+
+def leave(directory: Path) -> None:
+    """Removes the group, when its processes have ended."""
+    deadline = time.monotonic() + 10
+    while (directory / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    directory.rmdir()
+
+
+def check_memory(needed: int) -> None:
+    """Skips the test on a machine that does not have so much to spare."""
+    facts = _core.machine_facts()
+    known = [facts["memory_available"], facts["memory_limit"]]
+    free = min((size for size in known if size is not None), default=0)
+    if free < needed:
+        pytest.skip(f"the test needs {needed:,} bytes of memory, and {free:,} are free here")
 
 
 VERSIONS = pytest.mark.parametrize("version", [_version1, _version2], ids=["v1", "v2"])
@@ -249,3 +287,171 @@ def test_more_tasks_than_fit(version: Callable[[], tuple[Path, str, str]]) -> No
         print(ended)
         assert ended.check().out.startswith("fine ")
         assert not group.kills()
+
+
+@program
+def more_tasks_than_fit_seen_from_outside(tasks: int, limit: int, size: int) -> None:
+    """The same without a group: what the workers have taken is looked at again and again."""
+    warm, gate, moves = Gate(Path("."), "warm"), Gate(Path(".")), Path("moves").absolute()
+    moves.touch()
+
+    def arrive(path):
+        pass_through(path)
+        return os.getpid()
+
+    def note():
+        """A byte when a task begins, and one when it has given back what it had."""
+        with moves.open("ab", buffering=0) as file:
+            file.write(b".")
+
+    def fill(number, path):
+        note()
+        taken = bytearray([number]) * size
+        if number < 8:
+            pass_through(path)
+        time.sleep(0.02)
+        total = sum(taken[::1_000_000])
+        del taken  # too large for the allocator to keep
+        note()
+        return total
+
+    with mh.Pool(8, task_memory="250MB", memory_limit=limit) as pool:
+        # All at once, so that each is another worker's.
+        small = pool.options(task_memory="1MB")
+        started = [small.submit(arrive, os.path.abspath(warm.path)) for _ in range(8)]
+        warm.wait_arrivals(8)
+        warm.open()
+        workers = {future.result(100) for future in started}
+        assert len(workers) == 8, workers
+        before = {pid: procfs.anonymous_bytes(pid) for pid in workers}
+
+        def taken():
+            """By how much all of them have grown."""
+            return sum(procfs.anonymous_bytes(pid) - before[pid] for pid in workers)
+
+        path = os.path.abspath(gate.path)
+        futures = [pool.submit(fill, number, path) for number in range(tasks)]
+        gate.wait_arrivals(2)
+        # Whoever has started has all its memory; while the gate is closed nobody gives any back.
+        until(lambda: procfs.all_sleep(workers), pool.stats)
+        at_rest = taken()
+        assert 2 * size <= at_rest <= limit, at_rest
+        gate.open()
+        samples = [at_rest]
+
+        def ended(future):
+            # Only where none began or ended from the first number to the last: else what one has
+            # given back and what another took for it would both be in the sum.
+            moved = moves.stat().st_size
+            sample = taken()
+            if moves.stat().st_size == moved:
+                samples.append(sample)
+            time.sleep(0.005)  # who looks all the time takes the tasks' processor
+            return future.done()
+
+        for future in futures:
+            until(functools.partial(ended, future), pool.stats)
+        results = [future.result() for future in futures]
+        assert results == [number * (size // 1_000_000) for number in range(tasks)], results
+        assert max(samples) <= limit, samples
+        assert moves.stat().st_size == 2 * tasks
+        # Nobody was replaced, so that these were all that there was to see.
+        assert {worker.pid for worker in pool.stats().workers} == workers
+        assert pool.stats().deaths == 0
+    print(f"fine {at_rest:,} at rest, {max(samples):,} at most in {len(samples)} samples")
+
+
+def test_more_tasks_than_fit_without_a_group() -> None:
+    """What is reserved is enough to hold back, where nobody may make a group that would show it."""
+    check_memory(4_000_000_000)
+    given: dict[str, Any] = {"tasks": 64, "limit": 1_000_000_000, "size": 200_000_000}
+    ended = more_tasks_than_fit_seen_from_outside.run(**given, seconds=150)
+    print(ended)
+    assert ended.check().out.startswith("fine ")
+
+
+@program
+def what_fits_by_a_part(part: str, reserved: int, fitting: int) -> None:
+    """So many tasks run at once, each of which reserves so much, and never one more."""
+    gate = Gate(Path("."))
+    directory = os.getcwd()
+
+    def work(number, path):
+        name = f"{directory}/running-{number}"
+        open(name, "w").close()
+        pass_through(path)
+        count = sum(other.startswith("running-") for other in os.listdir(directory))
+        os.unlink(name)
+        return count
+
+    with mh.Pool(4, memory_limit=part, task_memory=reserved) as pool:
+        path = os.path.abspath(gate.path)
+        futures = [pool.submit(work, number, path) for number in range(12)]
+        gate.wait_arrivals(fitting)
+        # No worker is about to begin another one.
+        until(lambda: procfs.all_sleep(procfs.descendants(os.getpid())), pool.stats)
+        running = [name for name in os.listdir(directory) if name.startswith("running-")]
+        assert len(running) == fitting, running
+        gate.open()
+        counts = [future.result(60) for future in futures]
+        assert max(counts) <= fitting, counts
+        assert pool.stats().deaths == 0
+    print("fine", len(running))
+
+
+@VERSIONS
+def test_a_part_of_what_the_group_has(version: Callable[[], tuple[Path, str, str]]) -> None:
+    """80 % are of the group's limit: two tasks fit, of which three would fit into what is left."""
+    limit, reserved = 2_000_000_000, 540_000_000
+    check_memory(2 * limit)
+    with made_group(version, limit) as group:
+        for part, fitting in (("80%", 2), ("100%", 3)):
+            given: dict[str, Any] = {"part": part, "reserved": reserved, "fitting": fitting}
+            ended = what_fits_by_a_part.run(**given, before=group.enter(), seconds=90)
+            check_entered(ended)
+            print(part, ended)
+            assert ended.check().out == f"fine {fitting}\n"
+        assert not group.kills()
+
+
+@program
+def held_back_by_the_outer_group(tasks: int, megabytes: int) -> None:
+    """The pool's own limit would let all eight workers run at once."""
+
+    def fill(number):
+        name = f"running-{number}"
+        open(name, "w").close()
+        taken = np.full(megabytes * 1_000_000 // 8, float(number))
+        if number < 2:
+            # Two do run at once: each waits for the other.
+            open(f"came-{number}", "w").close()
+            until(lambda: os.path.exists("came-0") and os.path.exists("came-1"))
+        time.sleep(0.02)
+        count = sum(other.startswith("running-") for other in os.listdir("."))
+        value = float(taken[-1])
+        del taken
+        os.unlink(name)
+        return value, count
+
+    with mh.Pool(8, task_memory="250MB", memory_limit="2GB") as pool:
+        futures = [pool.submit(fill, number) for number in range(tasks)]
+        found = [future.result(80) for future in futures]
+        assert [value for value, _ in found] == list(range(tasks)), found
+        assert 1 < max(count for _, count in found) <= 4, found
+        assert pool.stats().deaths == 0
+    print("fine", max(count for _, count in found))
+
+
+@VERSIONS
+def test_each_level_of_groups_counts(version: Callable[[], tuple[Path, str, str]]) -> None:
+    """The processes are in a group without a limit, in one that has too little for all of them."""
+    limit = 1_000_000_000
+    check_memory(2 * limit)
+    with made_group(version, limit) as outer, made_inner_group(version, outer) as inner:
+        given: dict[str, Any] = {"tasks": 32, "megabytes": 200}
+        ended = held_back_by_the_outer_group.run(**given, before=inner.enter(), seconds=150)
+        check_entered(ended)
+        print(ended)
+        assert ended.check().out.startswith("fine ")
+        assert not outer.kills()
+        assert not inner.kills()

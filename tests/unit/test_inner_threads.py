@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
+import functools
+import importlib.util
 import os
 import signal
 import threading
@@ -16,12 +19,12 @@ import pytest
 
 import manyhands as mh
 import procfs
-from gate import Gate, closed_gate, pass_through
+from gate import Gate, closed_gate, pass_through, report_arrival
+from observing import until
 from programs import output_of, run_file
 
 CORES = mh.cpu_count()
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
-
 # How long a worker idles until it gives memory back, in seconds, and how long that is waited for.
 REST = 5.0
 PATIENCE = 90.0
@@ -53,6 +56,18 @@ def blas_threads() -> int:
                 if count is not None:
                     return int(count())
     pytest.skip("this NumPy has no OpenBLAS")
+
+
+def openmp_threads(library: str) -> int:
+    """How many threads this OpenMP says that it would start here."""
+    return int(ctypes.CDLL(library).omp_get_max_threads())
+
+
+def polars_threads() -> int:
+    """How many threads Polars has; it starts them with the question."""
+    import polars
+
+    return int(polars.thread_pool_size())
 
 
 def look(_: object = None) -> tuple[int, int, list[str | None]]:
@@ -95,6 +110,61 @@ def test_a_library_that_a_task_loads(tmp_path: Path) -> None:
     folders = [os.fspath(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     found = output_of(tmp_path, source, env={"PYTHONPATH": os.pathsep.join(folders)})
     assert found == f"(False, {CORES})\n(False, 1)\n"
+
+
+@pytest.fixture
+def gomp() -> str:
+    """The OpenMP of GCC. Not looked for by each worker that imports this: that takes a process."""
+    name = ctypes.util.find_library("gomp")
+    if name is None:
+        pytest.skip("the OpenMP of GCC is not installed here")
+    return name
+
+
+def check_threads(
+    threads: Callable[[], int], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that tasks load finds its variable in time, and it is the one that it reads."""
+    with mh.Pool(1) as pool:
+        assert pool.submit(threads).result(60) == CORES
+    with mh.Pool(2 * CORES) as pool:
+        assert pool.submit(threads).result(60) == 1
+    with mh.Pool(2, inner_threads=CORES + 1) as pool:
+        assert pool.submit(threads).result(60) == CORES + 1
+    monkeypatch.setenv(variable, str(CORES + 2))
+    with mh.Pool(2 * CORES) as pool:
+        assert pool.submit(threads).result(60) == CORES + 2
+    with mh.Pool(2 * CORES, inner_threads=1) as pool:
+        assert pool.submit(threads).result(60) == 1
+
+
+def test_openmp_says_how_many(gomp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_threads(functools.partial(openmp_threads, gomp), "OMP_NUM_THREADS", monkeypatch)
+
+
+def test_polars_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("polars") is None:
+        pytest.skip("Polars is not installed here")
+    check_threads(polars_threads, "POLARS_MAX_THREADS", monkeypatch)
+
+
+def test_a_library_that_is_loaded_is_told(gomp: str, tmp_path: Path) -> None:
+    """Workers are forked from a process that has it already, with one thread."""
+    (tmp_path / "has_gomp.py").write_text(f"import ctypes\nlibrary = ctypes.CDLL({gomp!r})\n")
+    source = f"""
+        import manyhands as mh
+        def task():
+            import sys
+            loaded = "has_gomp" in sys.modules
+            import has_gomp
+            return loaded, has_gomp.library.omp_get_max_threads()
+        for workers, inner in (1, None), ({2 * CORES}, None), (2, {CORES + 1}):
+            with mh.Pool(workers, preload=["has_gomp"], inner_threads=inner) as pool:
+                print(*pool.submit(task).result(60))
+        """
+    path = os.pathsep.join([os.fspath(tmp_path), os.environ.get("PYTHONPATH", "")])
+    found = output_of(tmp_path, source, env={"PYTHONPATH": path})
+    assert found == f"True {CORES}\nTrue 1\nTrue {CORES + 1}\n"
 
 
 def test_what_the_user_has_set_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +210,10 @@ def test_workers_are_forked_whatever_the_user_has_set(tmp_path: Path) -> None:
 
 
 def test_modules_that_are_imported_are_told(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text(
-        "threads = 0\ndef set_num_threads(count):\n    global threads\n    threads = count\n"
-    )
+    for module, setter in ("torch", "set_num_threads"), ("pyarrow", "set_cpu_count"):
+        (tmp_path / f"{module}.py").write_text(
+            f"threads = 0\ndef {setter}(count):\n    global threads\n    threads = count\n"
+        )
     (tmp_path / "numexpr.py").write_text(
         "def set_num_threads(count):\n    raise ValueError('more than NUMEXPR_MAX_THREADS')\n"
     )
@@ -150,15 +221,15 @@ def test_modules_that_are_imported_are_told(tmp_path: Path) -> None:
         import manyhands as mh
         def task():
             import sys
-            return sys.modules["torch"].threads
-        with mh.Pool(1, preload=["torch", "numexpr"], inner_threads=7) as pool:
+            return [sys.modules[name].threads for name in ("torch", "pyarrow")]
+        with mh.Pool(1, preload=["torch", "numexpr", "pyarrow"], inner_threads=7) as pool:
             print(pool.submit(task).result(60))
-        with mh.Pool(4000, preload=["torch"]) as pool:
+        with mh.Pool(4000, preload=["torch", "pyarrow"]) as pool:
             print(pool.submit(task).result(60))
         """
     path = os.pathsep.join([os.fspath(tmp_path), os.environ.get("PYTHONPATH", "")])
     # With a share of one nothing is to do.
-    assert output_of(tmp_path, source, env={"PYTHONPATH": path}) == "7\n0\n"
+    assert output_of(tmp_path, source, env={"PYTHONPATH": path}) == "[7, 7]\n[0, 0]\n"
 
 
 def test_new_workers_after_a_resize_have_the_new_share() -> None:
@@ -377,9 +448,60 @@ def test_eight_workers_with_matrices_and_pools(
     assert set(crowd.most_threads.values()) <= {*range(1, share + 3)}
     # The zygote, if it is new, eight workers, and of each of them a zygote and its workers.
     assert 8 < len(crowd.most_threads) <= 1 + 8 * (1 + 1 + workers)
-    # Each pool has one worker at least, so that eight pools in eight workers are more than two
-    # cores.
+    # Eight workers are asked for by number, which is never divided, and each pool has one worker at
+    # least: 1.2 x CORES is promised of what pools do by default, and the next test's. Here it is
+    # that nothing comes on top: of each worker its task and its pool's, with one thread each where
+    # libraries left alone would have CORES each, and what starts processes and hands results on.
     assert crowd.mean_running() <= 1.2 * CORES + 8 * (1 + workers)
+
+
+def multiply_until(gate: str, end: str) -> int:
+    """Says that it is there, and then computes until there is a file of this name."""
+    report_arrival(gate)
+    while not os.path.exists(end):
+        multiply(400, 10)
+    return blas_threads()
+
+
+@pytest.mark.skipif(CORES > 16, reason="so many pools at once are too much for a test")
+def test_default_pools_in_default_pools_fill_the_processors(
+    gate: Gate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers x matrices x pools of theirs with nothing asked for: no more runs than there are
+    processors. It is looked at while all of them compute and nobody has anything else to do, and
+    only at processes from here; so what else the machine does changes nothing."""
+    end = str(tmp_path / "end")
+
+    def task(_: int) -> tuple[int, list[int]]:
+        multiply(300, 2)
+        with mh.Pool() as pool:
+            more_than_fit = [gate.path] * (CORES + 2)
+            threads = pool.map(multiply_until, more_than_fit, [end] * len(more_than_fit)).list()
+            return pool.workers, threads
+
+    def lately() -> float:
+        """How many threads ran in the mean when it was looked the last ten times."""
+        return sum(crowd.running[-10:]) / 10
+
+    with mh.Pool() as pool, Crowd() as crowd:
+        try:
+            results = [pool.submit(task, number) for number in range(CORES)]
+            gate.wait_arrivals(CORES)
+            enough = len(crowd.running) + 10
+            # Who has started the last one, or been told of its start, may still be about to sleep
+            # again, for as long as others have the processors. Who computes always runs: what is
+            # too much is so at each look, and this waits in vain.
+            until(
+                lambda: len(crowd.running) >= enough and CORES / 2 < lately() <= 1.2 * CORES,
+                crowd.report,
+            )
+            steady = lately()
+        finally:
+            Path(end).touch()
+        found = [future.result(100) for future in results]
+    with capsys.disabled():
+        print(f"\n  {crowd.report()}; {steady:.2f} while all compute")
+    assert found == [(1, [1] * (CORES + 2))] * CORES
 
 
 # -------------------------------------------------------------- workers that idle give memory back

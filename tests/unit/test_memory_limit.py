@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from gate import Gate, pass_through
 from manyhands import _core
 
 MB = 1_000_000
@@ -34,7 +35,9 @@ class Crowd:
 
 @pytest.fixture
 def crowd(tmp_path: Path) -> Crowd:
-    return Crowd(tmp_path)
+    directory = tmp_path / "crowd"
+    directory.mkdir()
+    return Crowd(directory)
 
 
 def submit_all(pool: Any, crowd: Crowd, *args: Any) -> list[tuple[int, int]]:
@@ -60,6 +63,46 @@ def test_no_more_start_than_there_is_memory_for(crowd: Crowd, run: Callable[...,
         most = max(count for _, count in found)
         assert 1 < most <= 3
         assert pool.stats().deaths == 0
+
+
+def known_memory() -> int:
+    """What percentages are of: the machine's memory, or what the control group may have of it."""
+    facts = _core.machine_facts()
+    known = [facts["memory_limit"], facts["memory_total"]]
+    return min(size for size in known if size is not None)
+
+
+def free_memory() -> int:
+    """What could be taken now, at most."""
+    available = _core.machine_facts()["memory_available"]
+    assert available is not None
+    return min(available, known_memory())
+
+
+@WAYS
+def test_a_part_of_what_there_is_holds_back(crowd: Crowd, run: Callable[..., Any]) -> None:
+    """Two tasks of 41 % each do not fit into 80 %, whatever is free."""
+    with mh.Pool(4, memory_limit="80%", task_memory=known_memory() * 41 // 100) as pool:
+        found = run(pool, crowd, 0, 0.001)
+        assert [number for number, _ in found] == list(range(40))
+        assert {count for _, count in found} == {1}
+
+
+def test_it_is_the_part_that_holds_back(crowd: Crowd, gate: Gate) -> None:
+    """A part so small that it is free in any case: two tasks fit if both are a little less than its
+    half, and one alone if they are a little more."""
+    total = known_memory()
+    if free_memory() < total // 10:
+        pytest.skip(f"less than a tenth of the memory is free: {free_memory():,} bytes")
+    with mh.Pool(4, memory_limit="4%") as pool:
+        more = pool.options(task_memory=total * 21 // 1000)
+        assert {count for _, count in submit_all(more, crowd, 0, 0.001)} == {1}
+        less = pool.options(task_memory=total * 19 // 1000)
+        futures = [less.submit(pass_through, gate.path, number) for number in range(8)]
+        gate.wait_arrivals(2)
+        gate.open()
+        assert [future.result(100) for future in futures] == list(range(8))
+        assert max(count for _, count in submit_all(less, crowd)) <= 2
 
 
 @WAYS
@@ -167,9 +210,7 @@ def test_an_initializer_reserves_nothing(crowd: Crowd) -> None:
 def test_parts_of_what_there_is() -> None:
     from manyhands._memory import check_limit
 
-    facts = _core.machine_facts()
-    known = [facts["memory_limit"], facts["memory_total"]]
-    total = min(size for size in known if size is not None)
+    total = known_memory()
     assert check_limit("50%", "process") == int(total * 0.5)
     assert check_limit(" 12.5 % ", "process") == int(total * 0.125)
     assert check_limit("2 GiB", "process") == 2 << 30

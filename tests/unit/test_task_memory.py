@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,28 @@ def test_a_task_that_takes_too_much_is_ended(pool: mh.Pool) -> None:
     assert str(error).endswith("; other tasks go on")
     assert [future.result(60) for future in others] == [number**2 for number in range(200)]
     assert [pool.submit(abs, -1).result(60) for _ in range(10)] == [1] * 10
+    assert pool.stats().deaths == 0, "nobody's fault"
+
+
+def test_who_grows_in_c_and_holds_the_lock_of_the_interpreter(pool: mh.Pool) -> None:
+    """No code in Python runs in its process any more, in no thread, and no signal is handled: who
+    looks and ends it is another process."""
+
+    def grow() -> None:
+        # One call in C, that writes 400 MB and then looks for a one among zeros without end. So it
+        # never comes back, however late it is looked at, and never takes more than a machine has.
+        list(chain(repeat(0, 50 * MB), filter(None, repeat(0))))
+
+    strict = pool.options(task_memory="100MB")
+    future = strict.submit(grow)
+    others = [pool.submit(pow, number, 2) for number in range(200)]
+    error = future.exception(100)
+    assert isinstance(error, mh.TaskMemoryExceeded)
+    assert (error.limit, error.peak > 100 * MB) == (100 * MB, True)
+    assert error.peak < 600 * MB, "what it took, with what lists have in reserve"
+    assert f".grow) took {error.peak:,} bytes of memory" in str(error)
+    assert [other.result(100) for other in others] == [number**2 for number in range(200)]
+    assert [strict.submit(abs, -1).result(100) for _ in range(10)] == [1] * 10
     assert pool.stats().deaths == 0, "nobody's fault"
 
 

@@ -203,6 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn in_version_1_the_level_with_the_least_left_decides_too() {
+        let unlimited = "9223372036854771712\n";
+        let levels = |outer: &'static str, inner: &'static str| {
+            [
+                ("memory/memory.limit_in_bytes", unlimited),
+                ("memory/memory.usage_in_bytes", "8000000\n"),
+                ("memory/a/memory.limit_in_bytes", outer),
+                ("memory/a/memory.usage_in_bytes", "4500000\n"),
+                ("memory/a/b/memory.limit_in_bytes", inner),
+                ("memory/a/b/memory.usage_in_bytes", "1000000\n"),
+                // Beside, not above.
+                ("memory/c/memory.limit_in_bytes", "1\n"),
+                ("memory/c/memory.usage_in_bytes", "1\n"),
+            ]
+        };
+        let left = |name, files: &[(&str, &str)]| left(name, "4:memory:/a/b\n", FIRST, files);
+        let outer_binds = levels("6000000\n", "5000000\n");
+        assert_eq!(left("outer1", &outer_binds), 1_500_000);
+        let inner_is_unlimited = levels("6000000\n", unlimited);
+        assert_eq!(left("outermost1", &inner_is_unlimited), 1_500_000);
+        let inner_binds = levels("6000000\n", "2000000\n");
+        assert_eq!(left("inner1", &inner_binds), 1_000_000);
+        let none_binds = levels(unlimited, unlimited);
+        assert_eq!(left("neither1", &none_binds), 9000 * 1024);
+    }
+
+    #[test]
     fn who_is_slowed_down_has_reached_a_limit() {
         let files = [
             ("memory.max", "max\n"),
