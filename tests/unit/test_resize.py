@@ -42,6 +42,7 @@ def until_workers(pool: mh.Pool, count: int) -> None:
 
 
 def test_from_two_to_eight_to_two_under_load(tmp_path: Path) -> None:
+    """P58 (cpython#83798): a pool that takes and gives back processors while it works."""
     with mh.Pool(2) as pool:
         got: list[tuple[int, int]] = []
         seen: set[int] = set()
@@ -105,7 +106,7 @@ def test_tasks_that_wait_for_tasks_meanwhile() -> None:
 
 @pytest.mark.parametrize("recycle_after_tasks", [None, 10])
 def test_many_threads_use_a_pool_that_changes(recycle_after_tasks: int | None) -> None:
-    """mpire#74: one pool, and many threads that submit and map at once."""
+    """P57 (mpire#74): one pool, and many threads that submit and map at once."""
     with mh.Pool(2, recycle_after_tasks=recycle_after_tasks) as pool:
 
         def submit(number: int) -> int:

@@ -160,7 +160,7 @@ def test_nothing_of_a_seed_is_left_for_tasks_without_one() -> None:
 
 
 def test_numpy_9650_each_worker_and_each_replacement_draws_its_own() -> None:
-    """numpy#9650: forked workers all draw the same numbers."""
+    """P13 (numpy#9650, numpy#14729, numpy#12231): forked workers all draw the same numbers."""
 
     drawn: list[tuple[int, Drawn]] = []
 
@@ -183,7 +183,7 @@ def test_numpy_9650_each_worker_and_each_replacement_draws_its_own() -> None:
 
 
 def test_pytorch_5059_each_worker_draws_its_own_of_torch_too(tmp_path: Path) -> None:
-    """pytorch#5059: what was imported before the fork draws the same in all workers."""
+    """P13 (pytorch#5059): what was imported before the fork draws the same in all workers."""
     (tmp_path / "torch.py").write_text(TORCH)
     program = """if True:
         import os

@@ -1,4 +1,4 @@
-"""What workers print arrives as whole lines, also on a pipe, and however long they are (P55)."""
+"""What workers print arrives as whole lines, also on a pipe, and however long they are (P49)."""
 
 from __future__ import annotations
 
