@@ -32,10 +32,11 @@ _LARGE = 100 * 1024 * 1024
 def _make(
     payload: bytes, needs: tuple[_core.Definition, ...], stored: _core.Stored | None
 ) -> _core.Definition:
-    if len(payload) > _LARGE:
+    shared = 0 if stored is None else stored.copied
+    if len(payload) + shared > _LARGE:
         from manyhands._large import tell
 
-        tell(_function, _definer.pending, len(payload))
+        tell(_function, _definer.pending, len(payload), shared)
     return _core.Definition(payload, needs, _label, stored=stored)
 
 

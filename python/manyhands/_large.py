@@ -20,12 +20,15 @@ _LEAST_PART = 0.05
 _told: set[tuple[str, ...]] = set()
 
 
-def tell(function: Any, names: Iterable[str], size: int) -> None:
-    """Tells of a definition of `size` bytes, once: of a function, or of names of `__main__`.
+def tell(function: Any, names: Iterable[str], own: int, shared: int) -> None:
+    """Tells of a definition, once: of a function, or of names of `__main__`.
+
+    It has `own` bytes that each worker gets, and `shared` ones in memory that all look at.
 
     Sizes of single values are estimates: what arrays and the like say of their buffers, else what
     `sys.getsizeof` says.
     """
+    size = own + shared
     values = dict(_of_main(names))
     if function is None:
         what = "what tasks use of your program"
@@ -34,7 +37,7 @@ def tell(function: Any, names: Iterable[str], size: int) -> None:
         what = name_of(function)
     sizes = {name: _size(value) for name, value in values.items()}
     largest = sorted(
-        (name for name, own in sizes.items() if own >= _LEAST_PART * size), key=lambda n: -sizes[n]
+        (name for name, found in sizes.items() if found >= _LEAST_PART * size), key=lambda n: -sizes[n]
     )[:_MOST_NAMED]
     if (what, *largest) in _told:
         return
@@ -43,11 +46,12 @@ def tell(function: Any, names: Iterable[str], size: int) -> None:
         f"{name} ({type(values[name]).__name__}, {sizes[name] / 1e6:,.0f} MB)" for name in largest
     )
     logging.getLogger("manyhands.hints").warning(
-        "%s carries %s MB of data to each worker%s. It is sent once to each and kept there. "
+        "%s carries %s MB of data to each worker%s%s. It is sent once to each and kept there. "
         "mh.put has all workers share one copy of arrays; mh.broadcast sends any object, and lets "
         "you drop it again",
         what,
         f"{size / 1e6:,.0f}",
+        f", {shared / 1e6:,.0f} of them in memory that all share" if shared else "",
         f": {named}" if named else "",
     )
 

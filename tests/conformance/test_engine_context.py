@@ -1,6 +1,8 @@
-"""Context variables: tasks find what their caller had, on every engine (P55).
+"""Context variables: tasks find what their caller had, on every engine.
 
-Processes are told which; threads and inline have them all.
+P55 (sentry#111451, skypilot#10561, temporalio/sdk-python#263, ragflow#16247, cpython#9688): in the
+threads and processes of other pools they are lost, or those of somebody else. Here processes are
+told which; threads and inline have them all.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def given_nothing() -> None:
 
 @pytest.mark.parametrize("name", list(inspect.signature(mh.Pool.options).parameters)[1:])
 def test_an_option_that_the_function_got_is_named(pool: mh.Pool, name: str) -> None:
-    error = pool.submit(given_nothing, **{name: 3}).exception()  # type: ignore[call-arg]
+    error = pool.submit(given_nothing, **{name: 3}).exception()
     assert isinstance(error, TypeError)
     assert any(f"pool.options({name}=3).submit(...)" in note for note in error.__notes__)
 

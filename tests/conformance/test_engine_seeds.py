@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,58 @@ def test_nested_calls_go_on_from_the_path_of_their_asker(pool: mh.Pool) -> None:
             ]
             for i in range(3)
         ]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("whose", ["askers", "all"])
+def test_nested_calls_of_tasks_that_run_again(
+    engine: Capabilities, workers: int, whose: str, tmp_path: Path
+) -> None:
+    """An asker that ends after its first nested call counts its calls anew when it runs again, and
+    so whoever it asks draws the same as if nothing had happened. What it asks ends, too."""
+
+    def check(how: str) -> None:
+        folder = tmp_path / how
+        folder.mkdir()
+        retry = mh.Retry(1) if how == "fails" else mh.Retry(0, deaths=9)
+
+        def end_once(name: str, *drawn: int) -> None:
+            trace = folder / name
+            if trace.exists():
+                assert trace.read_text() == str(drawn)  # the same as the first time
+                return
+            trace.write_text(str(drawn))
+            if how == "fails":
+                raise OSError("the first time")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def leaf(name: str) -> int:
+            drawn = draw()
+            if whose == "all":
+                end_once(name, drawn)
+            return drawn
+
+        def ask(index: int) -> list[Any]:
+            below = pool.options(retry=retry)
+            first = below.submit(leaf, f"{index} 0").result()
+            rest = below.map(leaf, [f"{index} 1 {item}" for item in range(2)]).list()
+            end_once(f"{index}", first, *rest)
+            return [first, rest, below.submit(leaf, f"{index} 2").result(), draw()]
+
+        with mh.Pool(workers, engine=engine.name) as pool:
+            found = pool.map(ask, range(4), seed=SEED, retry=retry).list()
+        assert found == [
+            [
+                expected(i, 0),
+                [expected(i, 1, 0), expected(i, 1, 1)],
+                expected(i, 2),
+                expected(i),
+            ]
+            for i in range(4)
+        ]
+        assert len(list(folder.iterdir())) == (4 if whose == "askers" else 20)
+
+    check("dies" if engine.isolation else "fails")
 
 
 def test_a_pool_that_a_task_makes_goes_on_too(pool: mh.Pool) -> None:

@@ -212,7 +212,7 @@ def more_than_the_group_has(limit: int) -> None:
 
 @VERSIONS
 def test_whom_the_kernel_kills_is_named(version: Callable[[], tuple[Path, str, str]]) -> None:
-    """distributed#1829: "Workers die with no reason given"."""
+    """P20 (distributed#1829): "Workers die with no reason given"."""
     limit = 200_000_000
     with made_group(version, limit) as group:
         ended = more_than_the_group_has.run(limit=limit, before=group.enter(), seconds=90)
@@ -279,7 +279,7 @@ def more_tasks_than_fit(tasks: int, megabytes: int) -> None:
 
 @VERSIONS
 def test_more_tasks_than_fit(version: Callable[[], tuple[Path, str, str]]) -> None:
-    """celery#5645, distributed#2130: who has no room waits, and the kernel has to kill nobody."""
+    """P20 (celery#5645, distributed#2130): who has no room waits; the kernel has to kill nobody."""
     with made_group(version, 1_200_000_000) as group:
         given: dict[str, Any] = {"tasks": 64, "megabytes": 200}
         ended = more_tasks_than_fit.run(**given, before=group.enter(), seconds=90)

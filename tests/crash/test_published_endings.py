@@ -267,7 +267,7 @@ def test_simpletransformers_1247_other_pools_in_a_task() -> None:
 
 @program_test
 def test_mpire_74_maps_at_the_same_time() -> None:
-    """mpire#74: while a lazy map is open, another one on the same pool is refused."""
+    """P57 (mpire#74): while a lazy map is open, another one on the same pool is refused."""
 
     def count(start):
         futures = [pool.submit(abs, -n) for n in range(start, start + 100)]
@@ -337,7 +337,7 @@ def a_logger_with_handlers() -> None:
 
 
 def test_joblib_634_a_logger_that_has_handlers() -> None:
-    """joblib#634: a function cannot be sent because its global logger writes to a file.
+    """P49 (joblib#634): a function cannot be sent because its global logger writes to a file.
 
     The handlers are the parent's and stay there: they handle what workers log.
     """

@@ -4,18 +4,22 @@
 The list is section 4 of the study of issues behind manyhands. Those that have to do with ending
 things are in `test_published_endings.py`, slow and eager maps in `tests/unit/test_pains.py`, and
 failures with a file of their own (killed parents, Ctrl-C, leaks, missing /dev/shm) are cited there.
+So are, in `tests/unit`, shared memory that goes away under its arrays (`test_shared.py`), arrays
+that nobody may write to (`test_large_data.py`, `test_large_layouts.py`), logging in workers
+(`test_logs.py`), and workers that are renewed (`test_recycling.py`).
 """
 
 # Of the list these have no test:
 #
 # | issue                                     | why                                                |
 # |-------------------------------------------|----------------------------------------------------|
-# | cpython#91044, numpy#23305                | blocks of shared memory: none yet                  |
-# | ray#5592, ray#51871                       | arrays that are not copied: none yet               |
 # | cpython#89240                             | the limit of 61 workers is that of Windows         |
-# | celery#4809                               | workers that are renewed for their memory: none yet|
-# | joblib#1017                               | logging that is set up in workers: none yet; what  |
-# |                                           | workers log today is in `joblib_634`               |
+# | cpython#91044 as far as it is of Windows  | there `close` of one destroys it for all; that     |
+# |                                           | here the last one frees it is in `test_shared.py`  |
+# | ray#5592 as far as it is of `put`         | what was put is read-only here, too; in tasks the  |
+# |                                           | error says what to do: `test_put.py`               |
+# | ray#51871 as far as it is of scikit-learn | there is no backend for joblib yet; that arguments |
+# |                                           | can be written to is in `test_large_layouts.py`    |
 # | ray#44063                                 | versions that differ in a cluster: none yet        |
 # | celery#8030, #5935, rq#2424, huey#253,    | brokers and queues that outlive a program: none yet|
 # | huey#445; rq#2015 as far as it is of      |                                                    |

@@ -1,4 +1,4 @@
-"""`capture=`: what a task writes is kept on its future (P49, joblib#1017; P55, ipykernel#289)."""
+"""`capture=`: what a task writes is kept on its future (P49; loky#306 asks for it)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import manyhands as mh
@@ -226,3 +227,21 @@ def test_people_are_told_once_of_a_function_with_much_data(
     assert "carries 6 MB of data to each worker: table (bytes, 6 MB)" in text
     assert "mh.put" in text
     assert "mh.broadcast" in text
+
+
+def test_people_are_told_of_arrays_that_workers_share(
+    pool: mh.Pool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manyhands._encoding._LARGE", LARGE)
+    monkeypatch.setattr(_large, "_told", set())
+    mesh = np.ones(LARGE)
+    put = mh.put(mesh)
+    with caplog.at_level(logging.WARNING, logger="manyhands.hints"):
+        assert pool.submit(lambda: put.size).result() == LARGE
+        assert not caplog.records  # its user has seen to it
+        assert pool.submit(lambda: mesh.size).result() == LARGE
+    [record] = caplog.records
+    text = record.getMessage()
+    size = f"{8 * LARGE / 1e6:,.0f}"
+    assert f"carries {size} MB of data to each worker, {size} of them in memory" in text
+    assert f"mesh (ndarray, {size} MB)" in text

@@ -419,8 +419,8 @@ def multiply(size: int, times: int) -> int:
 def test_eight_workers_with_matrices_and_pools(
     inner: int | None, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """scikit-learn#34070, scikit-learn#14265, ray#33891: workers x threads x workers of theirs run
-    at once, and each waits for the others."""
+    """P26 (scikit-learn#34070, scikit-learn#14265, ray#33891): workers x threads x workers of
+    theirs run at once, and each waits for the others."""
 
     def task(_: int) -> tuple[int, int, list[int]]:
         with mh.Pool(inner) as pool:
@@ -523,6 +523,7 @@ def switches(pid: int) -> int:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not the GNU library")
 def test_an_idle_worker_gives_memory_back_once() -> None:
+    """P19 (ray#34613): the memory of idle workers is not released."""
     with mh.Pool(1) as pool:
         for _ in range(2):
             pid = pool.submit(make_and_free, 200).result(60)

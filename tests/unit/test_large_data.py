@@ -130,6 +130,7 @@ def write_over(array: Array, number: float) -> float:
 
 @pytest.mark.parametrize("origin", ["made here", "a result"])
 def test_tasks_with_one_array_write_to_it(pool: mh.Pool, count: int, origin: str) -> None:
+    """P22 (ray#9673): tasks may not write to arrays that were not copied for them."""
     array = make(count, 3)
     if origin == "a result":
         array = pool.submit(same, array).result()
@@ -265,7 +266,10 @@ def test_results_that_are_kept_stay(pool: mh.Pool, count: int) -> None:
 
 
 def test_results_are_written_to(pool: mh.Pool, count: int) -> None:
-    """Two results share nothing, whatever they came from."""
+    """P22 (ray#369, ray#5592): results may not be written to, as there is no copy on write.
+
+    Here they may, and two results share nothing, whatever they came from.
+    """
     array = make(count, 1)
     results = [pool.submit(same, array).result() for _ in range(3)]
     results += pool.map(same, [array] * 3)

@@ -185,7 +185,7 @@ def test_each_size(pool: mh.Pool, nbytes: int) -> None:
 
 @pytest.mark.parametrize("nbytes", [3000, 300_000, 3_000_000])
 def test_arrays_are_writable_if_they_were(pool: mh.Pool, nbytes: int) -> None:
-    """Without pickle for a judge."""
+    """P22 (ray#51871): "buffer source array is read-only". Without pickle for a judge."""
 
     def is_writable(array: Array) -> bool:
         if array.flags.writeable:

@@ -361,6 +361,125 @@ def test_standard_input_is_left_to_the_parent(tmp_path: Path) -> None:
     assert (ended.code, ended.out, ended.err) == (0, "True\nfor the parent\n", "")
 
 
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_warning_filters_are_those_of_the_interpreter(tmp_path: Path, way: str) -> None:
+    """What `-W` and PYTHONWARNINGS say holds in workers; what the program says by itself does not,
+    but an initializer may say it there."""
+    source = """
+        import os, warnings
+        import manyhands as mh
+        def forbid(start):
+            warnings.filterwarnings("error", message=start)
+        def is_forbidden(text):
+            try:
+                warnings.warn(text)
+            except UserWarning:
+                return True
+            return False
+        def look():
+            return is_forbidden("outside"), is_forbidden("program"), is_forbidden("initializer")
+        forbid("program")
+        print(look())
+        with mh.Pool(1) as pool:
+            print(pool.submit(look).result())
+            try:
+                pool.submit(os._exit, 1).result()
+            except mh.WorkerDied:
+                print(pool.submit(look).result())
+        with mh.Pool(1, initializer=forbid, initargs=("initializer",)) as pool:
+            print(pool.submit(look).result())
+        """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(source))
+    if way == "option":
+        ended = run("-W", "error:outside", script, env={"PYTHONWARNINGS": None})
+    else:
+        ended = run(script, env={"PYTHONWARNINGS": "error:outside"})
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines() == [
+        "(True, True, False)",
+        "(True, False, False)",
+        "(True, False, False)",
+        "(True, False, True)",
+    ]
+
+
+def test_signal_handlers_stay_with_the_program(tmp_path: Path) -> None:
+    source = """
+        import os, signal
+        import manyhands as mh
+        def handle(number, frame):
+            pass
+        NUMBERS = signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM, signal.SIGCHLD
+        def set_up():
+            for number in NUMBERS:
+                signal.signal(number, handle)
+        def look():
+            kinds = {signal.SIG_DFL: "default"}
+            found = [signal.getsignal(number) for number in NUMBERS]
+            return [kinds.get(one) or getattr(one, "__name__", "another") for one in found]
+        def send():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        set_up()
+        send()
+        pool = mh.Pool(1)
+        print(look(), pool.submit(look).result())
+        error = pool.submit(send).exception()
+        print(error.cause, error.code == signal.SIGUSR1)
+        print(pool.submit(look).result())
+        with mh.Pool(1, initializer=set_up) as other:
+            print(other.submit(look).result(), other.submit(send).exception())
+        print(look())
+        pool.shutdown()
+        """
+    handled, default = ["handle"] * 4, ["default"] * 4
+    assert output_of(tmp_path, source).splitlines() == [
+        f"{handled} {default}",
+        "signal True",
+        f"{default}",
+        f"{handled} None",
+        f"{handled}",
+    ]
+
+
+def test_files_and_sockets_stay_with_the_program(tmp_path: Path) -> None:
+    source = """
+        import os, socket, sys
+        import manyhands as mh
+        def opened():
+            # What has a descriptor here: its device, its number there, and its kind.
+            found = set()
+            for descriptor in os.listdir("/proc/self/fd"):
+                try:
+                    status = os.stat(int(descriptor))
+                except OSError:
+                    continue  # that of the directory itself
+                found.add((status.st_dev, status.st_ino, status.st_mode))
+            return found
+        def make():
+            first, second = socket.socketpair()
+            listening = socket.create_server(("127.0.0.1", 0))
+            file = open(os.path.join(sys.argv[1], f"file {len(kept)}"), "w")
+            kept.extend((first, second, listening, file, *os.pipe()))
+            for one in kept[-6:]:
+                status = os.stat(one if isinstance(one, int) else one.fileno())
+                own.add((status.st_dev, status.st_ino, status.st_mode))
+        kept, own = [], set()
+        make()
+        with mh.Pool(1) as pool:
+            print(len(own), own <= opened(), own & pool.submit(opened).result())
+            make()
+            try:
+                pool.submit(os._exit, 1).result()
+            except mh.WorkerDied:
+                print(len(own), own <= opened(), own & pool.submit(opened).result())
+        with mh.Pool(1) as pool:
+            print(len(own), own <= opened(), own & pool.submit(opened).result())
+        """
+    # Both ends of a pipe are one file.
+    assert output_of(tmp_path, source, str(tmp_path)) == "5 True set()\n" + "10 True set()\n" * 2
+
+
 def test_unusual_environments(tmp_path: Path) -> None:
     source = """
         import os

@@ -1,4 +1,8 @@
-"""What tasks log is handled by the parent (P49, joblib#1017): what, when, and what is lost."""
+"""What tasks log is handled by the parent: what, when, and what is lost.
+
+P49 (joblib#1017, joblib#190, loky#306, bcbio#2520): logging that the program has set up does not
+hold in workers.
+"""
 
 from __future__ import annotations
 
@@ -151,6 +155,7 @@ def say_and_wait(text: str, path: str) -> None:
 
 
 def test_a_long_task_is_heard_while_it_runs(kept: Kept, tmp_path: Path) -> None:
+    """P49: not delayed until its end, and not in one heap."""
     path = tmp_path / "go on"
     with mh.Pool(1) as pool:
         future = pool.submit(say_and_wait, "it has begun", str(path))

@@ -55,7 +55,8 @@ WAYS = pytest.mark.parametrize("run", [submit_all, map_all])
 
 @WAYS
 def test_no_more_start_than_there_is_memory_for(crowd: Crowd, run: Callable[..., Any]) -> None:
-    """celery#5645, distributed#2130: a limit for each, and one for all; who has no room waits."""
+    """P20 (celery#5645, distributed#2130): a limit for each, and one for all; who has no room
+    waits."""
     with mh.Pool(6, task_memory="250MB", memory_limit="800MB") as pool:
         pool.map(abs, range(6)).run()
         found = run(pool, crowd)

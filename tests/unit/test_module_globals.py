@@ -1,5 +1,10 @@
 # ruff: noqa: PT031 - it is told with the first value, whichever that is.
-"""Globals of modules that the program has set, and workers do not have: told in a warning."""
+"""Globals of modules that the program has set, and workers do not have: told in a warning.
+
+Where workers were forked they had them. Programs found out that with Python 3.14, whose pools do
+not fork by default, nothing worked any more (MatterBot#259), or that results were wrong in silence
+(ungoogled-chromium#3866).
+"""
 
 from __future__ import annotations
 
@@ -119,6 +124,48 @@ def test_where_the_function_stands(make: Make) -> None:
         pool.submit(module.read).result()
     assert told[0].filename == module.__file__
     assert told[0].lineno == 4
+
+
+def test_options_that_the_program_has_read(make: Make) -> None:
+    """MatterBot#259: a bound method reads `options`, which the program alone has set."""
+    module = make(
+        """
+        options = None
+
+        def main(argument):
+            global options
+            options = {"debug": argument}
+            return Feed()
+
+        class Feed:
+            def run(self, _):
+                return "debug" in (options or ())
+        """
+    )
+    feed = module.main(True)
+    with pytest.warns(RuntimeWarning, match="'options'") as told, mh.Pool(1) as pool:
+        assert pool.map(feed.run, range(3)).list() == [False] * 3
+    [one] = told
+    assert " is None in the workers, but {'debug': True} in this process" in str(one.message)
+
+
+def test_a_list_that_the_program_has_extended(make: Make) -> None:
+    """ungoogled-chromium#3866: what was added to a list of prefixes is silently not left out."""
+    module = make(
+        """
+        PREFIXES = ["components/test/"]
+
+        def add(prefix):
+            PREFIXES.append(prefix)
+
+        def is_left_out(path):
+            return path.startswith(tuple(PREFIXES))
+        """
+    )
+    module.add(".pc/")
+    [told] = warned(module.is_left_out, ".pc/file")
+    assert f"'PREFIXES' in module {module.__name__} is ['components/test/'] in the workers" in told
+    assert "but ['components/test/', '.pc/'] in this process" in told
 
 
 def test_a_setter_that_the_task_does_not_call(make: Make) -> None:

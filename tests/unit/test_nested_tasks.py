@@ -243,3 +243,41 @@ def test_functions_and_classes_of_the_script(tmp_path: Path) -> None:
         "[Point(x=0), Point(x=7)]",
         "5",
     ]
+
+
+def test_a_task_runs_again_whose_worker_rests_by_then(tmp_path: Path) -> None:
+    gates = {name: Gate(tmp_path, name) for name in ("warm", "asked", "asker", "fails")}
+    paths = {name: gate.path for name, gate in gates.items()}
+    has_run = tmp_path / "has_run"
+
+    def ask() -> None:
+        pool.submit(pass_through, paths["asked"]).result()
+        pass_through(paths["asker"])
+
+    def fail_once() -> str:
+        is_first = not has_run.exists()
+        has_run.touch()
+        pass_through(paths["fails"])
+        if is_first:
+            raise OSError
+        return "ran again"
+
+    try:
+        with mh.Pool(2) as pool:
+            warm = [pool.submit(pass_through, paths["warm"]) for _ in range(2)]
+            gates["warm"].wait_arrivals(2)
+            gates["warm"].open()
+            assert [task.result() for task in warm] == [None, None]
+            asker = pool.submit(ask)
+            gates["asked"].wait_arrivals()  # it runs on the other worker
+            failing = pool.options(retry=1).submit(fail_once)
+            gates["fails"].wait_arrivals()  # on a third, which is there while the asker waits
+            gates["asked"].open()
+            gates["asker"].wait_arrivals()  # it waits no more, so one of the three rests
+            gates["fails"].open()
+            assert failing.result(timeout=60) == "ran again"
+            gates["asker"].open()
+            assert asker.result() is None
+    finally:
+        for gate in gates.values():
+            gate.close_files()

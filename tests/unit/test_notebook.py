@@ -301,6 +301,7 @@ def test_the_line_of_the_cell_that_failed_is_shown(notebook: Notebook) -> None:
 
 
 def test_what_workers_print_is_shown_in_the_cell(notebook: Notebook, tmp_path: Path) -> None:
+    """P49 (loky#372): in notebooks nothing is shown of what workers print."""
     go = tmp_path / "go"
     cell = notebook.run_until(
         f"""

@@ -1,4 +1,4 @@
-"""Workers that give way to fresh ones, after tasks, above a size, at an age; and that idle."""
+"""Workers that give way to fresh ones (P19): after tasks, above a size, at an age; when idle."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def until_recycled(pool: mh.Pool, count: int) -> None:
 @pytest.mark.parametrize("way", ["submit", "map", "unordered"])
 @pytest.mark.parametrize("most", [1, 7])
 def test_no_worker_runs_more_than_its_share(way: str, most: int) -> None:
-    """loky#373: nothing is lost or repeated, and each worker keeps to its share."""
+    """P19 (loky#373): nothing is lost or repeated, and each worker keeps to its share."""
     with mh.Pool(2, recycle_after_tasks=most) as pool:
         if way == "submit":
             got = [future.result(60) for future in [pool.submit(pid_of, n) for n in range(100)]]
@@ -80,7 +80,7 @@ def test_no_worker_runs_more_than_its_share(way: str, most: int) -> None:
 
 
 def test_one_worker_with_short_shares() -> None:
-    """cpython#115634: one worker and `max_tasks_per_child=2`: "prints 0 and 1, then hangs"."""
+    """P3 (cpython#115634): one worker and `max_tasks_per_child=2`: "prints 0 and 1, then hangs"."""
     with mh.Pool(1, recycle_after_tasks=2) as pool:
         futures = [pool.submit(pid_of, number) for number in range(10)]
         got = [future.result(60) for future in futures]
@@ -122,6 +122,8 @@ def test_what_was_registered_with_atexit_runs(tmp_path: Path) -> None:
 
 
 def test_tasks_that_wait_for_tasks() -> None:
+    """P19 (negmas#91): recycling has to be switched off, since it deadlocks."""
+
     def task(number: int) -> int:
         return sum(mh.map(abs, range(-number, 0)))
 
@@ -204,7 +206,7 @@ def more_than_a_worker(size: int) -> int:
 
 
 def test_a_worker_that_keeps_memory_gives_way() -> None:
-    """celery#4843, ray#44438: memory that tasks leak goes with their worker."""
+    """P19 (celery#4843, celery#2927): memory that tasks leak goes with their worker."""
     with mh.Pool(2, recycle_rss=more_than_a_worker(60_000_000)) as pool:
         pids = set(pool.map(leak, [5_000_000] * 100, timeout=100))
         until_recycled(pool, 1)
@@ -221,7 +223,7 @@ def test_memory_that_a_task_gives_back_is_no_reason() -> None:
 
 
 def test_a_fresh_worker_that_is_too_large_breaks_the_pool() -> None:
-    """celery#4125, celery#4809: workers are started for ever, each above the limit at once."""
+    """P16 (celery#4125, celery#4809): workers start for ever, each above the limit at once."""
 
     def fill() -> None:
         leak(40_000_000)
@@ -328,6 +330,7 @@ def test_the_fresh_worker_is_warm_before_the_old_one_leaves(
 
 
 def test_idle_workers_leave_and_come_back() -> None:
+    """P19 (ray#44438): workers that have nothing to do stay for ever."""
     with mh.Pool(2, idle_timeout=0.1) as pool:
         for _ in range(2):
             assert pool.map(abs, range(-20, 0), timeout=60).list() == list(range(20, 0, -1))

@@ -43,7 +43,10 @@ def until_workers(pool: mh.Pool, count: int) -> None:
 
 
 def test_from_two_to_eight_to_two_under_load(tmp_path: Path) -> None:
-    """Tasks and the items of a map come all the while, and each of them runs exactly once."""
+    """P58 (cpython#83798): a pool that takes and gives back processors while it works.
+
+    Tasks and the items of a map come all the while, and each of them runs exactly once.
+    """
     maps, tasks = tmp_path / "maps", tmp_path / "tasks"
     maps.mkdir()
     tasks.mkdir()
@@ -135,7 +138,7 @@ def test_tasks_that_wait_for_tasks_meanwhile() -> None:
 
 @pytest.mark.parametrize("recycle_after_tasks", [None, 10])
 def test_many_threads_use_a_pool_that_changes(recycle_after_tasks: int | None) -> None:
-    """mpire#74: one pool, and many threads that submit and map at once."""
+    """P57 (mpire#74): one pool, and many threads that submit and map at once."""
     with mh.Pool(2, recycle_after_tasks=recycle_after_tasks) as pool:
 
         def submit(number: int) -> int:

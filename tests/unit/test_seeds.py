@@ -160,7 +160,7 @@ def test_nothing_of_a_seed_is_left_for_tasks_without_one() -> None:
 
 
 def test_numpy_9650_each_worker_and_each_replacement_draws_its_own() -> None:
-    """numpy#9650: forked workers all draw the same numbers."""
+    """P13 (numpy#9650, numpy#14729, numpy#12231): forked workers all draw the same numbers."""
 
     drawn: list[tuple[int, Drawn]] = []
 
@@ -183,7 +183,7 @@ def test_numpy_9650_each_worker_and_each_replacement_draws_its_own() -> None:
 
 
 def test_pytorch_5059_each_worker_draws_its_own_of_torch_too(tmp_path: Path) -> None:
-    """pytorch#5059: what was imported before the fork draws the same in all workers."""
+    """P13 (pytorch#5059): what was imported before the fork draws the same in all workers."""
     (tmp_path / "torch.py").write_text(TORCH)
     program = """if True:
         import os
@@ -242,6 +242,62 @@ def test_monte_carlo_is_bit_equal_on_any_workers_with_deaths(tmp_path: Path) -> 
     for workers in (1, 2, 8):
         with mh.Pool(workers, engine="thread") as pool:
             assert pool.map(inside, range(200), seed=SEED).list() == wanted
+
+
+def by_generator() -> list[float]:
+    """A share of points by `random`, by NumPy's global generator, and by that of the task."""
+    points = np.array([random.random() for _ in range(400)]).reshape(200, 2)
+    return [
+        float(((drawn**2).sum(axis=1) < 1).mean()) + float(drawn[-1, 0]) * 1e-3
+        for drawn in (points, np.random.rand(200, 2), mh.rng().random((200, 2)))
+    ]
+
+
+def test_monte_carlo_by_global_generators_with_deaths_and_failures(tmp_path: Path) -> None:
+    """P13 (numpy#9650, numpy#14729): the same with what is global, where tasks have that for
+    themselves. On threads they have not, and only `rng()` is promised."""
+
+    def with_trouble(index: int, folder: str, deadly: bool) -> list[list[float]]:
+        first = by_generator()
+        trace = Path(folder, str(index))
+        # In the middle: what was drawn before is drawn again.
+        if index % 5 == 3 and not trace.exists():
+            trace.touch()
+            if deadly and index % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError
+        return [first, by_generator()]
+
+    def in_threads(index: int, folder: str) -> list[float]:
+        values = [inside(index)]
+        trace = Path(folder, str(index))
+        if index % 5 == 3 and not trace.exists():
+            trace.touch()
+            raise OSError
+        return [*values, inside(index)]
+
+    with mh.Pool(engine="inline") as pool:
+        wanted = pool.map(lambda _: [by_generator(), by_generator()], range(60), seed=SEED).list()
+        calm = pool.map(lambda index: [inside(index), inside(index)], range(60), seed=SEED).list()
+    shares = [share for first, second in wanted for share in first + second]
+    assert len(set(shares)) == 60 * 6, "each draws its own"
+    retry = mh.Retry(2, deaths=9)
+    for engine, workers in (("process", 1), ("process", 2), ("process", 8), ("inline", 1)):
+        folder = tmp_path / f"{engine} {workers}"
+        folder.mkdir()
+        items = [(index, str(folder), engine == "process") for index in range(60)]
+        with mh.Pool(workers, engine=engine) as pool:
+            assert list(pool.starmap(with_trouble, items, seed=SEED, retry=retry)) == wanted
+            deaths = pool.stats().deaths
+        assert len(list(folder.iterdir())) == 12
+        assert deaths == (6 if engine == "process" else 0)
+    for workers in (1, 2, 8):
+        folder = tmp_path / f"threads {workers}"
+        folder.mkdir()
+        calls = [(index, str(folder)) for index in range(60)]
+        with mh.Pool(workers, engine="thread") as pool:
+            assert list(pool.starmap(in_threads, calls, seed=SEED, retry=retry)) == calm
+        assert len(list(folder.iterdir())) == 12
 
 
 def test_a_worker_that_is_killed_from_outside_changes_nothing() -> None:

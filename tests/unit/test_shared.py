@@ -113,6 +113,7 @@ def test_a_result_is_the_same_memory(any_pool: mh.Pool, name: str) -> None:
 
 
 def test_disjoint_slices_by_map(any_pool: mh.Pool) -> None:
+    """P22 (ray#23988): many tasks are to write to slices of one array."""
     array = mh.shared_array((40, 7), np.int32)
     assert not array.any()
     for _ in any_pool.map(fill, array, range(40)):
@@ -353,6 +354,7 @@ def test_a_task_that_waits_keeps_the_memory(pool: mh.Pool, gate: Gate, hand_over
 
 
 def test_a_view_that_a_task_keeps_keeps_the_memory() -> None:
+    """P14 (cpython#91044, numpy#23305, numpy#18294): memory goes while it is used."""
     assert maps() == 0
     with mh.Pool(1) as pool:
         array = count_up()

@@ -50,9 +50,9 @@ def pid_of(_: int) -> int:
 
 @pytest.mark.parametrize("engine", ["process", "thread"])
 def test_eight_threads_do_all_at_once_and_all_is_told_once(engine: str, tmp_path: Path) -> None:
-    """mpire#74: "mixing (i)map calls" of several threads on one pool is refused there.
+    """P57 (mpire#74): "mixing (i)map calls" of several threads on one pool is refused there.
 
-    cpython#83798: an executor's size is fixed; here it changes all the time.
+    P58 (cpython#83798): an executor's size is fixed; here it changes all the time.
     """
     told: collections.Counter[str] = collections.Counter()
     folder = str(tmp_path)
@@ -90,7 +90,7 @@ def test_eight_threads_do_all_at_once_and_all_is_told_once(engine: str, tmp_path
 
 @pytest.mark.parametrize("engine", ["process", "thread", "inline"])
 def test_one_pool_after_another(engine: str) -> None:
-    """pebble#126: the second pool of a session is stuck."""
+    """P57 (pebble#126): the second pool of a session is stuck."""
     for _ in range(5):
         with mh.Pool(2, engine=engine) as pool:
             assert pool.submit(abs, -1).result(LIMIT) == 1
@@ -101,7 +101,7 @@ def test_one_pool_after_another(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["process", "thread"])
 def test_what_a_worker_keeps_is_there_for_each_call(engine: str) -> None:
-    """mpire#15, mpire#46: what a worker keeps is lost between two maps."""
+    """P57 (mpire#15, mpire#46): what a worker keeps is lost between two maps."""
     kept = mh.per_worker(object)
 
     def identity(_: int) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def test_it_is_made_anew_by_who_comes_after_a_death() -> None:
 
 @pytest.mark.parametrize("engine", ["process", "thread"])
 def test_what_came_last_can_start_first(engine: str, gate: Gate, tmp_path: Path) -> None:
-    """cpython#118852: an executor that starts first what came last; hydrus#781: priorities."""
+    """P58 (cpython#118852, hydrus#781): what came last is to start first; priorities are wished."""
     path = str(tmp_path / "order")
     with mh.Pool(1, engine=engine) as pool:
         pool.submit(pass_through, gate.path)

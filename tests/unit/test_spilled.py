@@ -214,6 +214,7 @@ def test_the_temporary_directory_is_honoured(
 def test_no_room_there_either(
     pool: mh.Pool, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """P16 (ray#25085): what cannot be spilled is tried again and again, for ever."""
     directory = "/proc" if what == "in memory alone" else str(tmp_path / "nowhere")
     monkeypatch.setattr(tempfile, "tempdir", directory)
     with pytest.raises(MemoryError) as caught:
@@ -267,7 +268,10 @@ def test_no_temporary_directory() -> None:
 
 @program
 def three_budgets() -> None:
-    """Three times the budget is put and held: all is right, and all is released."""
+    """P16 (ray#14788, distributed#6110): what is past the budget is spilled, and nothing hangs.
+
+    Three times the budget is put and held: all is right, and all is released.
+    """
 
     with mh.Pool(2, store="64MB") as pool:
         held = [mh.put(np.full(1_000_000, float(number))) for number in range(24)]

@@ -49,7 +49,7 @@ def swallow() -> None:
 
 
 def test_a_task_that_takes_too_much_is_ended(pool: mh.Pool) -> None:
-    """celery#5645, plaso#1121: one task takes all there is, and the machine goes down with it."""
+    """P20 (celery#5645, plaso#1121): one task takes all there is, and the machine goes down too."""
     strict = pool.options(task_memory="100MB")
     future = strict.submit(swallow)
     others = [pool.submit(pow, number, 2) for number in range(200)]

@@ -1,4 +1,7 @@
-"""The context of OpenTelemetry travels with tasks (P55), by a stand-in for the package."""
+"""The context of OpenTelemetry travels with tasks, by a stand-in for the package.
+
+P55 (sentry#111451): a thread pool loses the trace.
+"""
 
 from __future__ import annotations
 

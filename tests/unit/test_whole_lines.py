@@ -1,4 +1,4 @@
-"""What workers print arrives as whole lines, also on a pipe, and however long they are (P55)."""
+"""What workers print arrives as whole lines, also on a pipe, and however long they are (P49)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from gate import Gate
 
 LIMIT = 60.0
 
@@ -68,6 +70,54 @@ def test_long_lines_to_a_file_come_whole(tmp_path: Path) -> None:
             timeout=LIMIT,
         )
     check(path.read_text())
+
+
+EARLY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import manyhands as mh
+from gate import pass_through
+
+def work(number, path):
+    print("it has begun:", number, "x" * 5_000)
+    print(number, "no end", end="")
+    pass_through(path)
+    return number
+
+with mh.Pool(2) as pool:
+    assert pool.map(work, range(2), [sys.argv[2]] * 2).list() == [0, 1]
+"""
+
+
+@pytest.mark.parametrize("where", ["pipe", "file"])
+def test_a_line_comes_while_its_task_runs(gate: Gate, tmp_path: Path, where: str) -> None:
+    """P49 (joblib#1017, loky#372): prints are shown late, in one heap."""
+    path = tmp_path / "output"
+    command = [sys.executable, "-c", EARLY, str(Path(__file__).parents[1]), gate.path]
+    with path.open("wb") as file:
+        program = subprocess.Popen(command, stdout=subprocess.PIPE if where == "pipe" else file)
+    killer = threading.Timer(100, program.kill)
+    killer.start()
+    try:
+        gate.wait_arrivals(2)
+        # The tasks stand at the gate: what is there now was not held back for their ends.
+        expected = [f"it has begun: {number} {'x' * 5_000}" for number in range(2)]
+        if program.stdout is not None:
+            lines = [program.stdout.readline().decode() for _ in range(2)]
+            assert sorted(lines) == [f"{line}\n" for line in expected]
+        else:
+            assert sorted(path.read_text().splitlines()) == expected
+        assert program.poll() is None
+        gate.open()
+        rest = program.communicate(timeout=100)[0]
+        assert program.returncode == 0
+        if rest is None:
+            rest = path.read_bytes()[sum(len(line) + 1 for line in expected) :]
+        assert sorted(rest.split(b" no end")) == [b"", b"0", b"1"]
+    finally:
+        killer.cancel()
+        program.kill()
+        program.communicate()
 
 
 STOPPED = """

@@ -111,8 +111,11 @@ impl Collector {
     /// What it was handed, for a definition: in the store, or as copies if that has no room.
     fn keep<'py>(&self, py: Python<'py>) -> PyResult<(Option<Stored>, Bound<'py, PyTuple>)> {
         let found = self.take();
+        let is_there = |exported: &&Exported| viewed(exported).is_some_and(|found| is_here(&found));
+        let copied = found.iter().filter(|exported| !is_there(exported));
+        let copied = copied.map(|exported| exported.len() as u64).sum();
         if let Some(buffers) = hold_all(py, &found)? {
-            let stored = (!buffers.is_empty()).then_some(Stored(buffers));
+            let stored = (!buffers.is_empty()).then_some(Stored { buffers, copied });
             return Ok((stored, PyTuple::empty(py)));
         }
         let copies = found
@@ -271,7 +274,12 @@ fn keep(
 
 /// The buffers that a definition speaks of, in the store.
 #[pyclass(module = "manyhands._core", frozen)]
-pub(crate) struct Stored(pub(crate) Vec<Buffer>);
+pub(crate) struct Stored {
+    pub(crate) buffers: Vec<Buffer>,
+    /// So many bytes were copied there for it.
+    #[pyo3(get)]
+    copied: u64,
+}
 
 impl Stored {
     /// Whether they are in the store of this process.
