@@ -30,8 +30,10 @@ impl Pool {
         if found {
             self.page.set_busy(state.scheduler.busy_count() as u32);
             state.drains += 1;
-            // What waits for memory may go to others than to whom has given some back.
-            if settled || state.is_held_back || state.scheduler.queued() == 0 {
+            // What waits for memory may go to others than to whom has given some back, and what runs again to
+            // others than to whom has failed it, which may have to rest.
+            let is_uneven = state.scheduler.queued() == 0 || state.scheduler.has_idle();
+            if settled || state.is_held_back || is_uneven {
                 self.balance(state);
             }
             self.tell(state);
