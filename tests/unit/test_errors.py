@@ -554,10 +554,12 @@ def test_a_deep_argument(pool: mh.Pool) -> None:
 
 
 def test_our_errors_can_be_pickled() -> None:
-    died = mh.WorkerDied("text", pid=5, cause="signal", code=9)
+    deaths = ((4, "exited with status 3"), (5, "was killed by SIGKILL"))
+    died = mh.WorkerDied("text", pid=5, cause="signal", code=9, deaths=deaths)
     copy = pickle.loads(pickle.dumps(died))
     assert (type(copy), str(copy)) == (mh.WorkerDied, "text")
-    assert (copy.pid, copy.cause, copy.code) == (5, "signal", 9)
+    assert (copy.pid, copy.cause, copy.code, copy.deaths) == (5, "signal", 9, deaths)
+    assert mh.WorkerDied("text").deaths == ()
     remote = mh.RemoteError("text", type_name="a.B", remote_message="m")
     copy = pickle.loads(pickle.dumps(remote))
     assert (str(copy), copy.type_name, copy.remote_message) == ("text", "a.B", "m")
