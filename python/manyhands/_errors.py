@@ -44,18 +44,38 @@ class WorkerDied(TaskError, BrokenExecutor):
             know was killed too.
         code: the signal's number for `"signal"` and `"oom"`, the exit status for `"exit"`, else
             None.
+        deaths: each worker that the task has killed, as its process id and how it died; the last of
+            them is the one above. There are several where the task was tried again, with `retry=`;
+            of more than 255 the first and the last are there. Empty if no task is to blame: the
+            pool could not start.
+
+    >>> import os
+    >>> import manyhands as mh
+    >>> with mh.Pool(1, retry=1) as pool:
+    ...     error = pool.submit(os._exit, 3).exception()
+    >>> error.cause, error.code
+    ('exit', 3)
+    >>> [how for pid, how in error.deaths]
+    ['exited with status 3', 'exited with status 3']
     """
 
     def __init__(
-        self, message: str, *, pid: int = 0, cause: str = "unknown", code: int | None = None
+        self,
+        message: str,
+        *,
+        pid: int = 0,
+        cause: str = "unknown",
+        code: int | None = None,
+        deaths: tuple[tuple[int, str], ...] = (),
     ) -> None:
         super().__init__(message)
         self.pid = pid
         self.cause = cause
         self.code = code
+        self.deaths = deaths
 
     def __reduce__(self) -> tuple[object, ...]:
-        state = {"pid": self.pid, "cause": self.cause, "code": self.code}
+        state = {"pid": self.pid, "cause": self.cause, "code": self.code, "deaths": self.deaths}
         return (WorkerDied, (str(self),), state)
 
 

@@ -26,6 +26,9 @@ def _task(label: str, index: int) -> str:
 # The most characters of a message that are shown of an exception in one line.
 _LONGEST = 200
 
+# The most deaths before the last that a message names.
+_MOST_DEATHS = 4
+
 _KEPT = ", which is kept from ending this program"
 
 
@@ -126,28 +129,34 @@ def manner(cause: str, code: int | None) -> str:
 def death(
     label: str,
     index: int,
-    pid: int,
-    cause: str,
-    code: int | None,
+    died: list[tuple[int, str, int | None]],
     args: tuple[Any, ...] | None,
-    counts: tuple[int, int],
+    attempts: int,
 ) -> BaseException:
     """For a task whose worker died.
 
     Args:
+        died: pid, cause and code of each worker that it has killed, this one last.
         args: its arguments, where they are plain values and may be shown.
-        counts: how often it was tried, and how many workers it has killed.
+        attempts: how often it was tried.
     """
-    attempts, deaths = counts
+    pid, cause, code = died[-1]
+    deaths = tuple((pid, manner(cause, code)) for pid, cause, code in died)
     if args is not None:
         label = call_text(label, args, None)
     tried = f", attempt {attempts}" if attempts > 1 else ""
-    if deaths > 1:
-        tried += f": it has killed {deaths} workers, and is not tried again"
+    if len(deaths) > 1:
+        earlier = [f"worker {pid} {how}" for pid, how in deaths[:-1]]
+        if len(earlier) > _MOST_DEATHS:
+            earlier[_MOST_DEATHS:] = [f"and {len(earlier) - _MOST_DEATHS} more"]
+        tried += (
+            f": it has killed {len(deaths)} workers, and is not tried again "
+            f"(earlier, {', '.join(earlier)})"
+        )
     hint = ""
     if cause == "oom":
         hint = _memory_hint()
-    elif code == 9:
+    elif (cause, code) == ("signal", 9):
         hint = "look for it in the kernel's log if memory was short"
     return WorkerDied(
         f"worker {pid} {manner(cause, code)} while it ran {_task(label, index)}{tried}; "
@@ -155,6 +164,7 @@ def death(
         pid=pid,
         cause=cause,
         code=code,
+        deaths=deaths,
     )
 
 

@@ -554,10 +554,12 @@ def test_a_deep_argument(pool: mh.Pool) -> None:
 
 
 def test_our_errors_can_be_pickled() -> None:
-    died = mh.WorkerDied("text", pid=5, cause="signal", code=9)
+    deaths = ((4, "exited with status 3"), (5, "was killed by SIGKILL"))
+    died = mh.WorkerDied("text", pid=5, cause="signal", code=9, deaths=deaths)
     copy = pickle.loads(pickle.dumps(died))
     assert (type(copy), str(copy)) == (mh.WorkerDied, "text")
-    assert (copy.pid, copy.cause, copy.code) == (5, "signal", 9)
+    assert (copy.pid, copy.cause, copy.code, copy.deaths) == (5, "signal", 9, deaths)
+    assert mh.WorkerDied("text").deaths == ()
     remote = mh.RemoteError("text", type_name="a.B", remote_message="m")
     copy = pickle.loads(pickle.dumps(remote))
     assert (str(copy), copy.type_name, copy.remote_message) == ("text", "a.B", "m")
@@ -590,3 +592,11 @@ def test_an_error_of_a_program_a_task_started(pool: mh.Pool) -> None:
     error = error_of(pool, subprocess.check_call, [sys.executable, "-c", "raise SystemExit(4)"])
     assert type(error) is subprocess.CalledProcessError
     assert error.returncode == 4
+
+
+def test_the_kernels_log_says_nothing_of_a_worker_that_exits() -> None:
+    with mh.Pool(1) as pool:
+        exited = pool.submit(os._exit, 9).exception()
+        killed = pool.submit(lambda: os.kill(os.getpid(), signal.SIGKILL)).exception()
+    assert "exited with status 9" in str(exited)
+    assert ["kernel's log" in str(error) for error in (exited, killed)] == [False, True]

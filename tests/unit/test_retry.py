@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from manyhands import _outcome
 
 
 @pytest.fixture
@@ -204,6 +205,72 @@ def test_deaths_are_counted_by_themselves(pool: mh.Pool, tmp_path: Path, way: st
     assert pool.stats().deaths == 5
     patient = mh.Retry(0, deaths=3)
     assert pool.options(retry=patient).submit(work, 3, 0).result() == 4
+
+
+@pytest.mark.parametrize("way", ["submit", "map", "unordered", "below", "map below"])
+def test_each_death_is_told(pool: mh.Pool, tmp_path: Path, way: str) -> None:
+    """P2: what is known of all the workers that a task has killed, and not of the last alone."""
+
+    def work(item: int) -> int:
+        if item != 1:
+            return item
+        with open(tmp_path / "pids", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if tries(tmp_path / "tries") == 1:
+            kill_self()
+        os._exit(3)
+
+    def failed() -> BaseException | None:
+        if way in ("submit", "below"):
+            return pool.options(retry=1).submit(work, 1).exception()
+        results = pool.map(work, range(3), retry=1, on_error="return", ordered=way != "unordered")
+        (failure,) = [result for result in results if isinstance(result, mh.Failure)]
+        return failure.exception
+
+    error = pool.submit(failed).result() if way.endswith("below") else failed()
+    assert isinstance(error, mh.WorkerDied)
+    first, second = map(int, (tmp_path / "pids").read_text().split())
+    assert error.deaths == ((first, "was killed by SIGKILL"), (second, "exited with status 3"))
+    assert (error.pid, error.cause, error.code) == (second, "exit", 3)
+    assert str(error).startswith(f"worker {second} exited with status 3 while it ran task ")
+    assert str(error).endswith(
+        ", attempt 2: it has killed 2 workers, and is not tried again "
+        f"(earlier, worker {first} was killed by SIGKILL); other tasks go on"
+    )
+    assert pool.stats().deaths == 2
+
+
+def test_deaths_are_told_past_other_failures(pool: mh.Pool, tmp_path: Path) -> None:
+    def work() -> None:
+        count = tries(tmp_path / "tries")
+        if count == 2:
+            raise Flaky
+        os._exit(count)
+
+    patient = pool.options(retry=mh.Retry(1, deaths=2))
+    error = patient.submit(work).exception()
+    assert isinstance(error, mh.WorkerDied)
+    told = [how for _, how in error.deaths]
+    assert told == [f"exited with status {status}" for status in (1, 3, 4)]
+    assert len({pid for pid, _ in error.deaths}) == 3
+    assert "attempt 4: it has killed 3 workers" in str(error)
+    # With no more than one death the message is that of a task that is not tried again.
+    once = pool.options(retry=mh.Retry(1, deaths=0)).submit(os._exit, 5).exception()
+    assert isinstance(once, mh.WorkerDied)
+    assert once.deaths == ((once.pid, "exited with status 5"),)
+    assert str(once).endswith("(_exit(5)); other tasks go on")
+
+
+def test_a_message_names_a_few_of_many_deaths() -> None:
+    died = [(number, "exit", 1) for number in range(1, 10)]
+    error = _outcome.death("f", 7, died, None, 9)
+    assert isinstance(error, mh.WorkerDied)
+    assert error.deaths == tuple((pid, "exited with status 1") for pid in range(1, 10))
+    earlier = ", ".join(f"worker {pid} exited with status 1" for pid in range(1, 5))
+    assert str(error) == (
+        "worker 9 exited with status 1 while it ran task 7 (f), attempt 9: it has killed 9 "
+        f"workers, and is not tried again (earlier, {earlier}, and 4 more); other tasks go on"
+    )
 
 
 def test_time_outs_count_as_failures(pool: mh.Pool, tmp_path: Path) -> None:

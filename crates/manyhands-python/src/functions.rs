@@ -35,7 +35,8 @@ impl PyDefinition {
         let needs = needs.iter().map(|need| need.0.clone()).collect();
         // SAFETY: whoever passes a descriptor gives it away.
         let file = file.map(|file| unsafe { OwnedFd::from_raw_fd(file) });
-        let buffers = stored.map_or_else(Box::default, |stored| Box::from(stored.buffers.as_slice()));
+        let buffers =
+            stored.map_or_else(Box::default, |stored| Box::from(stored.buffers.as_slice()));
         let payload = Box::from(payload);
         Self(Definition::keeping(label, payload, buffers, needs, file))
     }

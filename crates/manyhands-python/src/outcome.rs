@@ -79,14 +79,16 @@ pub(crate) fn of_item<'py>(
             })
         }
         Outcome::Died {
-            pid,
-            cause,
+            deaths,
             tag,
             payload,
             attempts,
-            deaths,
         } => {
-            let (cause, code) = cause_words(*cause);
+            let died = deaths.all().map(|death| {
+                let (cause, code) = cause_words(death.cause);
+                (death.pid, cause, code)
+            });
+            let died: Vec<_> = died.collect();
             // Arguments that are pickled stay so: unpickling runs code of the very task that has just
             // killed a process.
             let args = match *tag {
@@ -98,12 +100,11 @@ pub(crate) fn of_item<'py>(
             };
             let error = raise(args.and_then(|args| {
                 let hook = hooks::death(py)?;
-                let counts = (*attempts, *deaths);
-                hook.call1((label, index, *pid, cause, code, args, counts))
+                hook.call1((label, index, died, args, *attempts))
             }));
             Err(Failed {
                 died: true,
-                ..failed(error, *pid, *attempts)
+                ..failed(error, deaths.last.pid, *attempts)
             })
         }
         Outcome::TimedOut {

@@ -89,7 +89,7 @@ impl EventKind {
         match outcome {
             Outcome::Value(..) => Self::Ended(How::Value),
             Outcome::Error(..) | Outcome::Failed(_) => Self::Ended(How::Error),
-            Outcome::Died { cause, .. } => Self::Ended(How::Died(*cause)),
+            Outcome::Died { deaths, .. } => Self::Ended(How::Died(deaths.last.cause)),
             Outcome::TimedOut { .. } => Self::Ended(How::TimedOut),
             Outcome::OverMemory { .. } => Self::Ended(How::OverMemory),
             Outcome::Cancelled => Self::Cancelled,

@@ -99,7 +99,9 @@ pub use store::{
 #[cfg(not(manyhands_loom))]
 pub use supervisor::{Launcher, LogLine, Supervisor};
 #[cfg(not(manyhands_loom))]
-pub use task::{Breakage, Bytes, Cause, Entry, Limits, Outcome, Retry, Stored, Task};
+pub use task::{
+    Breakage, Bytes, Cause, Death, Deaths, Entry, Limits, Outcome, Retry, Stored, Task,
+};
 #[cfg(not(manyhands_loom))]
 pub use unseen::{Fate, Unseen};
 #[cfg(not(manyhands_loom))]

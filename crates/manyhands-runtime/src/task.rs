@@ -193,6 +193,47 @@ impl From<ExitStatus> for Cause {
     }
 }
 
+/// A worker's death.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death {
+    /// The worker's process id, 0 if it never had one.
+    pub pid: i32,
+    /// Why it died.
+    pub cause: Cause,
+}
+
+/// The deaths of the workers that ran one task.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Deaths {
+    /// Those before, the first of them first. Of more than 254 only the first are kept.
+    pub earlier: Vec<Death>,
+    /// The one that came last.
+    pub last: Death,
+}
+
+/// The most deaths of one task of which more is known than that they were.
+const MOST_DEATHS: usize = 255;
+
+impl Deaths {
+    /// One more after those, if there were any.
+    pub(crate) fn after(earlier: Option<Box<Self>>, last: Death) -> Box<Self> {
+        let Some(mut deaths) = earlier else {
+            let earlier = Vec::new();
+            return Box::new(Self { earlier, last });
+        };
+        let before = std::mem::replace(&mut deaths.last, last);
+        if deaths.earlier.len() < MOST_DEATHS - 1 {
+            deaths.earlier.push(before);
+        }
+        deaths
+    }
+
+    /// All that are known, in their order.
+    pub fn all(&self) -> impl Iterator<Item = Death> {
+        self.earlier.iter().copied().chain([self.last])
+    }
+}
+
 /// What a task may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -263,18 +304,14 @@ pub enum Outcome {
     Error(u8, Bytes),
     /// Its worker died while it ran. The payload is there for messages.
     Died {
-        /// The worker's process id, 0 if it never had one.
-        pid: i32,
-        /// Why.
-        cause: Cause,
+        /// Whose death it was, and which others it had been before.
+        deaths: Box<Deaths>,
         /// How the payload is encoded.
         tag: u8,
         /// The task's payload.
         payload: Bytes,
         /// How often it was tried.
         attempts: u8,
-        /// How many workers it has killed.
-        deaths: u8,
     },
     /// Its time was up.
     TimedOut {
@@ -450,6 +487,8 @@ pub struct Entry {
     /// How often it has failed, and how often its worker has died.
     pub(crate) failures: u32,
     pub(crate) deaths: u32,
+    /// What is known of these deaths; none as long as there were none.
+    pub(crate) died: Option<Box<Deaths>>,
     /// Items that have not ended.
     pub(crate) left: u32,
     /// Items that have ended.
@@ -496,6 +535,7 @@ impl Entry {
             gathers: false,
             failures: 0,
             deaths: 0,
+            died: None,
             left: 1,
             ended: 0,
             position,
@@ -690,5 +730,21 @@ mod tests {
     fn jitter_comes_after_the_longest() {
         // Else all that have reached it would run again at the same instant.
         assert_eq!(retry(8 * SECOND, 4 * SECOND, 0.5).pause(9, 0.5), 3 * SECOND);
+    }
+
+    #[test]
+    fn the_first_deaths_and_the_last_are_kept() {
+        let death = |pid| Death {
+            pid,
+            cause: Cause::Exit(pid),
+        };
+        let mut deaths = None;
+        for pid in 1..=300 {
+            deaths = Some(Deaths::after(deaths, death(pid)));
+            let pids: Vec<_> = deaths.iter().flat_map(|deaths| deaths.all()).collect();
+            let first = 1..pid.min(MOST_DEATHS as i32);
+            let kept: Vec<_> = first.chain([pid]).map(death).collect();
+            assert_eq!(pids, kept);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::packet::{Packet, Reader, Writer};
 use crate::lease::Buffer;
 use crate::protocol::Malformed;
-use crate::task::{Breakage, Cause, Outcome};
+use crate::task::{Breakage, Cause, Death, Deaths, Outcome};
 use manyhands_os::MessageFile;
 use std::io;
 use std::sync::Arc;
@@ -49,19 +49,19 @@ pub(crate) fn answer(call: u64, outcome: &Outcome) -> io::Result<Packet> {
             file = out.payload(payload)?;
         }
         Outcome::Died {
-            pid,
-            cause,
+            deaths,
             tag,
             payload,
             attempts,
-            deaths,
         } => {
             out.u8(DIED);
-            out.u32(pid.cast_unsigned());
-            put_cause(&mut out, *cause);
+            put_death(&mut out, deaths.last);
+            out.u32(deaths.earlier.len() as u32);
+            for death in &deaths.earlier {
+                put_death(&mut out, *death);
+            }
             out.u8(*tag);
             out.u8(*attempts);
-            out.u8(*deaths);
             file = out.payload(payload)?;
         }
         Outcome::TimedOut {
@@ -97,10 +97,9 @@ pub(crate) fn answer(call: u64, outcome: &Outcome) -> io::Result<Packet> {
                 out.u8(*tag);
                 file = out.payload(error)?;
             }
-            Breakage::InitializerDied(pid, cause) => {
+            &Breakage::InitializerDied(pid, cause) => {
                 out.u8(BROKEN_BY_DEATH);
-                out.u32(pid.cast_unsigned());
-                put_cause(&mut out, *cause);
+                put_death(&mut out, Death { pid, cause });
             }
             Breakage::Start(why) | Breakage::Limit(why) => {
                 out.u8(BROKEN);
@@ -132,11 +131,12 @@ pub(crate) fn read(
         }
         ERROR => Outcome::Error(reader.u8()?, reader.payload(file)?),
         DIED => Outcome::Died {
-            pid: reader.u32()?.cast_signed(),
-            cause: cause(reader)?,
+            deaths: Box::new(Deaths {
+                last: death(reader)?,
+                earlier: reader.each(death)?,
+            }),
             tag: reader.u8()?,
             attempts: reader.u8()?,
-            deaths: reader.u8()?,
             payload: reader.payload(file)?,
         },
         TIMED_OUT => Outcome::TimedOut {
@@ -155,7 +155,8 @@ pub(crate) fn read(
         kind => Outcome::Broken(Arc::new(match kind {
             BROKEN_INITIALIZER => Breakage::Initializer(reader.u8()?, reader.payload(file)?),
             BROKEN_BY_DEATH => {
-                Breakage::InitializerDied(reader.u32()?.cast_signed(), cause(reader)?)
+                let death = death(reader)?;
+                Breakage::InitializerDied(death.pid, death.cause)
             }
             BROKEN => Breakage::Start(reader.text()?),
             _ => return Err(Malformed),
@@ -164,8 +165,8 @@ pub(crate) fn read(
     Ok((call, Answer::Ended(outcome)))
 }
 
-fn put_cause(out: &mut Writer, cause: Cause) {
-    let (kind, number) = match cause {
+fn put_death(out: &mut Writer, death: Death) {
+    let (kind, number) = match death.cause {
         Cause::Signal(signal) => (1, signal),
         Cause::Exit(status) => (2, status),
         Cause::Unknown => (3, 0),
@@ -173,14 +174,16 @@ fn put_cause(out: &mut Writer, cause: Cause) {
         Cause::Start => (5, 0),
         Cause::Oom => (6, 0),
     };
+    out.u32(death.pid.cast_unsigned());
     out.u8(kind);
     out.u32(number.cast_unsigned());
 }
 
-fn cause(reader: &mut Reader<'_>) -> Result<Cause, Malformed> {
+fn death(reader: &mut Reader<'_>) -> Result<Death, Malformed> {
+    let pid = reader.u32()?.cast_signed();
     let kind = reader.u8()?;
     let number = reader.u32()?.cast_signed();
-    Ok(match kind {
+    let cause = match kind {
         1 => Cause::Signal(number),
         2 => Cause::Exit(number),
         3 => Cause::Unknown,
@@ -188,5 +191,6 @@ fn cause(reader: &mut Reader<'_>) -> Result<Cause, Malformed> {
         5 => Cause::Start,
         6 => Cause::Oom,
         _ => return Err(Malformed),
-    })
+    };
+    Ok(Death { pid, cause })
 }

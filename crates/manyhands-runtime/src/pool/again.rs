@@ -16,7 +16,7 @@
 //! | the pool ends what waits, or breaks | it has ended                                                      |
 
 use super::{Pool, State};
-use crate::task::Entry;
+use crate::task::{Death, Deaths, Entry};
 use manyhands_os::monotonic_nanos;
 
 /// Why a task runs again.
@@ -29,7 +29,7 @@ pub(super) enum Reason {
     /// It took too much memory.
     Memory,
     /// Its worker died.
-    Death,
+    Death(Death),
 }
 
 impl Pool {
@@ -54,14 +54,17 @@ impl Pool {
             Reason::Failure => entry.failures < retry.failures,
             Reason::Timeout => retry.timeouts && entry.failures < retry.failures,
             Reason::Memory => retry.memory && entry.failures < retry.failures,
-            Reason::Death => entry.deaths < retry.deaths,
+            Reason::Death(_) => entry.deaths < retry.deaths,
         };
         if !may {
             return Some(entry);
         }
         let pause = retry.pause(entry.failures + entry.deaths + 1, state.random());
         match reason {
-            Reason::Death => entry.deaths += 1,
+            Reason::Death(death) => {
+                entry.deaths += 1;
+                entry.died = Some(Deaths::after(entry.died.take(), death));
+            }
             _ => entry.failures += 1,
         }
         self.log_retry(&entry, reason, pause);

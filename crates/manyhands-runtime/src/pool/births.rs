@@ -11,7 +11,7 @@ use crate::protocol::{TaskKind, WorkerKey};
 use crate::scheduler::Slot;
 use crate::seat::{Worker, WorkerEnds};
 use crate::supervisor::Command;
-use crate::task::{Breakage, Bytes, Cause, Entry, Outcome};
+use crate::task::{Breakage, Bytes, Cause, Death, Deaths, Entry, Outcome};
 use manyhands_os::{Process, Socket, monotonic_nanos};
 use manyhands_shm::{ControlBlock, PoolPage, QueueWord};
 use std::collections::HashMap;
@@ -255,7 +255,7 @@ impl Pool {
                     blamed = true;
                     let reason = match &worker.stop {
                         Some(stop) => stop.reason(),
-                        None => (!killing).then_some(Reason::Death),
+                        None => (!killing).then_some(Reason::Death(Death { pid, cause })),
                     };
                     let attempts = entry.attempt();
                     let entry = match reason {
@@ -273,7 +273,7 @@ impl Pool {
                         continue;
                     };
                     self.say(about.take(), kind);
-                    self.lost_with_worker(&mut state, entry, (pid, cause), ended);
+                    self.lost_with_worker(&mut state, entry, Death { pid, cause }, ended);
                 }
                 TaskKind::Exit => leaving = true,
                 TaskKind::Initialize => initializing = true,
@@ -347,20 +347,18 @@ impl Pool {
     fn lost_with_worker(
         &self,
         state: &mut State,
-        entry: Entry,
-        (pid, cause): (i32, Cause),
+        mut entry: Entry,
+        death: Death,
         ended: Option<Outcome>,
     ) {
         let attempts = entry.attempt();
-        let deaths = (entry.deaths + 1).min(255) as u8;
+        let earlier = entry.died.take();
         let died = |tag, payload| {
-            ended.unwrap_or(Outcome::Died {
-                pid,
-                cause,
+            ended.unwrap_or_else(|| Outcome::Died {
+                deaths: Deaths::after(earlier, death),
                 tag,
                 payload,
                 attempts,
-                deaths,
             })
         };
         if let Some(block) = &entry.block {

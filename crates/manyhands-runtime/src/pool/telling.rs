@@ -300,7 +300,7 @@ impl Pool {
             Reason::Failure => "failed",
             Reason::Timeout => "took too long",
             Reason::Memory => "took too much memory",
-            Reason::Death => "lost its worker",
+            Reason::Death(_) => "lost its worker",
         };
         let run = entry.attempt() - 1;
         let when = match pause {

@@ -5,6 +5,7 @@ use crate::crash_table::helpers::{until, until_stats, wait, warm};
 use crate::crash_table::site::{Job, Site};
 use crate::crash_table::storms::{Kills, Random, kill_workers};
 use manyhands_runtime::{Limits, Outcome, Retry};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -98,10 +99,19 @@ fn deaths(site: &Site) {
     }
     let tally = site.settle(&pool, &jobs);
     assert_eq!((tally.values, tally.died.len()), (83, 1), "{tally:?}");
-    let Some(&Outcome::Died { attempts, .. }) = jobs[63].task.outcome() else {
+    let Some(Outcome::Died {
+        attempts, deaths, ..
+    }) = jobs[63].task.outcome()
+    else {
         panic!("{:?}", jobs[63].task.outcome());
     };
-    assert_eq!(attempts, 3);
+    assert_eq!(*attempts, 3);
+    let pids: HashSet<_> = deaths.all().map(|death| death.pid).collect();
+    assert_eq!(pids.len(), 3, "{deaths:?}");
+    assert!(
+        deaths.all().all(|death| death.cause == deaths.last.cause),
+        "{deaths:?}"
+    );
     site.assert_usable(&pool);
     until_stats(&pool, |stats| stats.deaths == 6);
     site.finish(pool);

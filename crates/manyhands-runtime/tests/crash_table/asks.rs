@@ -71,7 +71,7 @@ fn value_of(task: &Task) -> Result<Vec<u8>, String> {
         Outcome::Error(_, bytes) => Err(bytes
             .with(|bytes| String::from_utf8_lossy(bytes).into_owned())
             .unwrap()),
-        Outcome::Died { cause, .. } => Err(format!("{CALL_DIED}: {cause:?}")),
+        Outcome::Died { deaths, .. } => Err(format!("{CALL_DIED}: {:?}", deaths.last.cause)),
         Outcome::TimedOut { .. } => Err("a call took too long".into()),
         Outcome::OverMemory { .. } => Err("a call took too much memory".into()),
         Outcome::Cancelled => Err("a call was cancelled".into()),

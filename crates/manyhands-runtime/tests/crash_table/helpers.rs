@@ -69,7 +69,12 @@ pub(crate) fn show(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Value(_, bytes) => format!("the value {:?}", text(bytes)),
         Outcome::Error(_, bytes) => format!("the error {:?}", text(bytes)),
-        Outcome::Died { pid, cause, .. } => format!("the death of {pid} by {cause:?}"),
+        Outcome::Died { deaths, .. } => {
+            format!(
+                "the death of {} by {:?}",
+                deaths.last.pid, deaths.last.cause
+            )
+        }
         Outcome::OverMemory { limit, pid, .. } => format!("more than {limit} bytes in {pid}"),
         Outcome::TimedOut { limit, pid, .. } => format!("the end of its {limit} ns in {pid}"),
         Outcome::Cancelled => "its cancelling".into(),

@@ -613,8 +613,8 @@ fn nonsense(site: &Site, what: &str) {
     let job = site.submit(&pool, &format!("babble:{what}"));
     wait(&pool, &job.task);
     match job.task.outcome().unwrap() {
-        Outcome::Died { cause, .. } => {
-            assert_eq!(*cause, manyhands_runtime::Cause::Protocol);
+        Outcome::Died { deaths, .. } => {
+            assert_eq!(deaths.last.cause, manyhands_runtime::Cause::Protocol);
         }
         outcome @ Outcome::Error(..) if what == "empty" => {
             let why = show(outcome);

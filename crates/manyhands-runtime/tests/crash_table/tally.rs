@@ -139,12 +139,10 @@ impl Tally {
             }
             (
                 &Outcome::Died {
-                    pid,
-                    cause,
+                    ref deaths,
                     tag,
                     ref payload,
                     attempts,
-                    deaths: _,
                 },
                 _,
             ) => {
@@ -158,7 +156,7 @@ impl Tally {
                     let start = format!("{number} ").into_bytes();
                     assert!(payload.with(|bytes| bytes.starts_with(&start)).unwrap());
                 }
-                self.died.push((number, pid, cause));
+                self.died.push((number, deaths.last.pid, deaths.last.cause));
             }
             (Outcome::Cancelled, _) => {
                 assert!(
