@@ -36,9 +36,9 @@ def tell(function: Any, names: Iterable[str], own: int, shared: int) -> None:
         values |= dict(_captured(function))
         what = name_of(function)
     sizes = {name: _size(value) for name, value in values.items()}
-    largest = sorted(
-        (name for name, found in sizes.items() if found >= _LEAST_PART * size), key=lambda n: -sizes[n]
-    )[:_MOST_NAMED]
+    least = _LEAST_PART * size
+    named_ones = (name for name, found in sizes.items() if found >= least)
+    largest = sorted(named_ones, key=lambda name: -sizes[name])[:_MOST_NAMED]
     if (what, *largest) in _told:
         return
     _told.add((what, *largest))
