@@ -794,8 +794,9 @@ def test_ctrl_c(work: Path, engine: str) -> None:
 
 
 def test_a_hint_is_shown_on_a_terminal(work: Path) -> None:
-    (work / "slow.py").write_text("import time\ndef wait(text): time.sleep(0.02)\n")
-    items = map(str, range(60))
+    # So long that a machine which is late by much of a second has its workers wait most of it.
+    (work / "slow.py").write_text("import time\ndef wait(text): time.sleep(0.25)\n")
+    items = map(str, range(40))
     arguments = ["map", "slow.py:wait", *items, "-o", "out", "-j", "2", "--no-progress"]
     code, shown = on_terminal(work, *arguments, keys=b"", when=None)
     assert code == 0

@@ -98,7 +98,8 @@ def test_what_is_not_sure_is_not_said(
 @pytest.mark.parametrize("engine", ["process", "thread"])
 def test_a_map_that_waits_has_the_hint(engine: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "manyhands.hints"), mh.Pool(2, engine=engine) as pool:
-        results = pool.map(time.sleep, [0.02] * 150)
+        # So long that a machine which is late by a second still has its workers wait most of it.
+        results = pool.map(time.sleep, [0.1] * 150)
         assert results.summary.hints == (), "too early"
         (said,) = results.run().hints
         assert pool.map(time.sleep, [0.02] * 8).run().hints == (), "too short"
@@ -112,12 +113,13 @@ def test_a_map_on_threads_that_compute_has_the_hint() -> None:
     def count(n: int) -> int:
         return sum(range(n))
 
-    for _ in range(10):
+    until = time.monotonic() + 60
+    said: list[str] = []
+    while not said:
+        if time.monotonic() > until:
+            pytest.skip("the machine is so busy with other things that nothing can be seen")
         summary = mh.map(count, [3_000_000] * 30, engine="thread", workers=2).run()
-        # A machine that is busy with other things gives the threads less, and says nothing.
-        assert bool(summary.hints) == (0.75 * summary.wall <= summary.cpu <= 1.1 * summary.wall)
-        if summary.hints:
-            break
-    (said,) = summary.hints
-    assert "one at a time" in said
-    assert f'engine="process" would use {min(mh.cpu_count(), 30)} processors' in said
+        # A machine that is busy with other things gives the threads less, and this is not said.
+        said = [hint for hint in summary.hints if "one at a time" in hint]
+        assert bool(said) == (0.75 * summary.wall <= summary.cpu <= 1.1 * summary.wall)
+    assert f'engine="process" would use {min(mh.cpu_count(), 30)} processors' in said[0]
