@@ -102,7 +102,7 @@ def test_a_map_that_waits_has_the_hint(engine: str, caplog: pytest.LogCaptureFix
         results = pool.map(time.sleep, [0.1] * 150)
         assert results.summary.hints == (), "too early"
         (said,) = results.run().hints
-        assert pool.map(time.sleep, [0.02] * 8).run().hints == (), "too short"
+        assert pool.map(time.sleep, [0.001] * 8).run().hints == (), "too short"
     assert "workers=32 would have more of them wait at once" in said
     assert caplog.messages == [f"sleep: {said}"]
 
