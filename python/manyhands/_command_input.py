@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import os
 import select
+import signal
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -164,7 +165,11 @@ class RecordInput:
 
 
 class _Arrivals:
-    """Lines from a pipe or terminal, and None for a pause. They have no line ends."""
+    """Lines from a pipe or terminal, and None for a pause. They have no line ends.
+
+    A signal ends each wait for them. One that comes between the interpreter's look for signals and
+    the system call would not by itself, nor would one that the kernel hands to another thread.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.flow: Flow | None = None  # without it, what comes is waited for
@@ -173,6 +178,18 @@ class _Arrivals:
         self._poll.register(descriptor, select.POLLIN)
 
     def __iter__(self) -> Iterator[bytes | None]:
+        signals, told = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        self._poll.register(signals, select.POLLIN)
+        try:
+            yield from self._read_lines()
+        finally:
+            signal.set_wakeup_fd(before)
+            self._poll.unregister(signals)
+            os.close(signals)
+            os.close(told)
+
+    def _read_lines(self) -> Iterator[bytes | None]:
         begun: list[bytes] = []
         while True:
             yield from self._pauses()
@@ -195,9 +212,13 @@ class _Arrivals:
             pause = None
             if self.flow is not None and not self.flow.is_idle():
                 pause = min(max(waited / 4, _SHORTEST_PAUSE), _LONGEST_PAUSE)
-            if self._poll.poll(None if pause is None else pause * 1000):
+            ready = [place for place, _ in self._poll.poll(pause and pause * 1000)]
+            if self._descriptor in ready:
                 return
-            assert pause is not None
+            for place in ready:
+                os.read(place, _READ_BYTES)  # by now the signal's handler has run
+            if pause is None:
+                continue
             assert self.flow is not None
             waited += pause
             yield None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import pickle
 import pty
+import re
 import signal
 import stat
 import subprocess
@@ -766,6 +768,31 @@ def test_ctrl_c_while_input_is_awaited(work: Path) -> None:
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(WATCHDOG_SECONDS) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().decode().splitlines()[-1] == "stopped after 1 item"
+
+
+def test_a_signal_that_another_thread_gets_while_input_is_awaited(work: Path) -> None:
+    """It interrupts no call, as one that comes just before the wait; that cannot be had at will."""
+
+    def others() -> list[int]:
+        """The other threads that a signal may be handed to."""
+        threads = []
+        for folder in Path(f"/proc/{process.pid}/task").iterdir():
+            [blocked] = re.findall(r"SigBlk:\s*(\w+)", (folder / "status").read_text())
+            if int(folder.name) != process.pid and not int(blocked, 16) & 1 << signal.SIGINT - 1:
+                threads.append(int(folder.name))
+        return threads
+
+    with start(work, "map", "work.py:same", "--lines", "-", "--engine", "thread") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        time.sleep(0.3)  # by now it waits without a limit
+        assert ctypes.CDLL(None).tgkill(process.pid, others()[0], signal.SIGINT) == 0
+        assert process.wait(WATCHDOG_SECONDS / 2) == 130
         assert process.stderr is not None
         assert process.stderr.read().decode().splitlines()[-1] == "stopped after 1 item"
 
