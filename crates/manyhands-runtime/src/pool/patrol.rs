@@ -131,8 +131,8 @@ impl Pool {
         let now = monotonic_nanos();
         let every = self.patrol_every();
         if now > patrol.next.saturating_add(every / 2 + LATE) {
-            // Nobody knows for how long anything ran.
-            patrol.still = None;
+            // Nobody knows for how long anything ran, or stood still.
+            patrol.still.take_if(|still| still.dump.is_none());
             patrol.floor = now;
             for seen in patrol.seats.iter_mut().flatten() {
                 seen.since = now;
@@ -141,7 +141,7 @@ impl Pool {
         let mut lines = patrol.tell_stuck();
         lines.extend(self.look_at_stall(patrol));
         let mut state = self.lock();
-        if state.pending == 0 && patrol.asked.is_empty() {
+        if state.pending == 0 && !patrol.awaits_answers() {
             state.is_patrolled = false;
             return (false, lines);
         }
@@ -163,14 +163,8 @@ impl Pool {
         patrol.note_still(signs, now, every);
         let found = found.into_iter().map(|(stuck, reach)| (stuck, ask(reach)));
         patrol.asked.extend(found);
-        let is_asked = !patrol.asked.is_empty();
-        let is_asked = is_asked
-            || patrol
-                .still
-                .as_ref()
-                .is_some_and(|still| still.dump.is_some());
         patrol.next = now
-            + if is_asked {
+            + if patrol.awaits_answers() {
                 LOOK_FOR_ANSWER.min(every)
             } else {
                 every
@@ -252,6 +246,12 @@ impl Patrol {
             false
         });
         lines
+    }
+
+    /// Whether a worker was asked what it does, and what is to be told of that was not.
+    fn awaits_answers(&self) -> bool {
+        let is_asked = |still: &Still| still.dump.is_some();
+        !self.asked.is_empty() || self.still.as_ref().is_some_and(is_asked)
     }
 
     fn note_still(&mut self, signs: Option<Signs>, now: u64, every: u64) {
