@@ -204,7 +204,7 @@ impl Holdings {
     pub(crate) fn resolve(&mut self, reference: Reference) -> Result<Buffer, Malformed> {
         match self.grants.remove(&reference.block) {
             Some(held) => {
-                held.is_filled();
+                held.set_filled();
                 Self::part(held, reference)
             }
             None => self.leased(reference),

@@ -159,7 +159,7 @@ impl Pool {
                             self.supervisor.look_after_store();
                         }
                         if head.tag == ASKED_TO_LAY_OPEN {
-                            block.is_laid_open();
+                            block.set_laid_open();
                         }
                         worker.holdings.grant(block);
                         Grant::Block { offset, used }

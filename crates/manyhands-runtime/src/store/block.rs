@@ -125,13 +125,13 @@ impl StoreBlock {
     }
 
     /// Its writer writes through its mapping, even if the pages have had no memory.
-    pub(crate) fn is_laid_open(&self) {
+    pub(crate) fn set_laid_open(&self) {
         // Relaxed: the last reference is dropped after this.
         self.is_mapped.store(true, Ordering::Relaxed);
     }
 
     /// Its writer has written all of it.
-    pub(crate) fn is_filled(&self) {
+    pub(crate) fn set_filled(&self) {
         // Relaxed: as above.
         self.is_filled.store(true, Ordering::Relaxed);
     }

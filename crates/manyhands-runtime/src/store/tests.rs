@@ -67,15 +67,15 @@ fn a_writer_gets_back_what_it_has_mapped_and_filled() {
     let used = |len: usize, writer| take(len, writer).used();
     let block = take(100 * PAGE, 7);
     assert!(block.is_cold());
-    block.is_laid_open();
-    block.is_filled();
+    block.set_laid_open();
+    block.set_filled();
     drop(block);
     assert_eq!(used(100 * PAGE, 7), Used::Here);
     assert_eq!(used(98 * PAGE, 7), Used::Here, "a part of it");
     // What stands behind what a writer filled may be anybody's, and what it did not fill as well.
     let block = take(97 * PAGE, 8);
     assert_eq!(block.used(), Used::Elsewhere);
-    block.is_filled();
+    block.set_filled();
     drop(block);
     assert_eq!(used(97 * PAGE, 8), Used::Here);
     assert_eq!(used(97 * PAGE + 1, 8), Used::Elsewhere);
@@ -93,7 +93,7 @@ fn a_writer_gets_back_what_it_has_mapped_and_filled() {
 fn what_was_written_by_descriptor_is_mapped_by_nobody() {
     let store = store(1 << 26);
     let block = store.reserve(LEN, 7).unwrap();
-    block.is_filled();
+    block.set_filled();
     drop(block);
     assert_eq!(store.reserve(LEN, 7).unwrap().used(), Used::Elsewhere);
 }
