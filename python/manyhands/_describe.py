@@ -71,7 +71,7 @@ def task_note(
 
 
 # What is given by `options()`, and not to the function.
-_TASK_OPTIONS = (
+TASK_OPTIONS = (
     "task_timeout",
     "grace",
     "retry",
@@ -87,7 +87,7 @@ def option_hint(error: BaseException, kwargs: Mapping[str, Any] | None) -> str |
     if type(error) is not TypeError or not error.args or type(error.args[0]) is not str:
         return None
     message = error.args[0]
-    for name in _TASK_OPTIONS:
+    for name in TASK_OPTIONS:
         if f"unexpected keyword argument '{name}'" in message:
             value = short(kwargs[name]) if kwargs and name in kwargs else "..."
             return (

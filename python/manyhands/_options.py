@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from manyhands import _core
-from manyhands._describe import name_of
+from manyhands._describe import TASK_OPTIONS, name_of
 from manyhands._typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -262,13 +262,7 @@ _NAMES = (
     "batch",
     "progress",
     "chunksize",
-    "task_timeout",
-    "grace",
-    "retry",
-    "seed",
-    "task_memory",
-    "priority",
-    "capture",
+    *TASK_OPTIONS,
 )
 _DEFAULT = MapOptions()
 

@@ -140,8 +140,8 @@ def death(
         args: its arguments, where they are plain values and may be shown.
         attempts: how often it was tried.
     """
-    pid, cause, code = died[-1]
     deaths = tuple((pid, manner(cause, code)) for pid, cause, code in died)
+    pid, cause, code = died[-1]
     if args is not None:
         label = call_text(label, args, None)
     tried = f", attempt {attempts}" if attempts > 1 else ""
@@ -159,7 +159,7 @@ def death(
     elif (cause, code) == ("signal", 9):
         hint = "look for it in the kernel's log if memory was short"
     return WorkerDied(
-        f"worker {pid} {manner(cause, code)} while it ran {_task(label, index)}{tried}; "
+        f"worker {pid} {deaths[-1][1]} while it ran {_task(label, index)}{tried}; "
         f"other tasks go on{'; ' + hint if hint else ''}",
         pid=pid,
         cause=cause,
