@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import itertools
 import os
 import re
 import signal
@@ -15,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import deaf
 import manyhands as mh
 import procfs
+from deaf import submit_both
 from observing import pids_of
 from programs import Program, program, program_test, run
 
@@ -139,23 +140,8 @@ def with_an_exception_while_workers_are_born() -> None:
 
 @program
 def with_an_exception_while_tasks_run_that_do_not_hear() -> None:
-    def hold_in_c():
-        Path("holds").touch()
-        sum(itertools.repeat(1))  # keeps the interpreter
-
-    def stubborn():
-        while True:
-            try:
-                Path("tries").touch()
-                time.sleep(600)
-            except BaseException:
-                pass
-
     pool = mh.Pool(2)
-    for task in (hold_in_c, stubborn, hold_in_c, stubborn):
-        pool.submit(task)
-    while not (os.path.exists("holds") and os.path.exists("tries")):
-        time.sleep(0.001)
+    submit_both(pool, 2)
     raise ValueError("the program's own")
 
 
@@ -372,43 +358,30 @@ def test_exit_grace_bounds_tasks_that_do_not_hear(task: str, way: str, tmp_path:
     ended = run(
         "-c",
         f"""
-import itertools, logging, os, pathlib, time
+import logging, os, time
 import manyhands as mh
+from deaf import {task}
 
 logging.basicConfig(format="%(levelname)s %(message)s")
-folder = pathlib.Path({str(tmp_path)!r})
-
-def begin():
-    (folder / str(os.getpid())).touch()
-
-def hold_in_c():
-    begin()
-    sum(itertools.repeat(1))  # keeps the interpreter
-
-def stubborn():
-    while True:
-        try:
-            begin()
-            time.sleep(600)
-        except BaseException:
-            pass
+folder = {str(tmp_path)!r}
 
 def main():
     for _ in range(5):
-        pool.submit({task})
+        pool.submit({task}, folder)
     while len(os.listdir(folder)) < 2:
         time.sleep(0.001)
 
 pool = mh.Pool(2, name="mine", exit_grace=1, grace=0.5)
 {body[way]}
 """,
+        env={"PYTHONPATH": str(Path(deaf.__file__).parent)},
     ).check()
     (line,) = ended.err.splitlines()
     assert line == (
         "WARNING the pool 'mine' has not ended in its exit_grace of 1 s: "
         f"5 tasks are lost, 2 of them while they ran (functions: {task})"
     )
-    workers = [int(path.name) for path in tmp_path.iterdir()]
+    workers = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
     assert len(workers) == 2
     assert not any(procfs.is_alive(pid) for pid in workers)
 
@@ -616,24 +589,10 @@ def test_a_block_that_an_exception_leaves() -> None:
 def test_a_block_that_an_exception_leaves_while_tasks_run_that_do_not_hear() -> None:
     """Only SIGKILL ends them; when the block is left their workers are gone."""
 
-    def hold_in_c():
-        Path("holds").touch()
-        sum(itertools.repeat(1))  # keeps the interpreter
-
-    def stubborn():
-        while True:
-            try:
-                Path("tries").touch()
-                time.sleep(600)
-            except BaseException:
-                pass
-
     try:
         with mh.Pool(2) as pool:
-            running = [pool.submit(hold_in_c), pool.submit(stubborn)]
+            running = submit_both(pool, 1)
             queued = [pool.submit(Path("ran").touch) for _ in range(50)]
-            while not (os.path.exists("holds") and os.path.exists("tries")):
-                time.sleep(0.001)
             pids = pids_of(pool)
             assert len(pids) == 2
             raise KeyError("out")

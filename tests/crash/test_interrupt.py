@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import manyhands as mh
+from deaf import submit_both
 from programs import Program, on_terminal, program, program_test
 
 # Everything that is typed here is typed at a terminal, and so goes to the whole foreground group.
@@ -136,44 +137,16 @@ def in_computing_tasks() -> None:
 
 @program
 def in_tasks_that_do_not_hear() -> None:
-    def hold_in_c():
-        Path("holds").touch()
-        sum(itertools.repeat(1))  # keeps the interpreter
-
-    def stubborn():
-        while True:
-            try:
-                Path("tries").touch()
-                time.sleep(600)
-            except BaseException:
-                pass
-
     pool = mh.Pool(2)
-    futures = [pool.submit(task) for task in (hold_in_c, stubborn, hold_in_c, stubborn)]
-    while not (os.path.exists("holds") and os.path.exists("tries")):
-        time.sleep(0.001)
+    futures = submit_both(pool, 2)
     print("READY", flush=True)
     futures[0].result()
 
 
 @program
 def in_a_block_with_tasks_that_do_not_hear() -> None:
-    def hold_in_c():
-        Path("holds").touch()
-        sum(itertools.repeat(1))  # keeps the interpreter
-
-    def stubborn():
-        while True:
-            try:
-                Path("tries").touch()
-                time.sleep(600)
-            except BaseException:
-                pass
-
     with mh.Pool(2) as pool:
-        futures = [pool.submit(task) for task in (hold_in_c, stubborn, hold_in_c, stubborn)]
-        while not (os.path.exists("holds") and os.path.exists("tries")):
-            time.sleep(0.001)
+        futures = submit_both(pool, 2)
         print("READY", flush=True)
         futures[0].result()
 
@@ -302,6 +275,7 @@ def test_a_map_in_which_no_python_runs_is_interrupted_at_once(engine: str) -> No
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     latest = 0.0
     with mh.Pool(2, engine=engine) as pool:
+        pool.map(abs, [1]).run()  # imports what only maps need
         for _ in range(30):
             begin = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, 0.02)

@@ -23,7 +23,7 @@ import procfs
 from gate import Gate, pass_through
 from manyhands import _core
 from observing import until
-from programs import Ended, program
+from programs import Ended, Program, program
 
 
 @dataclass
@@ -44,9 +44,13 @@ class Group:
         return None if killed is None else int(killed[1])
 
 
-def check_entered(ended: Ended) -> None:
+def run_in(group: Group, chosen: Program, seconds: float = 90, **given: Any) -> Ended:
+    """Runs a program in the group; skips the test where that is not permitted."""
+    ended = chosen.run(**given, before=group.enter(), seconds=seconds)
     if ended.code == 77:
         pytest.skip(f"this machine does not permit to enter a control group: {ended.err}")
+    print(ended)
+    return ended.check()
 
 
 # What a group may have, of which Python and NumPy in each process take the greater part.
@@ -174,10 +178,8 @@ def three_limits(way: str, size: int, limit: int) -> None:
 @pytest.mark.parametrize("size", [8_000_000, 1_000_000])
 @pytest.mark.parametrize("way", ["arguments", "put", "results"])
 def test_three_times_the_memory(group: Group, way: str, size: int) -> None:
-    ended = three_limits.run(way=way, size=size, limit=LIMIT, before=group.enter(), seconds=90)
-    check_entered(ended)
-    print(ended)
-    assert ended.check().out.startswith(f"{way} fine")
+    ended = run_in(group, three_limits, way=way, size=size, limit=LIMIT)
+    assert ended.out.startswith(f"{way} fine")
 
 
 @program
@@ -215,10 +217,7 @@ def test_whom_the_kernel_kills_is_named(version: Callable[[], tuple[Path, str, s
     """P20 (distributed#1829): "Workers die with no reason given"."""
     limit = 200_000_000
     with made_group(version, limit) as group:
-        ended = more_than_the_group_has.run(limit=limit, before=group.enter(), seconds=90)
-        check_entered(ended)
-        print(ended)
-        assert ended.check().out.startswith("fine:")
+        assert run_in(group, more_than_the_group_has, limit=limit).out.startswith("fine:")
         assert group.kills() in (None, 2)
 
 
@@ -246,10 +245,7 @@ def limited_tasks(limit: int) -> None:
 def test_limited_tasks(version: Callable[[], tuple[Path, str, str]]) -> None:
     limit = 300_000_000
     with made_group(version, limit) as group:
-        ended = limited_tasks.run(limit=limit, before=group.enter(), seconds=90)
-        check_entered(ended)
-        print(ended)
-        assert ended.check().out == "fine\n"
+        assert run_in(group, limited_tasks, limit=limit).out == "fine\n"
         assert not group.kills()
 
 
@@ -281,11 +277,8 @@ def more_tasks_than_fit(tasks: int, megabytes: int) -> None:
 def test_more_tasks_than_fit(version: Callable[[], tuple[Path, str, str]]) -> None:
     """P20 (celery#5645, distributed#2130): who has no room waits; the kernel has to kill nobody."""
     with made_group(version, 1_200_000_000) as group:
-        given: dict[str, Any] = {"tasks": 64, "megabytes": 200}
-        ended = more_tasks_than_fit.run(**given, before=group.enter(), seconds=90)
-        check_entered(ended)
-        print(ended)
-        assert ended.check().out.startswith("fine ")
+        ended = run_in(group, more_tasks_than_fit, tasks=64, megabytes=200)
+        assert ended.out.startswith("fine ")
         assert not group.kills()
 
 
@@ -406,11 +399,10 @@ def test_a_part_of_what_the_group_has(version: Callable[[], tuple[Path, str, str
     check_memory(2 * limit)
     with made_group(version, limit) as group:
         for part, fitting in (("80%", 2), ("100%", 3)):
-            given: dict[str, Any] = {"part": part, "reserved": reserved, "fitting": fitting}
-            ended = what_fits_by_a_part.run(**given, before=group.enter(), seconds=90)
-            check_entered(ended)
-            print(part, ended)
-            assert ended.check().out == f"fine {fitting}\n"
+            ended = run_in(
+                group, what_fits_by_a_part, part=part, reserved=reserved, fitting=fitting
+            )
+            assert ended.out == f"fine {fitting}\n", part
         assert not group.kills()
 
 
@@ -448,10 +440,7 @@ def test_each_level_of_groups_counts(version: Callable[[], tuple[Path, str, str]
     limit = 1_000_000_000
     check_memory(2 * limit)
     with made_group(version, limit) as outer, made_inner_group(version, outer) as inner:
-        given: dict[str, Any] = {"tasks": 32, "megabytes": 200}
-        ended = held_back_by_the_outer_group.run(**given, before=inner.enter(), seconds=150)
-        check_entered(ended)
-        print(ended)
-        assert ended.check().out.startswith("fine ")
+        ended = run_in(inner, held_back_by_the_outer_group, 150, tasks=32, megabytes=200)
+        assert ended.out.startswith("fine ")
         assert not outer.kills()
         assert not inner.kills()

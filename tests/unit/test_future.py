@@ -577,20 +577,23 @@ def test_wait_for_cancels_what_it_waited_for(single: mh.Pool, gate: Gate) -> Non
     asyncio.run(main())
 
 
+async def cancel_who_awaits(future: mh.Future[Any]) -> None:
+    async def ask() -> Any:
+        return await future
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 def test_cancelling_the_awaiting_task_cancels_the_queued_one(single: mh.Pool, gate: Gate) -> None:
     async def main() -> None:
         single.submit(pass_through, gate.path)
         queued = single.submit(same, 2)
         await asyncio.to_thread(gate.wait_arrivals)
-
-        async def ask() -> Any:
-            return await queued
-
-        asking = asyncio.create_task(ask())
-        await asyncio.sleep(0)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
+        await cancel_who_awaits(queued)
         assert queued.cancelled()
 
     asyncio.run(main())
@@ -612,15 +615,7 @@ def test_cancelling_the_awaiting_task_ends_the_running_one(gate: Gate, tmp_path:
         running = pool.submit(work, gate.path)
         await asyncio.to_thread(gate.wait_arrivals)
         assert running.running()
-
-        async def ask() -> Any:
-            return await running
-
-        asking = asyncio.create_task(ask())
-        await asyncio.sleep(0)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
+        await cancel_who_awaits(running)
         assert running.cancelled()
         # There is one worker: when it runs this, it has done with the other.
         assert await asyncio.wait_for(pool.submit(os.getpid), 60) == pid
