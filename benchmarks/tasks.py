@@ -61,9 +61,10 @@ ENDLESS: tuple[Callable[[], object], ...] = (compute_for_ever, sleep_for_ever, l
 
 
 def note_and_run(path: str, function: Callable[[], object]) -> None:
-    """Writes when it began."""
-    with open(path, "w") as file:
+    """Notes when it began: its whole note is there, or none."""
+    with open(f"{path}.part", "w") as file:
         file.write(repr(time.monotonic()))
+    os.rename(f"{path}.part", path)
     function()
 
 

@@ -66,15 +66,21 @@ def slot_is_back(peer: Peer, settings: Settings) -> Outcome:
     count = QUICK_LATE_TASKS if settings.quick else LATE_TASKS
     delays = []
     with tempfile.TemporaryDirectory() as folder, mh.Pool(1) as pool:
-        note = Path(folder) / "note"
         pool.submit(nap, 0.01).result()
         strict = pool.options(task_timeout=LIMIT_SECONDS)
-        for number in range(count):
+        number = 0
+        while len(delays) < count:
+            note = Path(folder) / f"note{number}"
             late = strict.submit(note_and_run, str(note), ENDLESS[number % len(ENDLESS)])
             after = pool.submit(time.monotonic)
             if not isinstance(late.exception(), mh.TaskTimeout):
                 raise WrongResult(f"{late} did not end by its limit")
-            delays.append(after.result() - float(note.read_text()) - LIMIT_SECONDS)
+            begin = after.result()
+            # Where the machine is so slow that its time was up before the note was there, it is
+            # not known when that was.
+            if note.exists():
+                delays.append(begin - float(note.read_text()) - LIMIT_SECONDS)
+            number += 1
     delays.sort()
     p99 = delays[math.ceil(0.99 * count) - 1]
     return Outcome({"p99": p99, "p50": statistics.median(delays)})
