@@ -34,6 +34,10 @@ class Event(Snapshot):
     - "stopped": a worker was killed, to end what it ran; a thread was left behind with it.
     - "left": a worker left, because its pool ends, or has no use for it.
     - "recycled": a worker left, and a fresh one is in its place; `cause` names the option.
+    - "memory": a worker that runs something has quite another amount of memory than when that was
+      told last, by 64 MB at least: `bytes`. Or tasks wait, because there is too little for them,
+      see `memory_limit` of `Pool`: `cause` is "short", and "enough" once they wait for it no more.
+      Both are looked for every tenth of a second while there are tasks, in worker processes.
     - "stuck": a task runs for much longer than others like it, see `stuck_after` of `Pool`.
     - "stalled": nothing happens any more, by a mistake of manyhands, and the pool breaks.
     - "dropped": so many events were lost here, because they came faster than they were taken.
@@ -73,7 +77,12 @@ class Event(Snapshot):
         ),
         "cause": (
             "how a worker died: 'was killed by SIGKILL', 'exited with status 3'; why it was "
-            "recycled: 'recycle_after_tasks', 'recycle_rss', 'recycle_age'; or None"
+            "recycled: 'recycle_after_tasks', 'recycle_rss', 'recycle_age'; whether memory is "
+            "'short' or 'enough'; or None"
+        ),
+        "bytes": (
+            "how much memory a worker has to itself, or the most that a task took which took too "
+            "much, or None"
         ),
         "slot": "place of the worker in its pool, from 0, or None",
         "pid": "its process id, or None",
@@ -91,6 +100,7 @@ class Event(Snapshot):
     outcome: str | None
     seconds: float | None
     cause: str | None
+    bytes: int | None
     slot: int | None
     pid: int | None
     generation: int | None

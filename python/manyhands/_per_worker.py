@@ -213,7 +213,7 @@ def per_worker(
     `atexit`; that of another thread when the thread ends, and that of the main thread at the end of
     the program, after all pools. What was made last is closed first. What closing raises is logged
     ("manyhands", a warning). Leaving takes at most 5 seconds in a worker process; one that takes
-    longer is killed. A worker that is killed closes nothing.
+    longer is killed. A worker that is killed, by `Pool.terminate` for example, closes nothing.
 
     Asynchronous objects are made and closed on an event loop that each worker has for them, and
     used there by `handle.run(coroutine)`. Asynchronous is what a factory or a `close` that is an

@@ -718,9 +718,13 @@ class Pool(_core.PoolBase, Executor):
             keep=None if self._is_default else self._kept.take,
             watch=watch,
         )
-        results._pool = self
-        results._kept_output = kept
-        self._maps.add(results)
+        try:
+            results._pool = self
+            results._kept_output = kept
+            self._maps.add(results)
+        except BaseException:
+            results.close()  # who was interrupted has nothing that could be iterated
+            raise
         return results
 
     def _keep_output(self) -> _KeptOutput:
@@ -1094,7 +1098,8 @@ def _state(worker: dict[str, Any]) -> str:
 
 def _idle(worker: dict[str, Any]) -> float:
     running = worker["task_age"] or 0.0
-    return max(0.0, float(worker["age"]) - float(worker["busy"]) - running)
+    known = float(worker["busy"]) + float(worker["transfer"]) + running
+    return max(0.0, float(worker["age"]) - known)
 
 
 def _left(until: float | None) -> float | None:
@@ -1266,8 +1271,8 @@ _interrupted_at_end = False
 def _ended_by_exception() -> bool:
     # `last_value` is set by the interpreter when an exception ends the program; in an interactive
     # session it may be one of long ago.
-    ended = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
-    return ended or _interrupted_at_end
+    ended = getattr(sys, "last_value", None) is not None or _core.was_interrupted()
+    return (ended and not hasattr(sys, "ps1")) or _interrupted_at_end
 
 
 def _notice_interrupt_at_end() -> None:
@@ -1323,7 +1328,8 @@ def _before_threads_end() -> None:
     """
     if not _pools:
         return
-    if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+    is_interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+    if not (is_interrupted or (_core.was_interrupted() and not hasattr(sys, "ps1"))):
         _notice_interrupt_at_end()
         return
     show = threading.excepthook

@@ -78,11 +78,37 @@ def dumps(value: Any, buffer_callback: Callable[[PickleBuffer], Any] | None = No
 
 
 def contents(array: Any) -> _Reduced:
-    """Of an array that is in no shared memory; one with gaps is sent without them."""
+    """Of an array that is in no shared memory; one with gaps is sent without them, unless it is a
+    part of what is in the store, where nothing is sent but where it is."""
     kind = array.dtype
     if kind.isnative and not kind.hasobject and not _is_gapless(array):
+        if array.size and (memory := _memory_of(array)) is not None:
+            content, start = memory
+            return _view_of, (PickleBuffer(content), kind, array.shape, array.strides, start)
         array = array.copy()
     return array.__reduce_ex__(5)
+
+
+def _memory_of(array: Any) -> Any:
+    """The bytes from the first to the last of the array, if they are in the store, and at which of
+    them it begins; or None."""
+    numpy: Any = sys.modules["numpy"]
+    # Where an axis runs backwards its last element is the first in memory.
+    ends = [(size - 1) * step for size, step in zip(array.shape, array.strides, strict=True)]
+    start = -sum(end for end in ends if end < 0)
+    length = start + sum(end for end in ends if end > 0) + array.itemsize
+    lowest = tuple(slice(0, 1) if end >= 0 else slice(-1, None) for end in ends)
+    corner = array[lowest].reshape(1).view(numpy.uint8)
+    content = numpy.lib.stride_tricks.as_strided(
+        corner, (length,), (1,), writeable=array.flags.writeable
+    )
+    return (content, start) if _core.is_stored(content) else None
+
+
+def _view_of(memory: Any, kind: Any, shape: Any, strides: Any, start: int) -> Any:
+    import numpy
+
+    return numpy.ndarray(shape, kind, memory, start, strides)
 
 
 def _is_gapless(array: Any) -> bool:

@@ -237,8 +237,7 @@ def _open(path: str, size: int) -> Memory:
         is_new = False
     try:
         if is_new:
-            # To write where the disk has no room would end the process, and is no error.
-            os.posix_fallocate(file, 0, size)
+            _take_room(file, path, size)
         found = os.fstat(file)
         if found.st_size != size:
             raise ValueError(
@@ -256,6 +255,15 @@ def _open(path: str, size: int) -> Memory:
             return _map(file, path)
     os.close(file)
     return known
+
+
+def _take_room(file: int, path: str, size: int) -> None:
+    try:
+        # To write where the disk has no room would end the process, and is no error.
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        why = f"there is no room for the {size} bytes of a shared array: {error.strerror}"
+        raise OSError(error.errno, why, path) from error
 
 
 def _map(file: int, path: str | None) -> Memory:

@@ -14,10 +14,12 @@ class WorkerStats(Snapshot):
         "state": "'starting', 'idle', or 'busy' while it runs a task",
         "restarts": "how many workers the place has had before",
         "done": "tasks it has finished",
-        "busy": "seconds it has spent in tasks that have ended",
-        "idle": (
-            "seconds of its age outside of tasks: it waited, or moved arguments and results; while "
-            "it is being started, too"
+        "busy": "seconds it has spent in tasks that have ended, without `transfer`",
+        "idle": "seconds of its age outside of tasks: it waited, or was being started",
+        "transfer": (
+            "seconds in which it read arguments and wrote results of tasks that have ended: of "
+            "those that are large, since the few microseconds of short ones are in `busy`; 0 for "
+            "threads, to which nothing is moved"
         ),
         "task_age": "seconds since its running task started, or None",
         "task_index": "number of its running task in the pool or map, or None",
@@ -37,6 +39,7 @@ class WorkerStats(Snapshot):
     done: int
     busy: float
     idle: float
+    transfer: float
     task_age: float | None
     task_index: int | None
     task: str | None

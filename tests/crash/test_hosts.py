@@ -367,20 +367,13 @@ def test_pytest() -> None:
 
 @pytest.mark.parametrize("long", ["waited for", "in a block", "mapped"])
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
-def test_pytest_that_is_stopped(
-    request: pytest.FixtureRequest, long: str, end: signal.Signals
-) -> None:
-    limit = _LIMIT
-    if (long, end) == ("waited for", signal.SIGINT):
-        limit = 10.0  # the task sleeps for ten minutes
-        reason = "who catches a Ctrl-C and ends then is kept waiting for what was submitted"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
+def test_pytest_that_is_stopped(long: str, end: signal.Signals) -> None:
     with pytest_of(long) as running:
         until(running, "asleep")
         if long == "mapped":
             until(running, "mapped")
         running.process.send_signal(end)
-        ended = running.end(limit).check(2 if end is signal.SIGINT else -end)
+        ended = running.end(_LIMIT).check(2 if end is signal.SIGINT else -end)
         assert end is not signal.SIGINT or "KeyboardInterrupt" in ended.out
 
 

@@ -22,7 +22,7 @@ import pytest
 
 import manyhands as mh
 import procfs
-from programs import program, program_test
+from programs import Program, program, program_test
 
 # ---- Descriptors ---------------------------------------------------------------------------------
 
@@ -316,9 +316,42 @@ def until_the_disk_is_full() -> None:
     print("fine")
 
 
-def test_a_full_disk() -> None:
+@program
+def with_shared_arrays_until_the_disk_is_full() -> None:
+    def fill(array, number):
+        array[:] = number
+
+    folder = os.environ["TMPDIR"]
+    with mh.Pool(2) as pool:
+        held = []
+        try:
+            while len(held) < 100:
+                path = os.path.join(folder, str(len(held)))
+                held.append(mh.shared_array(100_000, float, path=path))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error
+            assert error.filename == path, error
+            assert "there is no room for the 800000 bytes of a shared array" in str(error), error
+        else:
+            raise AssertionError("there is room for all")
+        # What was made is whole, and of what was not nothing is left.
+        assert len(held) == 5, held
+        assert sorted(os.listdir(folder)) == [str(number) for number in range(5)]
+        futures = [pool.submit(fill, array, number) for number, array in enumerate(held)]
+        assert [future.result(20) for future in futures] == [None] * 5
+        for number, array in enumerate(held):
+            assert (array == number).all()
+    print("fine")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [until_the_disk_is_full, with_shared_arrays_until_the_disk_is_full],
+    ids=lambda what: what.name,
+)
+def test_a_full_disk(what: Program) -> None:
     mounting = 'mount -t tmpfs -o size=4m tmpfs "$TMPDIR" >&2 || exit 77; exec "$@"'
-    ended = until_the_disk_is_full.run(before=[*_unshare(), "sh", "-c", mounting, "sh"])
+    ended = what.run(before=[*_unshare(), "sh", "-c", mounting, "sh"])
     if ended.code == 77:
         pytest.skip(f"this machine does not permit the mount: {ended.err.strip()}")
     assert ended.check().out == "fine\n"

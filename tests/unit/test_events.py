@@ -299,6 +299,51 @@ def test_a_coroutine_function_cannot_listen() -> None:
         mh.Pool(1, on_event=listen)
 
 
+def hold(path: str, megabytes: int) -> int:
+    held = bytearray(b"x") * (megabytes * 1_000_000)
+    pass_through(path)
+    return len(held)
+
+
+def test_the_memory_of_a_worker(gate: Gate) -> None:
+    seen: list[mh.Event] = []
+    with mh.Pool(1, on_event=seen.append) as pool:
+        pid = pool.submit(os.getpid).result()
+        future = pool.submit(hold, gate.path, 200)
+        until(lambda: max(event.bytes or 0 for event in seen) > 100_000_000)
+        gate.open()
+        assert future.result() == 200_000_000
+    for event in seen:
+        assert (event.bytes is not None) == (event.kind == "memory")
+        if event.kind == "memory":
+            assert (event.pid, event.slot, event.cause, event.task) == (pid, 0, None, None)
+
+
+def test_tasks_that_wait_for_memory(gate: Gate) -> None:
+    seen: list[mh.Event] = []
+
+    def told() -> list[str | None]:
+        return [event.cause for event in seen if event.kind == "memory" and event.bytes is None]
+
+    with mh.Pool(2, memory_limit="1GB", task_memory="700MB", on_event=seen.append) as pool:
+        futures = [pool.submit(pass_through, gate.path) for _ in range(3)]
+        until(lambda: told() == ["short"])
+        gate.open()
+        for future in futures:
+            future.result()
+        # What waits for memory no more is seen while there is something to do.
+        until(lambda: pool.submit(abs, -1).result() == 1 and told() == ["short", "enough"])
+
+
+def test_how_much_a_task_took_that_took_too_much(gate: Gate) -> None:
+    seen: list[mh.Event] = []
+    with mh.Pool(1, task_memory="100MB", on_event=seen.append) as pool:
+        with pytest.raises(mh.TaskMemoryExceeded) as caught:
+            pool.submit(hold, gate.path, 300).result()
+    [ended] = [event for event in seen if event.kind == "ended"]
+    assert (ended.outcome, ended.bytes) == ("memory", caught.value.peak)
+
+
 def test_a_pool_that_cannot_be_made_leaves_no_thread() -> None:
     with pytest.raises(ValueError, match="copy=False"):
         mh.Pool(1, copy=False, engine="process", on_event=print)

@@ -376,7 +376,9 @@ def test_stats(gate: Gate, tmp_path: Path) -> None:
             assert worker.age >= worker.task_age
             assert worker.busy >= 0
             assert worker.idle >= 0
-            assert worker.busy + worker.idle + (worker.task_age or 0) <= worker.age + 0.001
+            assert worker.transfer >= 0
+            known = worker.busy + worker.idle + worker.transfer + (worker.task_age or 0)
+            assert known <= worker.age + 0.001
         assert "12 tasks" in repr(pool)
         gate.open()
         for future in held:
@@ -396,6 +398,25 @@ def test_stats(gate: Gate, tmp_path: Path) -> None:
             stats = pool.stats()
             assert stats.deaths == 1
             assert sorted(worker.restarts for worker in stats.workers) == [0, 1]
+
+
+def test_the_time_of_transfers() -> None:
+    values = list(range(500_000))
+    with mh.Pool(1) as pool:
+        for short in (1, "short", None):
+            assert pool.submit(same, short).result() == short
+        [before] = pool.stats().workers
+        assert before.transfer == 0
+        assert before.busy > 0
+        for _ in range(3):
+            assert pool.submit(same, values).result() == values
+        assert list(pool.map(same, [values])) == [values]
+        [after] = pool.stats().workers
+        assert after.transfer > 0.001  # four times two million bytes, there and back
+        assert after.busy + after.idle + after.transfer <= after.age + 0.001
+    with mh.Pool(1, engine="thread") as pool:
+        assert pool.submit(same, values).result() is values
+        assert [worker.transfer for worker in pool.stats().workers] == [0]
 
 
 def test_stats_cannot_be_changed(pool: mh.Pool) -> None:

@@ -298,6 +298,12 @@ PASSED: dict[str, Callable[[Array], Any]] = {
     "row": lambda put: put.reshape(2, -1)[1],
     "transposed": lambda put: put.reshape(1000, -1).T,
     "other type": lambda put: put.view("<i8"),
+    "every other": lambda put: put[::2],
+    "backwards": lambda put: put[-5:5:-1],
+    "columns": lambda put: put.reshape(1000, -1)[:, 20:400],
+    "columns of a part": lambda put: Sample("one", put.reshape(100, -1)[10:90, 30:4000:3].T),
+    "part of the bytes": lambda put: put.view("<i4").reshape(-1, 2)[:, 1],
+    "repeated": lambda put: np.broadcast_to(put[::2], (3, len(put) // 2)),
 }
 
 
@@ -317,6 +323,18 @@ def test_a_reference_is_passed(pool: mh.Pool, gate: Gate, name: str) -> None:
     assert [future.result() for future in blocked] == [None, None]
     del put, value
     until_released(pool, "live", most=before - SIZE)
+
+
+def test_a_part_with_gaps_is_written_to_by_nobody(pool: mh.Pool) -> None:
+    put = mh.put(make())
+    part = put.reshape(1000, -1)[:, ::2]
+    with pytest.raises(ValueError, match="read-only"):
+        pool.submit(write, part).result()
+    result = pool.submit(same, make()).result()
+    part = result.reshape(1000, -1)[:, ::2]
+    # What comes of a result is private and writable, as the result is.
+    pool.submit(write, part).result()
+    assert (result == make()).all()
 
 
 def test_many_tasks_over_slices(pool: mh.Pool) -> None:

@@ -6,6 +6,7 @@ import copyreg
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,54 @@ def test_arrays_with_gaps_are_not_in_the_pickle(
     assert (total, is_contiguous) == (array.sum(), True)
     assert (half == expected[::2]).all()
     assert (array == cut(np.arange(160_000).reshape(400, 400))).all()
+
+
+@dataclass
+class Measured:
+    name: str
+    values: Any
+
+
+def array_in(value: Any) -> Any:
+    if isinstance(value, Measured):
+        return value.values
+    if isinstance(value, list):
+        return value[-1]
+    if isinstance(value, dict):
+        return value["a"][1][1]["d"][1][0]
+    return value.to_numpy()
+
+
+@pytest.mark.parametrize("within", ["an object", "a frame", "many", "deep"])
+def test_arrays_with_gaps_in_whatever_holds_them(gate: Gate, within: str) -> None:
+    array = np.arange(160_000.0).reshape(400, 400)[:, 100:300]
+    value: Any
+    if within == "a frame":
+        pandas = pytest.importorskip("pandas")
+        value = pandas.DataFrame(np.arange(160_000.0).reshape(400, 400)).iloc[100:300]
+    elif within == "many":
+        value = [*range(100), array]
+    elif within == "deep":
+        value = {"a": ["b", ("c", {"d": ["e", (array, 1)]})]}
+    else:
+        value = Measured("here", array)
+    with mh.Pool(1) as pool:
+        held = pool.submit(pass_through, gate.path)
+        gate.wait_arrivals(1)
+        futures = []
+        # The second time it is known that such objects hold some.
+        for _ in range(2):
+            before = pool.stats().store.in_flight
+            futures.append(pool.submit(same, value))
+            assert pool.stats().store.in_flight - before >= array.nbytes
+        gate.open()
+        held.result(60)
+        results = [future.result(60) for future in futures]
+        results += pool.map(same, [value] * 3)
+    assert len(results) == 5
+    for result in results:
+        assert type(result) is type(value)
+        assert (array_in(result) == array_in(value)).all()
 
 
 def test_arrays_of_objects_with_gaps() -> None:

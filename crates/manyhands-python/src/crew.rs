@@ -1083,6 +1083,7 @@ impl Engine for Arc<Crew> {
                 item.set_item("restarts", 0)?;
                 item.set_item("done", get(&member.done))?;
                 item.set_item("busy", get(&member.busy_nanos) as f64 / 1e9)?;
+                item.set_item("transfer", 0.0)?;
                 item.set_item("resident", py.None())?;
                 item.set_item("waiting", 0)?;
                 item.set_item("age", now.saturating_sub(member.born) as f64 / 1e9)?;

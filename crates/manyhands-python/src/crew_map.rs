@@ -32,6 +32,7 @@ use crate::engine::{MapCall, Plan};
 use crate::events::{Sink, Told, here, label_of};
 use crate::input::Input;
 use crate::local::{self, Kind, Ran, Shown, Turn, Watched};
+use crate::process;
 use crate::results::{Counts, Failed, Source, Taken};
 use crate::seeds::{self, Origin, Stream};
 use manyhands_os::{
@@ -1125,7 +1126,7 @@ impl Consumer {
         drop(lent);
         map.state().awaits = None;
         if why != Waited::Woken {
-            py.check_signals()?;
+            process::check_signals(py)?;
         }
         if left <= longest && why == Waited::TimedOut && !map.state().is_ready() {
             return Err(PyTimeoutError::new_err(()));
@@ -1234,6 +1235,7 @@ impl Source for Consumer {
         self.map.room.notify_all();
         while !self.input.ended && monotonic_nanos() < until {
             self.pull(py, PULL_ITEMS);
+            detach(py, || ()); // in all of this there may be no Python that would let others run
             py.check_signals()?;
             if let Some(interruption) = self.input.take_interruption(py) {
                 return Err(interruption);

@@ -203,7 +203,7 @@ impl CrewTask {
             if detach(py, || self.sleep(time)) {
                 return Ok(true);
             }
-            py.check_signals()?;
+            process::check_signals(py)?;
             if left == 0 {
                 return Ok(false);
             }

@@ -3,7 +3,7 @@
 use crate::outcome::cause_words;
 use crate::{bystanders, hooks, local, process};
 use manyhands_os::monotonic_nanos;
-use manyhands_runtime::{Event, EventKind, Events, How, Label, Tasks, Who, Why};
+use manyhands_runtime::{Event, EventKind, Events, How, Label, Memory, Tasks, Who, Why};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{IntoPyObjectExt, intern};
@@ -110,6 +110,7 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         EventKind::Left => (intern!(py, "left"), None, None),
         EventKind::Recycled(_) => (intern!(py, "recycled"), None, None),
         EventKind::Stuck => (intern!(py, "stuck"), None, None),
+        EventKind::Memory(_) => (intern!(py, "memory"), None, None),
         EventKind::Stalled => (intern!(py, "stalled"), None, None),
         EventKind::Dropped(_) => (intern!(py, "dropped"), None, None),
     };
@@ -118,13 +119,21 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         Some(How::Value) => (Some(intern!(py, "ok")), None),
         Some(How::Error) => (Some(intern!(py, "error")), None),
         Some(How::TimedOut) => (Some(intern!(py, "timeout")), None),
-        Some(How::OverMemory) => (Some(intern!(py, "memory")), None),
+        Some(How::OverMemory(_)) => (Some(intern!(py, "memory")), None),
         Some(How::Died(cause)) => (Some(intern!(py, "died")), Some(cause)),
         Some(How::NotRun) => (Some(intern!(py, "not run")), None),
     };
     let cause = match event.kind {
         EventKind::Recycled(why) => Some(Ok(option_of(py, why))),
+        EventKind::Memory(Memory::Short) => Some(Ok(intern!(py, "short").as_any().clone())),
+        EventKind::Memory(Memory::Enough) => Some(Ok(intern!(py, "enough").as_any().clone())),
         _ => cause.map(|cause| hooks::manner(py)?.call1(cause_words(cause))),
+    };
+    let bytes = match (event.kind, how) {
+        (EventKind::Memory(Memory::Has(bytes)), _) | (_, Some(How::OverMemory(bytes))) => {
+            Some(bytes)
+        }
+        _ => None,
     };
     let seconds = |nanos: u64| nanos as f64 / 1e9;
     let tasks = event.tasks.as_ref();
@@ -152,6 +161,7 @@ fn fields<'py>(py: Python<'py>, event: &Event) -> PyResult<Bound<'py, PyTuple>> 
         outcome.into_bound_py_any(py)?,
         event.nanos.map(seconds).into_bound_py_any(py)?,
         cause.transpose()?.into_bound_py_any(py)?,
+        bytes.into_bound_py_any(py)?,
         who.and_then(|who| who.slot).into_bound_py_any(py)?,
         who.map(|who| who.pid).into_bound_py_any(py)?,
         who.map(|who| who.generation).into_bound_py_any(py)?,

@@ -9,6 +9,7 @@ use crate::input::Input;
 use crate::local::Turn;
 use crate::outcome;
 use crate::output;
+use crate::process;
 use crate::processes::{Shared, wait_for};
 use crate::results::{Counts, Failed, Source, Taken, is_ctrl_c, is_interruption};
 use crate::store;
@@ -470,7 +471,7 @@ impl Feed {
         };
         if !come {
             // A wait that ends with its time looks for no signal.
-            py.check_signals()?;
+            process::check_signals(py)?;
         }
         if !come
             && self
@@ -692,6 +693,7 @@ impl Source for Feed {
             // Whatever it needs of memory: the caller leaves the pool, and nothing is lost.
             self.bytes = 0;
             self.pull(py, per_block.max(16), per_block);
+            detach(py, || ()); // in all of this there may be no Python that would let others run
             py.check_signals()?;
             if let Some(interruption) = self.input.take_interruption(py) {
                 return Err(interruption);

@@ -78,7 +78,7 @@ mod _core {
     use super::process::{
         after_fork_in_child, cpu_count, cpu_limits, cpu_share, preload, process_generation,
         ring_completions, set_birth, set_launcher, set_library_threads, stop_supervisor, take_logs,
-        wait_completions, warm, zygote_pid,
+        wait_completions, warm, was_interrupted, zygote_pid,
     };
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};
@@ -86,7 +86,7 @@ mod _core {
     use super::seeds::{PySeed, running_stream, seed_words};
     #[pymodule_export]
     use super::store::{
-        Collector, Stored, StoredBuffer, after_fork_in_parent, before_fork, put_apart,
+        Collector, Stored, StoredBuffer, after_fork_in_parent, before_fork, is_stored, put_apart,
         set_store_budget, store_stats,
     };
     #[pymodule_export]

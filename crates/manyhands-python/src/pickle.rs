@@ -72,13 +72,71 @@ pub(crate) fn dumps_apart<'py>(
 ) -> PyResult<Dumped<'py>> {
     let (collector, keywords) = collecting(py)?;
     collector.get().set_least(least);
-    let answer = call_dumps(py, value, Some(keywords.bind(py)));
+    let answer = call_apart(py, value, keywords.bind(py), collector.get());
     let buffers = collector.get().take();
     let mut known = COLLECTING.lock().unwrap_or_else(PoisonError::into_inner);
     known.push((collector, keywords));
     drop(known);
     let bytes = answer?;
     Ok(Dumped { bytes, buffers })
+}
+
+fn call_apart<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
+    keywords: &Bound<'py, PyDict>,
+    collector: &Collector,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let bytes = call_dumps(py, value, Some(keywords))?;
+    if bytes.as_bytes().len() < LARGE
+        || array_class(py)?.is_none()
+        || is_prone(value)
+        || !has_gaps(bytes.as_bytes())
+    {
+        return Ok(bytes);
+    }
+    drop(collector.take());
+    note_prone(value);
+    dumps_by_table(py, value, Some(keywords))
+}
+
+/// The addresses of the types whose values were seen to hold arrays with gaps, deeper than `has_strided` looks. Where
+/// one of them is gone and another is in its place, that is pickled by the table for nothing.
+static PRONE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+static ANY_PRONE: AtomicBool = AtomicBool::new(false);
+const MOST_PRONE: usize = 16;
+
+fn is_prone(value: &Bound<'_, PyAny>) -> bool {
+    // Relaxed, here and below: under the GIL, and at worst it is found out once more.
+    ANY_PRONE.load(Ordering::Relaxed) && {
+        let prone = PRONE.lock().unwrap_or_else(PoisonError::into_inner);
+        prone.contains(&value.get_type_ptr().addr())
+    }
+}
+
+/// What holds an array with gaps once mostly does so again; of lists and the like that says nothing.
+fn note_prone(value: &Bound<'_, PyAny>) {
+    if value.is_exact_instance_of::<PyTuple>()
+        || value.is_exact_instance_of::<PyList>()
+        || value.is_exact_instance_of::<PyDict>()
+    {
+        return;
+    }
+    let mut prone = PRONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if prone.len() == MOST_PRONE {
+        prone.remove(0);
+    }
+    prone.push(value.get_type_ptr().addr());
+    ANY_PRONE.store(true, Ordering::Relaxed);
+}
+
+fn dumps_by_table<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
+    keywords: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let bytes = hooks::dumps_by_table(py)?.call((value,), keywords)?;
+    Ok(bytes.cast_into()?)
 }
 
 /// Whether all is pickled by the table of `_reducers.py`.
@@ -194,6 +252,7 @@ fn call_dumps<'py>(
     keywords: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let by_table = is_by_table(py)?
+        || is_prone(value)
         || match array_class(py)? {
             Some(class) => {
                 let mut left = MOST_LOOKED_AT;
@@ -201,11 +260,10 @@ fn call_dumps<'py>(
             }
             None => false,
         };
-    let bytes = if by_table {
-        hooks::dumps_by_table(py)?.call((value,), keywords)?
-    } else {
-        function(py, &DUMPS, "dumps")?.call((value, 5), keywords)?
-    };
+    if by_table {
+        return dumps_by_table(py, value, keywords);
+    }
+    let bytes = function(py, &DUMPS, "dumps")?.call((value, 5), keywords)?;
     Ok(bytes.cast_into()?)
 }
 
@@ -245,14 +303,20 @@ pub(crate) fn names_from_main(pickle: &[u8]) -> Option<Vec<String>> {
     if !contains(pickle, b"_main__") {
         return Some(Vec::new());
     }
-    Walk {
-        bytes: pickle,
-        at: 0,
-        memo: Vec::new(),
-        last: [None, None],
-        names: Vec::new(),
-    }
-    .run()
+    let mut walk = Walk::new(pickle, usize::MAX);
+    walk.run()?;
+    Some(walk.names)
+}
+
+/// How many opcodes are looked at for arrays with gaps, those that come first.
+const MOST_OPCODES: usize = 4096;
+
+/// Whether the pickle has the contents of a large array in it, which NumPy writes there if the array has gaps.
+fn has_gaps(pickle: &[u8]) -> bool {
+    let mut walk = Walk::new(pickle, MOST_OPCODES);
+    // It may be too long, or have what is not known here: then what was seen counts.
+    let _ended = walk.run();
+    walk.makes_array && walk.longest >= LARGE
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
@@ -277,9 +341,28 @@ struct Walk<'a> {
     /// The last two things pushed, where they are strings.
     last: [Text; 2],
     names: Vec<String>,
+    /// How many opcodes are yet to be looked at.
+    left: usize,
+    /// Whether it calls the function that makes an array of contents in the pickle.
+    makes_array: bool,
+    /// The most bytes that one value has in it.
+    longest: usize,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(bytes: &'a [u8], left: usize) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            memo: Vec::new(),
+            last: [None, None],
+            names: Vec::new(),
+            left,
+            makes_array: false,
+            longest: 0,
+        }
+    }
+
     fn number(&mut self, len: usize) -> Option<usize> {
         let bytes = self.bytes.get(self.at..self.at + len)?;
         self.at += len;
@@ -303,6 +386,7 @@ impl Walk<'_> {
 
     fn skip(&mut self, len_bytes: usize) -> Option<()> {
         let len = self.number(len_bytes)?;
+        self.longest = self.longest.max(len);
         self.at = self.at.checked_add(len)?;
         self.push(None);
         Some(())
@@ -320,12 +404,13 @@ impl Walk<'_> {
         self.bytes.get(start..start + len)
     }
 
-    fn run(mut self) -> Option<Vec<String>> {
+    fn run(&mut self) -> Option<()> {
         loop {
+            self.left = self.left.checked_sub(1)?;
             let opcode = *self.bytes.get(self.at)?;
             self.at += 1;
             match opcode {
-                b'.' => return Some(self.names),
+                b'.' => return Some(()),
                 0x80 => self.at += 1,                 // PROTO
                 0x95 => self.at += 8,                 // FRAME
                 0x8c => self.text(1)?,                // SHORT_BINUNICODE
@@ -356,6 +441,7 @@ impl Walk<'_> {
                 0x93 => {
                     // STACK_GLOBAL
                     let [module, name] = self.last;
+                    self.makes_array |= self.get(name) == Some(b"_reconstruct".as_slice());
                     if MAINS.contains(&self.get(module)?) {
                         let name = String::from_utf8(self.get(name)?.to_vec()).ok()?;
                         if !self.names.contains(&name) {

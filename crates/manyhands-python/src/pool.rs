@@ -157,6 +157,7 @@ impl PoolBase {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (this, py) = (slf.get(), function.py());
         this.check_process()?;
+        process::goes_on();
         let _inside = enter(py)?;
         options.origin = seeds::origin(seed, false);
         if options.kept.is_none() {
@@ -343,6 +344,7 @@ impl PoolBase {
         options: Options<'_>,
     ) -> PyResult<SourceHandle> {
         self.check_process()?;
+        process::goes_on();
         let (mut options, seed) = options_of(options);
         self.check_options(&options)?;
         let _inside = enter(function.py())?;

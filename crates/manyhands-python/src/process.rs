@@ -3,12 +3,12 @@
 use crate::{bystanders, clock, store};
 use manyhands_os::ThreadedLibrary;
 use manyhands_runtime::{Launcher, Supervisor, close_life_lines_after_fork};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The supervisor, made at first use. A pointer and no lock, since a child of fork replaces it while
@@ -20,6 +20,35 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How many processors are this worker's, and its children's; 0 in a process that is no worker.
 static SHARE: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a Ctrl-C has ended a wait, and nothing was submitted since.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// For who waits: runs the handlers of signals that have come. If one of them raises `KeyboardInterrupt` and
+/// nothing is submitted any more, the program ends as if that had ended it, whoever catches it: a test runner does
+/// to tell of it.
+pub(crate) fn check_signals(py: Python<'_>) -> PyResult<()> {
+    py.check_signals().inspect_err(|error| {
+        if error.is_instance_of::<PyKeyboardInterrupt>(py) {
+            // Relaxed, here and below: it changes with the GIL.
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+    })
+}
+
+/// The program goes on: it submits something.
+#[inline]
+pub(crate) fn goes_on() {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        INTERRUPTED.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Whether a Ctrl-C has ended a wait for tasks, and nothing was submitted since.
+#[pyfunction]
+pub(crate) fn was_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 /// Which fork this process is; a pool of another generation is another process's.
 #[inline]
@@ -75,6 +104,7 @@ pub(crate) fn after_fork_in_child() {
     store::after_fork_in_child();
     SUPERVISOR.store(std::ptr::null_mut(), Ordering::Release);
     // Relaxed: one thread runs here.
+    INTERRUPTED.store(false, Ordering::Relaxed);
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 

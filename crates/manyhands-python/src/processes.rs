@@ -41,7 +41,7 @@ pub(crate) fn wait_for(
         pool.wait(awaited, deadline, || {
             // Signals are the main thread's; others need not wait for Python to look for them.
             if manyhands_os::is_main_thread() {
-                Python::attach(|py| py.check_signals())?;
+                Python::attach(process::check_signals)?;
             }
             forward_logs(pool)
         })
@@ -364,7 +364,10 @@ fn stats_dict<'py>(py: Python<'py>, stats: &PoolStats) -> PyResult<Bound<'py, Py
             item.set_item("pid", worker.pid)?;
             item.set_item("restarts", worker.restarts)?;
             item.set_item("done", worker.done)?;
-            item.set_item("busy", worker.busy_nanos as f64 / 1e9)?;
+            // What the running task has read is a part of its own time, which comes at its end.
+            let busy = worker.busy_nanos.saturating_sub(worker.transfer_nanos);
+            item.set_item("busy", busy as f64 / 1e9)?;
+            item.set_item("transfer", worker.transfer_nanos as f64 / 1e9)?;
             item.set_item("task_age", worker.task_age.map(|nanos| nanos as f64 / 1e9))?;
             item.set_item("task_index", worker.task_index)?;
             let task = worker.definition.as_ref().map(|known| known.label());

@@ -484,6 +484,12 @@ impl Drop for Viewed {
     }
 }
 
+/// Whether the buffer is in the store, so that not its content is sent but where it is.
+#[pyfunction]
+pub(crate) fn is_stored(buffer: &Bound<'_, PyAny>) -> bool {
+    Exported::new(buffer).is_ok_and(|exported| viewed(&exported).is_some())
+}
+
 /// The part of the store which that memory is, if it is one that nobody has written to. Who gets it may
 /// write to it as whoever exported it may.
 fn viewed(exported: &Exported) -> Option<Buffer> {

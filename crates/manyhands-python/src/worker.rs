@@ -14,6 +14,7 @@ use crate::output;
 use crate::pickle::{self, Dumped};
 use crate::seeds;
 use crate::store::{self, Exported};
+use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{
     Birth, Buffer, Claimed, Next, Request, ResultKind, Section, StopWord, TaskKind, Unreadable,
     Unwanted, WorkerEnd, Zygote,
@@ -215,6 +216,10 @@ struct OpenBlock<'py> {
     hide_args: bool,
     attempt: u8,
 }
+
+/// From so many bytes, or values, on it is looked how long it takes to read arguments, or to write a result.
+const LONG: usize = 16 * 1024;
+const MANY: isize = 256;
 
 /// Says whether what runs is to end; set once, by the worker.
 static STOP: OnceLock<StopWord> = OnceLock::new();
@@ -544,7 +549,12 @@ impl<'py> Worker<'py> {
             .end
             .item()
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
+        let is_long = bytes.len() >= LONG;
+        let since = if is_long { monotonic_nanos() } else { 0 };
         let item = calls::decode_item(py, &mut self.decoder, tag, bytes)?;
+        if is_long {
+            self.end.add_transfer(monotonic_nanos() - since);
+        }
         if self.was_seeded || self.seed.is_some() {
             let (index, seed) = (self.end.item_index(), self.seed.as_deref());
             seeds::take(py, seed, &mut self.was_seeded, index)?;
@@ -755,10 +765,15 @@ impl<'py> Worker<'py> {
             .map_err(|Unreadable(why)| PyRuntimeError::new_err(why))?;
         self.capture.take_key(&mut self.seed);
         resolve_all(self.py, known, &self.load, needs)?;
+        let is_long = bytes.len() >= LONG || !buffers.is_empty();
+        let since = if is_long { monotonic_nanos() } else { 0 };
         let views = store::views(self.py, &buffers)?;
         self.came_locked = store::read_only(&views);
         drop(buffers);
         let (own, args, kwargs) = calls::decode_call(self.py, claimed.tag, bytes, views)?;
+        if is_long {
+            self.end.add_transfer(monotonic_nanos() - since);
+        }
         let function = match own {
             Some(function) => {
                 self.running = None;
@@ -810,10 +825,17 @@ impl<'py> Worker<'py> {
         if notices::any() && !value.is_instance_of::<Gathered>() {
             return self.encode_noticed(value);
         }
+        let is_long = is_long(value);
+        if is_long {
+            self.end.begin_transfer();
+        }
         if self.encoder.encode(value, &mut self.out) {
             return Ok(calls::PLAIN);
         }
         self.out.clear();
+        if !is_long {
+            self.end.begin_transfer();
+        }
         if let Ok(gathered) = value.cast::<Gathered>() {
             let list = gathered.get().0.bind(self.py).clone();
             return Ok(self.encode_with(list.as_any())? | calls::GATHERED);
@@ -950,6 +972,28 @@ fn gather<'py>(generator: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
 /// What a generator has yielded.
 #[pyclass(module = "manyhands._core", frozen)]
 struct Gathered(Py<PyList>);
+
+/// Whether to write it may take so long that to look at the clock counts for nothing: pickles apart, of which
+/// nobody knows.
+#[inline]
+fn is_long(value: &Bound<'_, PyAny>) -> bool {
+    let object = value.as_ptr();
+    // SAFETY: a live object of an attached thread, whose type is checked before its size is asked for.
+    let len = unsafe {
+        if ffi::PyLong_CheckExact(object) != 0 {
+            0
+        } else if ffi::PyList_CheckExact(object) != 0 {
+            ffi::PyList_Size(object)
+        } else if ffi::PyTuple_CheckExact(object) != 0 {
+            ffi::PyTuple_Size(object)
+        } else if ffi::PyDict_CheckExact(object) != 0 {
+            ffi::PyDict_Size(object)
+        } else {
+            0
+        }
+    };
+    len >= MANY
+}
 
 /// Whether what a task returned is to be taken from one by one.
 #[inline]

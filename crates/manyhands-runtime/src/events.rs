@@ -49,6 +49,8 @@ pub enum EventKind {
     Recycled(Why),
     /// A task runs for much longer than others like it, and goes on.
     Stuck,
+    /// The memory of a worker, or what there is for tasks, has changed.
+    Memory(Memory),
     /// Nothing happens any more in a pool, though nothing keeps it: it breaks.
     Stalled,
     /// So many events were dropped here, because nobody read them in time.
@@ -66,6 +68,17 @@ pub enum Why {
     Age,
 }
 
+/// What is said of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// A worker that runs something has so many bytes to itself.
+    Has(u64),
+    /// Tasks wait, since there is too little for them.
+    Short,
+    /// They wait for it no more.
+    Enough,
+}
+
 /// What a run of a task has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum How {
@@ -75,8 +88,8 @@ pub enum How {
     Error,
     /// Its time was up.
     TimedOut,
-    /// It took too much memory.
-    OverMemory,
+    /// It took too much memory: so many bytes, at most, that were seen.
+    OverMemory(u64),
     /// Its worker died.
     Died(Cause),
     /// It never ran: it could not be sent, or the pool is broken.
@@ -91,7 +104,7 @@ impl EventKind {
             Outcome::Error(..) | Outcome::Failed(_) => Self::Ended(How::Error),
             Outcome::Died { deaths, .. } => Self::Ended(How::Died(deaths.last.cause)),
             Outcome::TimedOut { .. } => Self::Ended(How::TimedOut),
-            Outcome::OverMemory { .. } => Self::Ended(How::OverMemory),
+            Outcome::OverMemory { peak, .. } => Self::Ended(How::OverMemory(*peak)),
             Outcome::Cancelled => Self::Cancelled,
             Outcome::Broken(_) => Self::Ended(How::NotRun),
         }

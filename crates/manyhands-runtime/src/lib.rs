@@ -69,7 +69,7 @@ pub use definition::Definition;
 #[cfg(not(manyhands_loom))]
 pub use dump::{Answer, PoolDump};
 #[cfg(not(manyhands_loom))]
-pub use events::{Event, EventKind, Events, How, Label, Tasks, Who, Why, number_of_map};
+pub use events::{Event, EventKind, Events, How, Label, Memory, Tasks, Who, Why, number_of_map};
 #[cfg(not(manyhands_loom))]
 pub use fail_point::{FAIL_POINTS, fail_point};
 #[cfg(not(manyhands_loom))]

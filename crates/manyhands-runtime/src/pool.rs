@@ -132,8 +132,10 @@ pub struct WorkerStats {
     pub restarts: u32,
     /// Tasks and items finished.
     pub done: u64,
-    /// Time spent in tasks, in nanoseconds.
+    /// Time spent in tasks, in nanoseconds, what follows among it.
     pub busy_nanos: u64,
+    /// Time spent with what was long of their arguments and results, in nanoseconds.
+    pub transfer_nanos: u64,
     /// Age of the running task, in nanoseconds, if one runs.
     pub task_age: Option<u64>,
     /// Index of the running task.
@@ -241,6 +243,9 @@ pub(crate) struct State {
     capacity: Capacity,
     /// Whether a task waits that a worker could take if there were more memory.
     is_held_back: bool,
+    /// Whether it waits since memory is short, and whether that was told.
+    is_short: bool,
+    told_short: bool,
     /// How many workers it has, but for spares.
     width: usize,
     /// How many tasks a worker has left of its share when a spare is asked for.
@@ -355,6 +360,8 @@ impl Pool {
                 is_unsettled: false,
                 capacity: Capacity::default(),
                 is_held_back: false,
+                is_short: false,
+                told_short: false,
                 width: workers,
                 near,
                 spares_after: 0,

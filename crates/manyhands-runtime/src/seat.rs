@@ -95,6 +95,8 @@ pub(crate) struct Worker {
     pub(crate) unwanted: Option<u32>,
     /// Number of the item of whose start was told before its end, and when that was.
     pub(crate) told_start: Option<(u32, u64)>,
+    /// How many bytes of memory it had when that was told last.
+    pub(crate) told_memory: u64,
     /// It is read no further, because its results would pile up: see `Stream::is_full`.
     pub(crate) paused: bool,
     /// Bytes of results since the worker was last looked after.

@@ -88,6 +88,7 @@ pub struct WorkerEnd {
     lap: Lap,
     /// When the last task ended, while the queue was not empty.
     last_end: Option<u64>,
+    transfer: Transfer,
     memory: Memory,
     spin: u64,
     /// What would have been the next task when free memory was given back.
@@ -154,6 +155,15 @@ struct Lap {
     cpu: Option<u64>,
     /// When that was looked at.
     cpu_at: u64,
+}
+
+/// How long what runs has moved arguments and results, in nanoseconds.
+#[derive(Debug, Default)]
+struct Transfer {
+    /// Since when it writes its result; 0 while it does not.
+    since: u64,
+    /// For how long it has read its arguments.
+    sum: u64,
 }
 
 /// How much private memory this process had when it was looked at last.
@@ -340,6 +350,7 @@ impl WorkerEnd {
                 ..Lap::default()
             },
             last_end: None,
+            transfer: Transfer::default(),
             memory: Memory::default(),
             spin: SPIN_NANOS,
             trimmed: None,
@@ -795,6 +806,32 @@ impl WorkerEnd {
         Ok(())
     }
 
+    /// What runs has taken so many nanoseconds to read its arguments.
+    pub fn add_transfer(&mut self, nanos: u64) {
+        self.transfer.sum += nanos;
+    }
+
+    /// What runs begins to write its result, which ends as that is published. That of a short result of an item
+    /// counts for nothing, since to look at the clock again would take as long.
+    pub fn begin_transfer(&mut self) {
+        self.transfer.since = monotonic_nanos();
+    }
+
+    /// A result is about to be published; `now`, if that is known, ends what was begun.
+    #[cold]
+    fn note_transfer(&mut self, now: Option<u64>) {
+        let Transfer { since, sum } = std::mem::take(&mut self.transfer);
+        let last = match now {
+            Some(now) if since != 0 => now.saturating_sub(since),
+            _ => 0,
+        };
+        self.control.add_transfer(sum + last);
+    }
+
+    fn has_transfer(&self) -> bool {
+        self.transfer.since != 0 || self.transfer.sum != 0
+    }
+
     /// Publishes the result of the running item; `more` if it has not ended with it.
     #[inline]
     pub fn finish_item(&mut self, tag: u8, payload: &[u8], more: bool) -> io::Result<()> {
@@ -802,6 +839,9 @@ impl WorkerEnd {
             return self.finish_part(ResultKind::Value, tag, payload, more);
         }
         fail_point("worker.finished");
+        if self.has_transfer() {
+            self.note_transfer(None);
+        }
         let tag = if more { tag | ITEM_MORE } else { tag };
         let length = ITEM_WORD + payload.len();
         self.publish(length, |record| {
@@ -907,7 +947,6 @@ impl WorkerEnd {
             crate::bug("a result without a task");
         };
         let running_is_item = running.start == 0;
-        let now = monotonic_nanos();
         let Ok(payload_len) = u32::try_from(payload.len()) else {
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,
@@ -915,11 +954,12 @@ impl WorkerEnd {
             ));
         };
         let by_file = RESULT_HEAD + payload.len() > LONGEST_RECORD;
-        let length = if by_file {
-            RESULT_HEAD
+        let (file, length) = if by_file {
+            (Some(MessageFile::new(payload)?), RESULT_HEAD)
         } else {
-            padded(RESULT_HEAD + payload.len())
+            (None, padded(RESULT_HEAD + payload.len()))
         };
+        let now = monotonic_nanos();
         let head = ResultHead {
             length: length as u32,
             kind,
@@ -936,8 +976,10 @@ impl WorkerEnd {
                 start => now - start.min(now),
             },
         };
-        if by_file {
-            let file = MessageFile::new(payload)?;
+        if self.has_transfer() {
+            self.note_transfer(Some(now));
+        }
+        if let Some(file) = file {
             self.socket.send(&[1], &[file.as_fd()], true)?;
             fail_point("worker.file_sent");
         }

@@ -40,7 +40,7 @@ pub const DUMP_AREA: usize = 256 * 1024;
 const HEADER: usize = 4096;
 const MAPPED: usize = HEADER + TASK_AREA + RESULT_AREA;
 const MAGIC: u32 = 0x6d68_6332;
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 #[repr(C)]
 struct Layout {
@@ -70,6 +70,7 @@ struct RunningLine {
     waits: AtomicU32,
     memory: AtomicU64,
     memory_number: AtomicU64,
+    transfer: AtomicU64,
 }
 
 #[repr(C, align(64))]
@@ -213,6 +214,19 @@ impl ControlBlock {
         let running = &self.layout().running;
         let word = running.memory_number.load(Ordering::Acquire);
         (word == IS_THERE | u64::from(number)).then(|| running.memory.load(Ordering::Relaxed))
+    }
+
+    /// Worker: adds to the time, in nanoseconds, in which it moved arguments and results.
+    pub fn add_transfer(&self, nanos: u64) {
+        let transfer = &self.layout().running.transfer;
+        // Relaxed, here and below: shown, never acted on, and written by this worker alone.
+        let sum = transfer.load(Ordering::Relaxed).saturating_add(nanos);
+        transfer.store(sum, Ordering::Relaxed);
+    }
+
+    /// For how long, in nanoseconds, the worker has moved arguments and results; a hint for people.
+    pub fn transfer(&self) -> u64 {
+        self.layout().running.transfer.load(Ordering::Relaxed)
     }
 
     /// Worker: says whether it waits for a task, asleep or about to be.

@@ -86,12 +86,13 @@ impl Pool {
             return true;
         };
         let wanted = budget.reservation(entry);
-        let is_admitted = self.has_memory(state, &budget, slot, wanted);
-        if !is_admitted {
-            state.is_held_back = true;
-            self.watch(state);
-        }
-        is_admitted
+        let Some(is_short) = self.lack(state, &budget, slot, wanted) else {
+            return true;
+        };
+        state.is_held_back = true;
+        state.is_short |= is_short;
+        self.watch(state);
+        false
     }
 
     /// Whether there is memory for an idle worker to hold what this one has last.
@@ -101,12 +102,13 @@ impl Pool {
         };
         let wanted = budget.reserved(state, slot);
         // As if to a worker that has none: nobody has this number.
-        self.has_memory(state, &budget, Slot(u32::MAX), wanted)
+        self.lack(state, &budget, Slot(u32::MAX), wanted).is_none()
     }
 
-    fn has_memory(&self, state: &mut State, budget: &Budget, slot: Slot, wanted: u64) -> bool {
+    /// Whether it is memory that the worker lacks to hold what reserves so much; none if it lacks nothing.
+    fn lack(&self, state: &mut State, budget: &Budget, slot: Slot, wanted: u64) -> Option<bool> {
         if wanted == 0 {
-            return true;
+            return None;
         }
         // What the worker has already, what others have, and what others have that run.
         let (mut here, mut others, mut running) = (0_u64, 0_u64, 0_u64);
@@ -123,13 +125,14 @@ impl Pool {
             }
         }
         if here != 0 && here != wanted {
-            return false; // what a worker holds is of one reservation
+            return Some(false); // what a worker holds is of one reservation
         }
         if running == 0 {
-            return true;
+            return None;
         }
         let sum = others.saturating_add(wanted);
-        sum <= budget.limit && sum <= self.capacity(state, budget)
+        let is_there = sum <= budget.limit && sum <= self.capacity(state, budget);
+        (!is_there).then_some(true)
     }
 
     /// What all tasks can take together, those that run among them.

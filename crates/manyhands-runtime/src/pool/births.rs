@@ -121,6 +121,7 @@ impl Pool {
             stands_at: None,
             unwanted: None,
             told_start: None,
+            told_memory: 0,
             dismissed: false,
             paused: false,
             consumed: 0,

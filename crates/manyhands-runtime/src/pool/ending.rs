@@ -297,6 +297,7 @@ impl Pool {
                 restarts: worker.generation - 1,
                 done: worker.finished,
                 busy_nanos: worker.busy_nanos,
+                transfer_nanos: worker.control.transfer(),
                 task_age: task_index.map(|_| now.saturating_sub(worker.control.started_at())),
                 task_index,
                 definition: definition.flatten(),

@@ -17,6 +17,7 @@
 use super::stopping::{Why, limits_of};
 use super::{Pool, Seat, State};
 use crate::scheduler::Slot;
+use crate::seat::Worker;
 use manyhands_os::MemoryGauge;
 use manyhands_shm::QueueWord;
 
@@ -87,21 +88,26 @@ pub(super) fn running_number(state: &State, slot: Slot) -> Option<u32> {
     (next != worker.oldest).then(|| QueueWord::distance(1, next))
 }
 
+/// How much private memory this worker has now; none if nobody knows.
+pub(super) fn own_memory(worker: &mut Worker) -> Option<u64> {
+    let process = worker.process.as_ref()?;
+    if worker.gauge.is_none() {
+        worker.gauge = MemoryGauge::of(process.pid()).ok();
+    }
+    worker.gauge.as_ref()?.read()
+}
+
 /// How many bytes the worker has added since the item of this number began; where nobody knows, whether that may
 /// change.
 pub(super) fn added(state: &mut State, slot: Slot, number: u32) -> Result<u64, bool> {
     let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
         return Err(false);
     };
-    let Some(process) = &worker.process else {
+    if worker.process.is_none() {
         return Err(true); // it was forked just now
-    };
-    if worker.gauge.is_none() {
-        worker.gauge = MemoryGauge::of(process.pid()).ok();
     }
-    let gauge = worker.gauge.as_ref().ok_or(false)?;
     // In this order: if the item still runs afterwards, both are of its run.
     let before = worker.control.memory_before(number).ok_or(true)?;
-    let now = gauge.read().ok_or(false)?;
+    let now = own_memory(worker).ok_or(false)?;
     Ok(now.saturating_sub(before))
 }

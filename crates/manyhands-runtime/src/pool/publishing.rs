@@ -287,7 +287,7 @@ impl Pool {
 
     /// Gives everybody work who can take some, taking it from others where nothing is queued.
     pub(super) fn balance(&self, state: &mut State) {
-        state.is_held_back = false;
+        (state.is_held_back, state.is_short) = (false, false);
         for index in 0..state.seats.len() {
             self.refill(state, Slot(index as u32));
         }

@@ -159,6 +159,7 @@ impl Pool {
         next = next.into_iter().chain(starts).min();
         self.balance(&mut state);
         self.tell_all(&mut state);
+        self.say_memory(&mut state);
         let memory = state.is_held_back.then_some(now + LOOK_FOR_MEMORY);
         next = next.into_iter().chain(memory).min();
         if state.pending == 0 {

@@ -5,9 +5,10 @@
 
 use super::again::Reason;
 use super::births::SIGKILL;
+use super::memory::own_memory;
 use super::{Part, Pool, Seat, State};
 use crate::block::{Block, Over};
-use crate::events::{Event, EventKind, How, Label, Tasks, Who};
+use crate::events::{Event, EventKind, How, Label, Memory, Tasks, Who};
 use crate::protocol::{ResultHead, ResultKind};
 use crate::scheduler::Slot;
 use crate::seat::Worker;
@@ -17,6 +18,8 @@ use manyhands_shm::QueueWord;
 
 /// How often it is looked for starts, in nanoseconds.
 const LOOK_FOR_STARTS: u64 = 100_000_000;
+/// From which change on of a worker's memory it is told of, in bytes.
+const MUCH: u64 = 64 << 20;
 
 /// What is to be said of tasks that have ended, once it is known how; none where nobody listens.
 pub(super) type About = Option<Box<Event>>;
@@ -242,6 +245,35 @@ impl Pool {
             events.push(Event::now(EventKind::Started, who, Some(tasks)).since(since));
         }
         (state.pending > 0).then_some(now + LOOK_FOR_STARTS)
+    }
+
+    /// Tells of the memory of workers that run something, where it is quite another than when that was told
+    /// last, and whether tasks wait for memory.
+    pub(super) fn say_memory(&self, state: &mut State) {
+        let Some(events) = &self.events else { return };
+        for (index, seat) in state.seats.iter_mut().enumerate() {
+            let Seat::Taken(worker) = seat else { continue };
+            if worker.control.queue().state().next == worker.oldest {
+                continue;
+            }
+            let Some(bytes) = own_memory(worker) else {
+                continue;
+            };
+            if bytes.abs_diff(worker.told_memory) >= MUCH {
+                worker.told_memory = bytes;
+                let who = Some(who(worker, Slot(index as u32)));
+                events.push(Event::now(EventKind::Memory(Memory::Has(bytes)), who, None));
+            }
+        }
+        if state.is_short != state.told_short {
+            state.told_short = state.is_short;
+            let what = if state.is_short {
+                Memory::Short
+            } else {
+                Memory::Enough
+            };
+            events.push(Event::now(EventKind::Memory(what), None, None));
+        }
     }
 
     /// A worker runs.
