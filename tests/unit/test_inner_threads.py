@@ -70,6 +70,13 @@ def polars_threads() -> int:
     return int(polars.thread_pool_size())
 
 
+def arrow_threads() -> int:
+    """How many threads Arrow computes with."""
+    import pyarrow
+
+    return int(pyarrow.cpu_count())
+
+
 def look(_: object = None) -> tuple[int, int, list[str | None]]:
     return mh.cpu_count(), blas_threads(), [os.environ.get(name) for name in VARIABLES]
 
@@ -146,6 +153,42 @@ def test_polars_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("polars") is None:
         pytest.skip("Polars is not installed here")
     check_threads(polars_threads, "POLARS_MAX_THREADS", monkeypatch)
+
+
+def test_arrow_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        pytest.skip("Arrow is not installed here")
+    check_threads(arrow_threads, "OMP_NUM_THREADS", monkeypatch)
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_arrow_starts_no_more(tmp_path: Path, inner: int) -> None:
+    """Loaded by a task, or before the worker was born; how many wait for files is the user's."""
+    if importlib.util.find_spec("pyarrow") is None:
+        pytest.skip("Arrow is not installed here")
+    source = f"""
+        import os, sys
+        import manyhands as mh
+        def task():
+            loaded = "pyarrow" in sys.modules
+            import pyarrow as pa
+            import pyarrow.compute
+            table = pa.table({{"key": list(range(7)) * 100_000, "value": list(range(700_000))}})
+            before = len(os.listdir("/proc/self/task"))
+            batches = table.to_batches(max_chunksize=1000)
+            found = pa.Table.from_batches(batches).sort_by("key")["key"][-1].as_py()
+            for _ in range(10):
+                table = pa.Table.from_batches(batches).filter(pa.compute.field("value") >= 7)
+            started = len(os.listdir("/proc/self/task")) - before
+            rows = found, len(table)
+            return loaded, pa.cpu_count(), pa.io_thread_count(), started <= {inner}, *rows
+        for preload in [], ["pyarrow.compute"]:
+            with mh.Pool(2, preload=preload, inner_threads={inner}) as pool:
+                print(*pool.submit(task).result(60))
+        """
+    found = output_of(tmp_path, source, env={"ARROW_IO_THREADS": "3"})
+    rest = f"{inner} 3 True 6 699993\n"
+    assert found == f"False {rest}True {rest}"
 
 
 def test_a_library_that_is_loaded_is_told(gomp: str, tmp_path: Path) -> None:

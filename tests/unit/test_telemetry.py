@@ -1,10 +1,11 @@
-"""The context of OpenTelemetry travels with tasks, by a stand-in for the package.
+"""The context of OpenTelemetry travels with tasks, by a stand-in for the package and by itself.
 
 P55 (sentry#111451): a thread pool loses the trace.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -147,6 +148,170 @@ def test_what_a_program_without_it_pays(folder: Path) -> None:
     """Nothing: it is not imported for being installed, neither here nor in workers."""
     lines = run(
         folder,
+        """
+        import sys
+        import manyhands as mh
+
+        def loaded():
+            return [name for name in sys.modules if "telemetry" in name]
+
+        with mh.Pool(1) as pool:
+            print(loaded(), pool.submit(loaded).result())
+        """,
+    )
+    assert lines == ["[] []"]
+
+
+# ---- the package itself -----------------------------------------------------------------------
+
+# `seen` says what a task finds: trace, span, flags, state, what is in the baggage, and what is kept
+# in the context beside that.
+_PACKAGE = """
+from contextvars import ContextVar
+from opentelemetry import baggage, context, trace
+import manyhands as mh
+
+def enter(number):
+    span = trace.SpanContext(
+        trace_id=0xabc0 + number,
+        span_id=0xdef0 + number,
+        is_remote=False,
+        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+        trace_state=trace.TraceState([("shop", str(number))]),
+    )
+    inside = trace.set_span_in_context(trace.NonRecordingSpan(span))
+    inside = baggage.set_baggage("user", f"me, you & {number}", inside)
+    return context.attach(context.set_value("local", number, inside))
+
+def seen(_=None):
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return "nothing", *sorted(baggage.get_all()), context.get_value("local")
+    return (
+        f"{span.trace_id:x}", f"{span.span_id:x}", int(span.trace_flags), span.trace_state["shop"],
+        baggage.get_baggage("user"), context.get_value("local"),
+    )
+
+def outer():
+    return seen(), mh.submit(seen).result()
+
+def spoil(number):
+    found = seen()
+    enter(number)
+    return found
+"""
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    """A folder for programs that find the package where it is installed."""
+    if importlib.util.find_spec("opentelemetry") is None:
+        pytest.skip("OpenTelemetry is not installed here")
+    return tmp_path
+
+
+def run_with_package(folder: Path, program: str) -> list[str]:
+    return run(folder, _PACKAGE + textwrap.dedent(program))
+
+
+def inside(number: int, *, engine: str = "process") -> tuple[object, ...]:
+    """What a task finds that was submitted where `enter(number)` was called."""
+    # What is in the context beside the trace and the baggage cannot be sent, and threads share it.
+    local = number if engine == "thread" else None
+    return f"abc{number}", f"def{number}", 1, str(number), f"me, you & {number}", local
+
+
+NOTHING = ("nothing", None)
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_the_package_itself(real: Path, engine: str) -> None:
+    lines = run_with_package(
+        real,
+        f"""
+        with mh.Pool(2, engine={engine!r}) as pool:
+            print(pool.submit(seen).result())
+            token = enter(1)
+            futures = [pool.submit(seen) for _ in range(50)]
+            print({{future.result() for future in futures}})
+            print(set(pool.map(seen, range(50))))
+            print(pool.submit(outer).result()[0])
+            later = pool.map(seen, range(5))
+            context.detach(token)
+            print(pool.submit(seen).result())
+            token = enter(2)
+            print(set(later))
+            print(pool.submit(seen).result())
+        print(seen())
+        context.detach(token)
+        print(seen())
+        """,
+    )
+    first, second = inside(1, engine=engine), inside(2, engine=engine)
+    assert lines == [
+        str(NOTHING),
+        str({first}),
+        str({first}),
+        str(first),
+        str(NOTHING),
+        str({first}),
+        str(second),
+        str(inside(2, engine="thread")),
+        str(NOTHING),
+    ]
+
+
+def test_tasks_of_tasks_find_the_trace(real: Path) -> None:
+    lines = run_with_package(
+        real,
+        """
+        with mh.Pool(2) as pool:
+            enter(3)
+            print(pool.submit(outer).result())
+        with mh.Pool(1, context=[]) as pool:
+            print(pool.submit(seen).result())
+        """,
+    )
+    assert lines == [str((inside(3), inside(3))), str(NOTHING)]
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_tasks_leave_nothing_behind(real: Path, engine: str) -> None:
+    """One worker; each task enters a trace of its own and never leaves it."""
+    lines = run_with_package(
+        real,
+        f"""
+        # On threads a caller in whose context nothing is set has none that tasks get a copy of.
+        ContextVar("any").set(1)
+        with mh.Pool(1, engine={engine!r}) as pool:
+            futures = []
+            for number in range(60):
+                token = enter(number % 3) if number % 3 else None
+                futures.append(pool.submit(spoil, 7))
+                if token is not None:
+                    context.detach(token)
+            found = [future.result() for future in futures]
+            for number in range(3):
+                print(*set(found[number::3]))
+            print(set(pool.map(spoil, [8] * 20)), pool.submit(seen).result())
+        with mh.Pool(1, engine={engine!r}) as pool:
+            print(pool.submit(seen).result())
+        print(seen())
+        """,
+    )
+    assert lines == [
+        str(NOTHING),
+        str(inside(1, engine=engine)),
+        str(inside(2, engine=engine)),
+        f"{ {NOTHING} } {NOTHING}",
+        str(NOTHING),
+        str(NOTHING),
+    ]
+
+
+def test_the_package_is_not_imported_for_being_installed(real: Path) -> None:
+    lines = run(
+        real,
         """
         import sys
         import manyhands as mh
