@@ -129,6 +129,48 @@ except BaseException as error:
     assert said.read_text() == "TaskStopped"
 
 
+@pytest.fixture
+def far(pool: mh.Pool, gate: Gate) -> Iterator[None]:
+    """A task with a limit of hours runs, so that nothing has to be looked at before."""
+    future = pool.options(task_timeout=36_000).submit(pass_through, gate.path)
+    gate.wait_arrivals()
+    time.sleep(0.5)  # the next look is planned by then
+    yield
+    gate.open()
+    future.result(60)
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("task", [spin, sleep, stubborn], ids=lambda task: task.__name__)
+def test_a_short_limit_beside_a_long_one(pool: mh.Pool, task: Callable[[], Any]) -> None:
+    future = pool.options(task_timeout=0.1, grace=0.1).submit(task)
+    assert isinstance(future.exception(30), mh.TaskTimeout)
+
+
+@pytest.mark.usefixtures("far")
+def test_what_is_cancelled_beside_a_long_limit_is_killed(pool: mh.Pool, tmp_path: Path) -> None:
+    future = pool.options(grace=0.1).submit(stubborn)
+    until_running(future)
+    pids = {worker.pid for worker in pool.stats().workers}
+    assert future.cancel()
+    deadline = time.monotonic() + 30
+    while {worker.pid for worker in pool.stats().workers} == pids:
+        assert time.monotonic() < deadline, "its worker lives"
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("far")
+def test_a_pause_beside_a_long_limit(pool: mh.Pool, tmp_path: Path) -> None:
+    def fail_once() -> str:
+        if not (tmp_path / "here").exists():
+            (tmp_path / "here").touch()
+            raise ValueError
+        return "again"
+
+    plan = mh.Retry(1, backoff=0.1, jitter=0)
+    assert pool.options(retry=plan).submit(fail_once).result(30) == "again"
+
+
 def test_except_exception_does_not_catch_it(pool: mh.Pool) -> None:
     def work() -> str:
         try:

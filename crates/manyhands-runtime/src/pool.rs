@@ -221,8 +221,8 @@ pub(crate) struct State {
     balance_at: Option<u64>,
     /// When to look again for workers that stand still.
     relieve_at: u64,
-    /// Whether the supervisor looks whether running tasks have to be ended.
-    is_watched: bool,
+    /// When the supervisor looks whether running tasks have to be ended, at the latest; 0 if it does not.
+    looks_at: u64,
     /// Whether it comes now and then to look whether all goes on.
     is_patrolled: bool,
     /// The longest time between two looks that is short enough for all limits of tasks that came since there
@@ -349,7 +349,7 @@ impl Pool {
                 try_again: false,
                 balance_at: None,
                 relieve_at: 0,
-                is_watched: false,
+                looks_at: 0,
                 is_patrolled: false,
                 shortest_limit: None,
                 ends_early: false,
@@ -453,15 +453,16 @@ impl Pool {
 
     /// Has it looked whether what came with these limits keeps to them.
     fn limit(&self, state: &mut State, limits: Limits) {
-        if let Some(time) = limits.time {
-            let shortest = state.shortest_limit.into_iter().chain([time]).min();
-            state.shortest_limit = shortest;
-            self.watch(state);
-        }
-        if let Some(memory) = limits.memory {
-            let look = memory::look_after(memory);
-            state.shortest_limit = state.shortest_limit.into_iter().chain([look]).min();
-            self.watch(state);
+        let memory = limits.memory.map(memory::look_after);
+        let Some(shortest) = limits.time.into_iter().chain(memory).min() else {
+            return;
+        };
+        if state.shortest_limit.is_none_or(|known| shortest < known) {
+            // The look that is planned may be as far away as the limits that were known.
+            state.shortest_limit = Some(shortest);
+            self.watch(state, monotonic_nanos().saturating_add(shortest));
+        } else if state.looks_at == 0 {
+            self.watch(state, 1);
         }
     }
 

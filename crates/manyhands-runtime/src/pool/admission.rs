@@ -91,7 +91,7 @@ impl Pool {
         };
         state.is_held_back = true;
         state.is_short |= is_short;
-        self.watch(state);
+        self.watch(state, monotonic_nanos().saturating_add(LOOK_FOR_MEMORY));
         false
     }
 

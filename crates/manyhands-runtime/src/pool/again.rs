@@ -80,7 +80,7 @@ impl Pool {
         } else {
             let at = monotonic_nanos().saturating_add(pause);
             state.delayed.push((at, entry));
-            self.watch(state);
+            self.watch(state, at);
         }
         None
     }

@@ -134,10 +134,10 @@ impl Pool {
         self.tell_all(&mut state);
     }
 
-    /// Has the supervisor look at this pool in time.
-    pub(super) fn watch(&self, state: &mut State) {
-        if !state.is_watched {
-            state.is_watched = true;
+    /// Has the supervisor look at this pool until then: now, if it would look later.
+    pub(super) fn watch(&self, state: &mut State, until: u64) {
+        if state.looks_at == 0 || until < state.looks_at {
+            state.looks_at = until.max(1);
             self.supervisor.command(Command::Watch(self.id));
         }
     }
@@ -167,8 +167,9 @@ impl Pool {
         }
         let later = state.shortest_limit.map(|limit| now.saturating_add(limit));
         next = next.into_iter().chain(later).min();
-        state.is_watched = next.is_some();
-        next.map(|at| at.max(now + SHORTEST_LOOK))
+        let next = next.map(|at| at.max(now + SHORTEST_LOOK));
+        state.looks_at = next.unwrap_or(0);
+        next
     }
 
     /// When to look at this worker again.
@@ -273,10 +274,11 @@ impl Pool {
                 process.ask();
             }
         }
+        let stop_at = stop.kill_at.map_or(stop.ask_at, |at| at.min(stop.ask_at));
         worker.stop = Some(stop);
         state.scheduler.close(slot);
         self.take_back(state, slot, behind);
-        self.watch(state);
+        self.watch(state, stop_at);
         true
     }
 

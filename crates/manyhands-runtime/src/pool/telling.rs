@@ -50,7 +50,7 @@ impl Pool {
     #[cold]
     fn say_queued_now(&self, state: &mut State, entry: &Entry) {
         self.say_tasks(EventKind::Queued, tasks_of(entry, entry.left, 0));
-        self.watch(state);
+        self.watch(state, monotonic_nanos().saturating_add(LOOK_FOR_STARTS));
     }
 
     /// A block that cannot be sent ends as it begins.
