@@ -171,6 +171,30 @@ def test_a_pause_beside_a_long_limit(pool: mh.Pool, tmp_path: Path) -> None:
     assert pool.options(retry=plan).submit(fail_once).result(30) == "again"
 
 
+def test_what_is_being_ended_by_its_time_is_cancelled(pool: mh.Pool, tmp_path: Path) -> None:
+    """Else it would run again."""
+
+    def hear_and_go_on() -> None:
+        with open(tmp_path / "runs", "a") as file:
+            file.write("x")
+        while True:
+            try:
+                time.sleep(600)
+            except BaseException:
+                (tmp_path / "heard").touch()
+
+    patient = pool.options(task_timeout=0.1, grace=20, retry=mh.Retry(1, on=mh.TaskTimeout))
+    future = patient.submit(hear_and_go_on)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "heard").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert future.cancel()
+    assert future.cancelled()
+    pool.terminate()
+    assert (tmp_path / "runs").read_text() == "x"
+
+
 def test_except_exception_does_not_catch_it(pool: mh.Pool) -> None:
     def work() -> str:
         try:

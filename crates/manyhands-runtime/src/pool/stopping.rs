@@ -244,7 +244,17 @@ impl Pool {
         let Seat::Taken(worker) = &mut state.seats[slot.0 as usize] else {
             return false;
         };
-        if worker.stop.is_some() || worker.leaving || worker.dismissed {
+        if let Some(stop) = &mut worker.stop {
+            // Who cancels what is being ended for another reason does not want it to run again.
+            let takes_over = stop.number == number
+                && matches!(why, Why::Cancelled)
+                && matches!(stop.why, Why::Time(_));
+            if takes_over {
+                stop.why = why;
+            }
+            return takes_over;
+        }
+        if worker.leaving || worker.dismissed {
             return false;
         }
         let next = worker.control.queue().freeze().next;
