@@ -15,6 +15,7 @@
 //! | two threads of the worker get two signals at once | one of them answers both |
 //! | the worker is stopped, frozen, or in uninterruptible sleep | no answer within `PATIENCE`: what the kernel says of it |
 
+use crate::fail_point::fail_point;
 use crate::pool::PoolStats;
 use manyhands_os::{KernelState, Process, dump_signal, kernel_state, monotonic_nanos};
 use manyhands_shm::ControlBlock;
@@ -64,7 +65,10 @@ fn answer(write: &dyn Fn()) {
     }
     let words = answerer.control.dump();
     while words.is_asked() && !ANSWERS.swap(true, Ordering::AcqRel) {
-        answerer.control.write_dump(write);
+        answerer.control.write_dump(&|| {
+            write();
+            fail_point("worker.stack_written");
+        });
         ANSWERS.store(false, Ordering::Release);
     }
 }
@@ -103,6 +107,7 @@ impl Question {
     /// Asks a worker.
     pub(crate) fn new(control: Arc<ControlBlock>, process: &Process) -> Self {
         let number = control.dump().ask();
+        fail_point("parent.stack_asked");
         let is_sent = process.send_handled(dump_signal());
         Self {
             control,

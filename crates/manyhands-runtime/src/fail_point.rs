@@ -31,6 +31,8 @@ pub const FAIL_POINTS: &[&str] = &[
     "parent.call_heard",
     "parent.call_answered",
     "worker.woken",
+    "worker.unwanted_seen",
+    "worker.stack_written",
     "parent.block_made",
     "parent.fork_sent",
     "parent.record_written",
@@ -41,58 +43,86 @@ pub const FAIL_POINTS: &[&str] = &[
     "parent.block_cut",
     "parent.relieved",
     "parent.told_to_leave",
+    "parent.unwanted_set",
+    "parent.worker_killed",
+    "parent.to_run_again",
+    "parent.pause_ended",
+    "parent.stack_asked",
     "zygote.request_read",
     "zygote.forked",
     "zygote.reported",
 ];
 
-/// Dies here if the environment says so, or never goes on.
+/// What the environment says.
 #[cfg(feature = "fail-points")]
-pub fn fail_point(name: &str) {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static CHOSEN: OnceLock<Option<(String, u64, bool)>> = OnceLock::new();
-    static PASSED: AtomicU64 = AtomicU64::new(0);
-    debug_assert!(
-        FAIL_POINTS.contains(&name),
-        "{name} has no row in the crash table"
-    );
-    let chosen = CHOSEN.get_or_init(|| {
+struct Chosen {
+    name: String,
+    /// At which time of coming there.
+    nth: u64,
+    /// Whether the process dies, or stands still.
+    dies: bool,
+    /// The file that only one process manages to create.
+    once: Option<std::path::PathBuf>,
+}
+
+#[cfg(feature = "fail-points")]
+impl Chosen {
+    fn read() -> Option<Self> {
         let read = |variable| std::env::var(variable).ok();
         let (value, dies) = match read("MANYHANDS_CRASH_AT") {
             Some(value) => (value, true),
             None => (read("MANYHANDS_STALL_AT")?, false),
         };
-        Some(match value.split_once(':') {
-            Some((name, count)) => (name.to_owned(), count.parse().unwrap_or(1), dies),
-            None => (value, 1, dies),
+        let (name, nth) = match value.split_once(':') {
+            Some((name, nth)) => (name.to_owned(), nth.parse().unwrap_or(1)),
+            None => (value, 1),
+        };
+        let once = std::env::var_os("MANYHANDS_CRASH_ONCE").map(Into::into);
+        Some(Self {
+            name,
+            nth,
+            dies,
+            once,
         })
-    });
-    if let Some((chosen, count, dies)) = chosen
-        && chosen == name
+    }
+
+    /// Whether no other process died in this one's place.
+    fn is_the_one(&self) -> bool {
+        self.once.as_ref().is_none_or(|path| {
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(path);
+            file.is_ok()
+        })
+    }
+}
+
+/// Dies here if the environment says so, or never goes on. Only the first call in a process takes memory: a later
+/// one may be in a signal's handler.
+#[cfg(feature = "fail-points")]
+pub fn fail_point(name: &str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static CHOSEN: OnceLock<Option<Chosen>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    debug_assert!(
+        FAIL_POINTS.contains(&name),
+        "{name} has no row in the crash table"
+    );
+    if let Some(chosen) = CHOSEN.get_or_init(Chosen::read)
+        && chosen.name == name
         // Relaxed: a count for tests.
-        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *count
-        && is_the_one()
+        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == chosen.nth
+        && chosen.is_the_one()
     {
-        if *dies {
+        if chosen.dies {
             manyhands_os::kill_self();
         }
         loop {
             std::thread::park();
         }
     }
-}
-
-/// Whether no other process died in this one's place.
-#[cfg(feature = "fail-points")]
-fn is_the_one() -> bool {
-    std::env::var_os("MANYHANDS_CRASH_ONCE").is_none_or(|path| {
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(path);
-        file.is_ok()
-    })
 }
 
 /// Does nothing: the feature `fail-points` is off.

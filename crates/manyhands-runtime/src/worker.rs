@@ -864,7 +864,9 @@ impl WorkerEnd {
     /// Whether nobody wants what the running item yields, and why.
     #[inline]
     pub fn unwanted(&self) -> Option<Unwanted> {
-        self.control.unwanted(self.running.as_ref()?.number)
+        let why = self.control.unwanted(self.running.as_ref()?.number)?;
+        fail_point("worker.unwanted_seen");
+        Some(why)
     }
 
     /// Says how long the items since the last lap took, and how much processor time it was if that is

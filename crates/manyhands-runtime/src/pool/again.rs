@@ -16,6 +16,7 @@
 //! | the pool ends what waits, or breaks | it has ended                                                      |
 
 use super::{Pool, State};
+use crate::fail_point::fail_point;
 use crate::task::{Death, Deaths, Entry};
 use manyhands_os::monotonic_nanos;
 
@@ -67,6 +68,7 @@ impl Pool {
             }
             _ => entry.failures += 1,
         }
+        fail_point("parent.to_run_again");
         self.log_retry(&entry, reason, pause);
         (entry.left, entry.ended, entry.file) = (1, 0, 0);
         entry.carried = Vec::new();
@@ -93,6 +95,7 @@ impl Pool {
         state.delayed = later;
         for (_, entry) in due {
             if entry.is_wanted() {
+                fail_point("parent.pause_ended");
                 state.scheduler.add(entry);
             }
         }

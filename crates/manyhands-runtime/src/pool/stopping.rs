@@ -21,6 +21,7 @@ use super::telling::About;
 use super::{Pool, Seat, State};
 use crate::block::next_item;
 use crate::events::EventKind;
+use crate::fail_point::fail_point;
 use crate::protocol::{FLAG_MORE, ITEM_MORE, Malformed, ResultHead, ResultKind};
 use crate::scheduler::Slot;
 use crate::supervisor::Command;
@@ -203,6 +204,7 @@ impl Pool {
                 }
                 Some(process) => {
                     process.kill();
+                    fail_point("parent.worker_killed");
                     stop.kill_at = None;
                     return None;
                 }
@@ -276,9 +278,11 @@ impl Pool {
             ask_after: 2 * ASK_AGAIN,
         };
         worker.set_unwanted(number, Unwanted::Stopped);
+        fail_point("parent.unwanted_set");
         if let Some(process) = &worker.process {
             if matches!(why, Why::Memory { .. }) {
                 process.kill();
+                fail_point("parent.worker_killed");
                 stop.kill_at = None;
             } else {
                 process.ask();

@@ -4,7 +4,7 @@ use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{until, until_stats, wait, warm};
 use crate::crash_table::site::{Job, Site};
 use crate::crash_table::storms::{Kills, Random, kill_workers};
-use manyhands_runtime::{Limits, Outcome, Retry};
+use manyhands_runtime::{Limits, Outcome, Pool, Retry};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -67,6 +67,31 @@ fn retry(failures: u32, deaths: u32, backoff: u64) -> Arc<Retry> {
         policy: None,
     })
 }
+
+/// Tasks that fail, that kill their workers and that take too long, and run again, at once or after a
+/// pause.
+pub(crate) fn submit(site: &Site, pool: &Pool) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    let limits = Limits {
+        time: Some(20 * MILLISECOND),
+        grace: 0,
+        ..Limits::default()
+    };
+    let never = format!("until:{}", site.path("never"));
+    for backoff in [0, MILLISECOND] {
+        let often = retry(3, 5, backoff);
+        for command in ["fail_until:2", "fail_until:3", "die_until:2"] {
+            jobs.push(site.submit_again(pool, command, Limits::default(), &often));
+            jobs.extend(site.submit_echoes(pool, 5));
+        }
+        let once_more = retry(1, 5, backoff);
+        jobs.push(site.submit_again(pool, &never, limits, &once_more));
+    }
+    jobs
+}
+
+/// How many of these their time ends.
+pub(crate) const TIMED_OUT: usize = 2;
 
 fn failures(site: &Site) {
     let pool = site.pool(2);
@@ -132,7 +157,7 @@ fn timeouts(site: &Site) {
 }
 
 /// A task that has failed once, and runs again in an hour.
-fn submit_delayed(site: &Site, pool: &manyhands_runtime::Pool) -> Job {
+fn submit_delayed(site: &Site, pool: &Pool) -> Job {
     let job = site.submit_again(
         pool,
         "fail_until:2",

@@ -3,9 +3,9 @@
 use crate::crash_table::blocks::around;
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{signal, until, warm, worker_pids};
-use crate::crash_table::site::Site;
+use crate::crash_table::site::{Job, Site};
 use crate::crash_table::stream::Items;
-use manyhands_runtime::{Limits, Retry};
+use manyhands_runtime::{Limits, Pool, Retry};
 use std::sync::Arc;
 
 const MEGABYTE: u64 = 1 << 20;
@@ -53,6 +53,19 @@ fn limits(megabytes: u64) -> Limits {
         ..Limits::default()
     }
 }
+
+/// Tasks that take too much memory, among others.
+pub(crate) fn submit(site: &Site, pool: &Pool) -> Vec<Job> {
+    let mut jobs = site.submit_echoes(pool, 10);
+    for _ in 0..OVER_MEMORY {
+        jobs.push(site.submit_limited(pool, "swallow:", limits(20)));
+        jobs.extend(site.submit_echoes(pool, 10));
+    }
+    jobs
+}
+
+/// How many of these do.
+pub(crate) const OVER_MEMORY: usize = 2;
 
 fn too_much(site: &Site) {
     let pool = site.pool(2);

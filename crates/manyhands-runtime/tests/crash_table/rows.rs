@@ -1,11 +1,15 @@
 //! The rows: a process dies at a fail point under some load, and this is left.
 
+use crate::crash_table::again;
 use crate::crash_table::blocks;
 use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{cancel_waiting, until_stats, wait};
+use crate::crash_table::memory;
 use crate::crash_table::output;
 use crate::crash_table::recycling;
 use crate::crash_table::site::{Job, LARGE, Site};
+use crate::crash_table::stalls;
+use crate::crash_table::stopping;
 use crate::crash_table::stored;
 use crate::crash_table::stream::Items;
 use crate::crash_table::taught;
@@ -77,6 +81,20 @@ enum Load {
     Output,
     /// The mixture in a pool that becomes larger and smaller while it runs.
     Resized,
+    /// Tasks and items that are ended while they run, two workers.
+    Stopped,
+    /// The same tasks by one worker.
+    StoppedAlone,
+    /// All of them, and the pool is closed while they run.
+    StoppedClosing,
+    /// Tasks that take too much memory, two workers.
+    Swallowing,
+    /// Tasks that run again, two workers.
+    Again,
+    /// The same, and the pool is closed while they run.
+    AgainClosing,
+    /// Two workers that run something are asked what it is.
+    Asked,
 }
 
 /// What happens to the task that a worker had started.
@@ -121,11 +139,12 @@ const fn row(
 /// The table.
 pub(crate) fn rows() -> Vec<Row> {
     use Load::{
-        Blocks, BlocksAlone, BlocksByFile, BlocksCancelled, BlocksOfAllKinds, BlocksStolen,
-        Cancelling, Closing, Initializer, LargeArguments, LargeBoth, LargeResults, Mixture, Nested,
-        NestedClosing, OneAndExit, Output, Recycled, RecycledBlocks, RecycledClosing,
-        RecycledInitializer, RecycledNested, Resized, Spawned, Stored, StoredAlone, StoredClosing,
-        StoredNested, Taught,
+        Again, AgainClosing, Asked, Blocks, BlocksAlone, BlocksByFile, BlocksCancelled,
+        BlocksOfAllKinds, BlocksStolen, Cancelling, Closing, Initializer, LargeArguments,
+        LargeBoth, LargeResults, Mixture, Nested, NestedClosing, OneAndExit, Output, Recycled,
+        RecycledBlocks, RecycledClosing, RecycledInitializer, RecycledNested, Resized, Spawned,
+        Stopped, StoppedAlone, StoppedClosing, Stored, StoredAlone, StoredClosing, StoredNested,
+        Swallowing, Taught,
     };
     use Loss::{AtMostOne, Finished, None, Unstarted};
     vec![
@@ -381,7 +400,76 @@ pub(crate) fn rows() -> Vec<Row> {
         row("parent.told_to_leave", 1, Recycled, AtMostOne, 0..=1),
         row("parent.told_to_leave", 3, RecycledClosing, AtMostOne, 0..=1),
         row("parent.told_to_leave", 1, Resized, AtMostOne, 0..=1),
+        // What is being ended ends so, wherever its worker dies: that is no death, and nothing else is lost.
+        row("worker.unwanted_seen", 1, Stopped, None, 0..=0),
+        row("worker.unwanted_seen", 1, StoppedAlone, None, 0..=0),
+        row("worker.unwanted_seen", 2, StoppedAlone, None, 0..=0),
+        row("worker.unwanted_seen", 1, StoppedClosing, None, 0..=0),
+        row("worker.finished", 1, StoppedAlone, None, 0..=0),
+        row("worker.finished", 2, StoppedAlone, None, 0..=0),
+        row("worker.record_written", 1, StoppedAlone, None, 0..=0),
+        row("worker.published", 1, StoppedAlone, None, 0..=1),
+        row("worker.published", 2, StoppedAlone, None, 0..=1),
+        row("worker.announced", 1, StoppedAlone, None, 0..=1),
+        row("worker.claimed", 2, Stopped, AtMostOne, 0..=1),
+        row("worker.claimed", 2, StoppedClosing, AtMostOne, 0..=1),
+        row("worker.claimed", 2, Swallowing, AtMostOne, 0..=1),
+        row("zygote.request_read", 3, Stopped, None, 0..=0),
+        row("zygote.forked", 3, Stopped, AtMostOne, 0..=1),
+        row("zygote.reported", 3, Stopped, None, 0..=0),
+        row("parent.unwanted_set", 1, Stopped, AtMostOne, 0..=0),
+        row("parent.unwanted_set", 4, Stopped, AtMostOne, 0..=0),
+        row("parent.unwanted_set", 6, StoppedClosing, AtMostOne, 0..=0),
+        row("parent.unwanted_set", 1, Swallowing, AtMostOne, 0..=0),
+        row("parent.unwanted_set", 1, Again, AtMostOne, 0..=0),
+        row("parent.revoked", 2, Stopped, AtMostOne, 0..=0),
+        row("parent.worker_killed", 1, Stopped, AtMostOne, 0..=0),
+        row("parent.worker_killed", 3, Stopped, AtMostOne, 0..=0),
+        row("parent.worker_killed", 2, StoppedClosing, AtMostOne, 0..=0),
+        row("parent.worker_killed", 1, Swallowing, AtMostOne, 0..=0),
+        row("parent.worker_killed", 2, Again, AtMostOne, 0..=0),
+        // What runs again is not lost with its worker. Two tasks kill theirs, unless that is dead already.
+        row("worker.claimed", 3, Again, AtMostOne, 2..=3),
+        row("worker.claimed", 3, AgainClosing, AtMostOne, 2..=3),
+        row("worker.finished", 1, Again, AtMostOne, 2..=3),
+        row("worker.finished", 3, Again, AtMostOne, 2..=3),
+        row("worker.published", 1, Again, None, 2..=3),
+        row("worker.published", 3, AgainClosing, None, 2..=3),
+        row("zygote.request_read", 3, Again, None, 2..=2),
+        row("zygote.forked", 3, Again, AtMostOne, 2..=3),
+        row("zygote.reported", 3, Again, None, 2..=2),
+        row("parent.to_run_again", 1, Again, AtMostOne, 0..=0),
+        row("parent.to_run_again", 5, Again, AtMostOne, 0..=0),
+        row("parent.to_run_again", 4, AgainClosing, AtMostOne, 0..=0),
+        row("parent.pause_ended", 1, Again, AtMostOne, 0..=0),
+        row("parent.pause_ended", 4, Again, AtMostOne, 0..=0),
+        row("parent.pause_ended", 3, AgainClosing, AtMostOne, 0..=0),
+        row("parent.result_taken", 9, Again, AtMostOne, 0..=0),
+        // Who dies of a question is a death as any other.
+        row("worker.stack_written", 1, Asked, Finished, 1..=1),
+        row("parent.stack_asked", 1, Asked, AtMostOne, 0..=0),
+        row("parent.stack_asked", 2, Asked, AtMostOne, 0..=0),
     ]
+}
+
+impl Load {
+    /// How many of its tasks and items are ended by their time, for their memory, and by who cancels them.
+    fn ended(self) -> [RangeInclusive<usize>; 3] {
+        match self {
+            Self::StoppedAlone => {
+                [stopping::TIMED_OUT, 0, stopping::CANCELLED].map(|count| count..=count)
+            }
+            Self::Stopped | Self::StoppedClosing => {
+                let (first, items) = (stopping::TIMED_OUT, stopping::TIMED_OUT_ITEMS);
+                let timed_out = first + items.start()..=first + items.end();
+                [timed_out, 0..=0, stopping::CANCELLED..=stopping::CANCELLED]
+            }
+            Self::Swallowing => [0..=0, memory::OVER_MEMORY..=memory::OVER_MEMORY, 0..=0],
+            Self::Again | Self::AgainClosing => [again::TIMED_OUT..=again::TIMED_OUT, 0..=0, 0..=0],
+            Self::BlocksCancelled => [0..=0, 0..=0, 0..=usize::MAX],
+            _ => [0..=0, 0..=0, 0..=0],
+        }
+    }
 }
 
 /// Every fail point has a row, and every row a fail point.
@@ -448,6 +536,7 @@ impl Row {
                 | Load::BlocksAlone
                 | Load::BlocksByFile
                 | Load::StoredAlone
+                | Load::StoppedAlone
         );
         let workers = if alone { 1 } else { 2 };
         let initializes = matches!(self.load, Load::Initializer | Load::RecycledInitializer);
@@ -481,6 +570,8 @@ impl Row {
                 | Load::OneAndExit
                 | Load::NestedClosing
                 | Load::StoredClosing
+                | Load::StoppedClosing
+                | Load::AgainClosing
         );
         if closed {
             pool.close(false, false);
@@ -516,10 +607,19 @@ impl Row {
                 assert_eq!(ran, expected, "runs of the lost task");
             }
         }
-        assert_eq!(tally.values + tally.cancelled, all - lost, "{tally:?}");
-        let may_cancel = self.load == Load::BlocksCancelled;
-        assert!(tally.cancelled == 0 || may_cancel, "{tally:?}");
-        assert_eq!(tally.cancelled_runs, 0);
+        let ended = [tally.timed_out, tally.over_memory, tally.cancelled];
+        for (ended, expected) in ended.into_iter().zip(self.load.ended()) {
+            // What is lost may have been one of them.
+            let enough = ended + lost >= *expected.start();
+            assert!(enough && ended <= *expected.end(), "{tally:?}");
+        }
+        let ended: usize = ended.into_iter().sum();
+        assert_eq!(tally.values + ended, all - lost, "{tally:?}");
+        let runs = match self.load {
+            Load::BlocksCancelled => 0,
+            _ => tally.cancelled,
+        };
+        assert_eq!(tally.cancelled_runs, runs, "{tally:?}");
         let stats = site.finish_closed(pool);
         assert_eq!(stats.lent, 0);
         let deaths = stats.deaths;
@@ -552,6 +652,12 @@ impl Row {
             Load::Stored | Load::StoredAlone | Load::StoredClosing => stored::submit(site, pool),
             Load::Taught => taught::submit(site, pool),
             Load::Output => output::submit(site, pool),
+            Load::Stopped | Load::StoppedAlone | Load::StoppedClosing => {
+                stopping::submit(site, pool)
+            }
+            Load::Swallowing => memory::submit(site, pool),
+            Load::Again | Load::AgainClosing => again::submit(site, pool),
+            Load::Asked => stalls::submit(site, pool),
             Load::StoredNested => {
                 let mut jobs = stored::submit(site, pool);
                 for count in [150_001, 150_003] {
@@ -636,13 +742,14 @@ impl Row {
                     streams.push(items);
                 }
             }
+            Load::Stopped | Load::StoppedClosing => streams = stopping::submit_streams(site, pool),
             _ => streams.clear(),
         }
         streams
     }
 }
 
-/// What a driver that died may have left: its mark, and no task that ran twice.
+/// What a driver that died may have left: its mark, and no task of which one attempt ran twice.
 pub(crate) fn check_after_death(folder: &Path) -> Result<(), String> {
     if !folder.join("crashed").exists() {
         return Err("the fail point was not reached".into());
@@ -650,13 +757,17 @@ pub(crate) fn check_after_death(folder: &Path) -> Result<(), String> {
     let runs = std::fs::read_to_string(folder.join("runs")).unwrap();
     let mut counts = HashMap::new();
     for line in runs.lines() {
-        *counts.entry(line.split(' ').next().unwrap()).or_insert(0) += 1;
+        let mut words = line.split(' ');
+        let run = (words.next().unwrap(), words.nth(1).unwrap_or_default());
+        *counts.entry(run).or_insert(0) += 1;
     }
     match counts
         .iter()
-        .find(|&(number, &count)| *number != "init" && count > 1)
+        .find(|&(run, &count)| run.0 != "init" && count > 1)
     {
         None => Ok(()),
-        Some((number, count)) => Err(format!("task {number} ran {count} times")),
+        Some(((number, attempt), count)) => Err(format!(
+            "attempt {attempt} of task {number} ran {count} times"
+        )),
     }
 }

@@ -453,9 +453,12 @@ impl Site {
     /// In which order tasks ran: number and pid of each run.
     pub(crate) fn run_order(&self) -> Vec<(u64, i32)> {
         let text = std::fs::read_to_string(&self.runs).unwrap();
-        let lines = text.lines().map(|line| line.split_once(' ').unwrap());
-        lines
-            .filter_map(|(number, pid)| Some((number.parse().ok()?, pid.parse().unwrap())))
+        text.lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ');
+                let number = words.next()?.parse().ok()?;
+                Some((number, words.next()?.parse().unwrap()))
+            })
             .collect()
     }
 

@@ -1,10 +1,12 @@
 //! Pools in which nothing happens any more, and what workers say that they do.
 
 use crate::crash_table::case::Case;
-use crate::crash_table::helpers::{signal, submit_blocker, until, wait, worker_pids};
-use crate::crash_table::site::Site;
+use crate::crash_table::helpers::{
+    signal, submit_blocker, submit_two_blockers, until, wait, worker_pids,
+};
+use crate::crash_table::site::{Job, Site};
 use crate::crash_table::worker::{SLOW_REPORT, STACK};
-use manyhands_runtime::{Breakage, Outcome, PoolDump, Refused};
+use manyhands_runtime::{Breakage, Outcome, Pool, PoolDump, Refused};
 use std::time::Duration;
 
 /// How long the pools here wait.
@@ -45,6 +47,17 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         scenario("a stuck task", "is logged once, with its stack", stuck),
     ]
+}
+
+/// Both workers run something and are asked what they do until one of them has died of it, or who asks.
+pub(crate) fn submit(site: &Site, pool: &Pool) -> Vec<Job> {
+    let mut jobs = submit_two_blockers(site, pool, "go on").to_vec();
+    while !site.crash_mark().exists() {
+        pool.dump();
+    }
+    site.touch("go on");
+    jobs.extend(site.submit_echoes(pool, 20));
+    jobs
 }
 
 fn stacks(dump: &PoolDump) -> Vec<Option<&[u8]>> {

@@ -8,6 +8,7 @@ use crate::crash_table::site::{Job, Site};
 use crate::crash_table::stream::Items;
 use crate::crash_table::worker::SLOW_REPORT;
 use manyhands_runtime::{Limits, Outcome, Pool};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 const MILLISECOND: u64 = 1_000_000;
@@ -85,6 +86,50 @@ fn limits(milliseconds: u64, grace: u64) -> Limits {
 fn never(site: &Site) -> String {
     format!("until:{}", site.path("never"))
 }
+
+/// Tasks that are ended while they run, by their time or by who cancels them, when they hear it or with their
+/// worker, among such that end by themselves. Where
+/// there is one worker it runs the first two.
+pub(crate) fn submit(site: &Site, pool: &Pool) -> Vec<Job> {
+    let limited = |command: &str, limits| site.submit_limited(pool, command, limits);
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        jobs.push(limited("listen:0", limits(10, 60_000)));
+    }
+    jobs.extend(site.submit_echoes(pool, 10));
+    for (command, grace) in [("listen:0", 60_000), (&*never(site), 0)] {
+        let unlimited = Limits {
+            grace: grace * MILLISECOND,
+            ..Limits::default()
+        };
+        let job = limited(command, unlimited);
+        // It is done if it was lost.
+        until(|| site.runs_of(&job) == 1 || job.task.is_done());
+        pool.cancel(&job.task);
+        jobs.push(job);
+        jobs.extend(site.submit_echoes(pool, 10));
+    }
+    jobs.push(limited(&never(site), limits(10, 0)));
+    jobs.push(limited("listen:0", limits(10, 60_000)));
+    jobs.push(limited(&never(site), limits(5, 10)));
+    jobs.extend(site.submit_echoes(pool, 10));
+    jobs
+}
+
+/// The same as items in the midst of others, whose time may be up, too.
+pub(crate) fn submit_streams(site: &Site, pool: &Pool) -> Vec<Items> {
+    let mut hears = Items::limited(true, limits(50, 60_000));
+    hears.send(site, pool, &around(5, "listen:0", 5));
+    let mut is_killed = Items::limited(false, limits(50, 0));
+    is_killed.send(site, pool, &around(5, &never(site), 5));
+    vec![hears, is_killed]
+}
+
+/// How many of the tasks their time ends, and how many are cancelled.
+pub(crate) const TIMED_OUT: usize = 5;
+pub(crate) const CANCELLED: usize = 2;
+/// How many of the items their time must end, and how many it may.
+pub(crate) const TIMED_OUT_ITEMS: RangeInclusive<usize> = 2..=22;
 
 fn time_is_up(site: &Site) {
     let pool = site.pool(2);

@@ -1,7 +1,7 @@
 //! The zygote and its workers.
 //!
-//! A task or an item is `number command:argument`. The worker appends `number pid` to the case's file of runs and
-//! then obeys the command:
+//! A task or an item is `number command:argument`. The worker appends `number pid attempt` to the case's file of
+//! runs and then obeys the command:
 //!
 //! | command            | does                                                         | returns        |
 //! |--------------------|--------------------------------------------------------------|----------------|
@@ -341,6 +341,7 @@ impl Worker {
     }
 
     fn serve_item(&mut self) {
+        self.attempt = 1;
         let item = match self.end.item() {
             Ok((1, item)) => Ok(item.to_vec()),
             Ok((tag, _)) => Err(format!("an item with tag {tag}")),
@@ -412,7 +413,7 @@ impl Worker {
         let space = payload.iter().position(|&byte| byte == b' ').unwrap();
         let (number, mut command) = (&payload[..space], &payload[space + 1..]);
         let number = std::str::from_utf8(number).unwrap();
-        let line = format!("{number} {}\n", std::process::id());
+        let line = format!("{number} {} {}\n", std::process::id(), self.attempt);
         self.runs.write_all(line.as_bytes()).unwrap();
         let mut tag = 1;
         if let Some(argument) = command.strip_prefix(b"yield:") {
