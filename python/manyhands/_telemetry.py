@@ -8,6 +8,7 @@ imported before the program does, or a context comes to a worker.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from manyhands._typing import Any
 
@@ -47,16 +48,17 @@ class CurrentContext:
         """Makes it the current context here, in a worker."""
         import json
 
-        from opentelemetry import context, propagate  # type: ignore[import-not-found, unused-ignore]
-
-        context.attach(propagate.extract(json.loads(text)))
+        context: Any = import_module(_MODULE)
+        context.attach(_propagate().extract(json.loads(text)))
 
 
 def _written(current: Any) -> str | None:
     import json
 
-    from opentelemetry import propagate  # type: ignore[import-not-found, unused-ignore]
-
     fields: dict[str, str] = {}
-    propagate.inject(fields, current)
+    _propagate().inject(fields, current)
     return json.dumps(fields, sort_keys=True) if fields else None
+
+
+def _propagate() -> Any:
+    return import_module("opentelemetry.propagate")
