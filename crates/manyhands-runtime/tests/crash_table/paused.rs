@@ -73,6 +73,8 @@ fn stalled_by(site: &Site, pool: &Pool, count: impl Display, ordered: bool) -> I
     let mut items = Items::new(ordered);
     let commands = [yielding(count), "echo:y".into(), "echo:z".into()];
     items.send(site, pool, &commands);
+    // Before, a slow machine may have it stand still for a while.
+    until(|| items.stream.unread() * SIZE >= 16 << 20);
     until_still(&items);
     let waiting = items.stream.unread() * SIZE;
     assert!((16 << 20..18 << 20).contains(&waiting), "{waiting} bytes");

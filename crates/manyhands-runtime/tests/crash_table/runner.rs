@@ -17,7 +17,7 @@ const AT_A_TIME: usize = 2;
 /// When the runner kills a driver whose own watchdog did not end it.
 const WATCHDOG: Duration = Duration::from_secs(30);
 /// How long the processes of a driver that died may take to be gone.
-const GONE: Duration = Duration::from_secs(2);
+const GONE: Duration = Duration::from_secs(10);
 
 /// Runs one case in this process: a folder, a mark, and the name of the case.
 pub(crate) fn drive(arguments: &[String]) -> ExitCode {

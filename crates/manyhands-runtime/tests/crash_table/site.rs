@@ -21,7 +21,7 @@ pub(crate) const LARGE: usize = 3 << 20;
 /// How long the driver gives a case before it says what it sees and ends.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(25);
 /// How long processes may take to be gone.
-const GONE: Duration = Duration::from_secs(2);
+const GONE: Duration = Duration::from_secs(10);
 
 /// Where a case happens: a folder of its own and a supervisor.
 pub(crate) struct Site {
