@@ -310,7 +310,7 @@ def test_the_memory_of_a_worker(gate: Gate) -> None:
     with mh.Pool(1, on_event=seen.append) as pool:
         pid = pool.submit(os.getpid).result()
         future = pool.submit(hold, gate.path, 200)
-        until(lambda: max(event.bytes or 0 for event in seen) > 100_000_000)
+        until(lambda: max((event.bytes or 0 for event in seen), default=0) > 100_000_000)
         gate.open()
         assert future.result() == 200_000_000
     for event in seen:
