@@ -26,6 +26,7 @@ WORKLOAD = Workload(
         ),
     ),
     run=run,
-    note="multiprocessing imports most of itself only when a pool is made; see `first_result`.",
+    note="manyhands and multiprocessing import most of themselves only when they are used; see "
+    "`first_result`.",
     rounds=7,
 )

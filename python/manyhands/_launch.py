@@ -9,13 +9,13 @@ import sys
 from manyhands import _core
 from manyhands._typing import Any
 
-# The placeholder package lets the zygote import what it needs of manyhands and no more; see
-# `_zygote.real_package` for how it becomes the real one.
+# The path has the place of the package for as long as it takes to find it, and it imports nothing
+# itself: what lies beside it is not to be found in place of other modules.
 _BOOTSTRAP = """\
 import sys
-package = type(sys)("manyhands")
-package.__path__ = [{directory!r}]
-sys.modules["manyhands"] = package
+sys.path.insert(0, {directory!r})
+import manyhands
+del sys.path[0]
 from manyhands._zygote import main
 main({version!r})
 """
@@ -88,7 +88,7 @@ def command() -> list[str]:
             argv += ["-X", name if value is True else f"{name}={value}"]
     if not _needs_site():
         argv.append("-S")  # most of the start-up time of an interpreter
-    directory = os.path.dirname(os.path.abspath(__file__))
+    directory = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return [*argv, "-c", _BOOTSTRAP.format(directory=directory, version=sys.version_info[:2])]
 
 

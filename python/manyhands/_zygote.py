@@ -10,7 +10,7 @@ import marshal
 import os
 import sys
 
-from manyhands import _core, _resolve, _worker
+from manyhands import _core, _worker
 
 TYPE_CHECKING = False  # as in `typing`, whose import would cost each start milliseconds
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ def main(version: tuple[int, int]) -> None:
     """Serves the parent, which is of that version of Python, until it is gone."""
     socket, life_line = int(sys.argv[-2]), int(sys.argv[-1])
     zygote = _core.Zygote(socket, life_line, sys.hexversion)
-    real_package()
     # Whatever the user has set: workers get that when they are born.
     os.environ.update(_worker.NO_THREADS)
     os.environ.setdefault(*_worker.ALLOCATOR)
@@ -89,42 +88,3 @@ def _preload(names: list[str], content: dict[str, Any]) -> str:
     gc.collect()
     gc.freeze()
     return "; ".join(failures)
-
-
-def real_package() -> None:
-    """Makes the placeholder package become the real one when somebody first uses it.
-
-    Workers get by with a few of its modules; the rest costs milliseconds that only tasks which use
-    manyhands themselves have to pay.
-    """
-    package = sys.modules["manyhands"]
-    if hasattr(package, "__file__"):
-        return  # real already
-
-    def become_real(name: str) -> Any:
-        if name.startswith("_"):
-            # Nothing that is public. Of its modules each can be imported first.
-            raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
-        from importlib.util import module_from_spec, spec_from_file_location
-
-        del package.__dict__["__getattr__"]
-        directory = package.__path__[0]
-        spec = spec_from_file_location(
-            "manyhands",
-            os.path.join(directory, "__init__.py"),
-            submodule_search_locations=[directory],
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        package.__dict__.update(
-            (key, value) for key, value in vars(module_from_spec(spec)).items() if key != "__doc__"
-        )
-        try:
-            spec.loader.exec_module(package)
-        except BaseException:
-            package.__dict__["__getattr__"] = become_real  # who asks next is told why, too
-            raise
-        return getattr(package, name)
-
-    package.__dict__["__getattr__"] = become_real
-    package.__dict__["_resolve"] = _resolve

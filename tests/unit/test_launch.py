@@ -722,6 +722,62 @@ def test_workers_see_the_whole_package(tmp_path: Path) -> None:
     assert output_of(tmp_path, source) == "True\nTrue\nTrue\n"
 
 
+def test_a_task_may_be_stopped_while_it_first_uses_manyhands(tmp_path: Path) -> None:
+    # Wherever in what that imports, the next task of the worker finds all of it.
+    source = """
+        import sys
+        import manyhands as mh
+
+        def stop_at(at):
+            # At the import of that number, or at that line of the package's own.
+            from manyhands._stopped import TaskStopped
+            left = at
+
+            def step(*_):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise TaskStopped
+
+            class Finder:
+                find_spec = staticmethod(step)
+
+            def trace(frame, event, _):
+                if not frame.f_code.co_filename.endswith(("s/__init__.py", "s/_zygote.py")):
+                    return None
+                if event == "line":
+                    step()
+                return trace
+
+            sys.meta_path.insert(0, Finder)
+            sys.settrace(trace)
+
+        def stopped(at):
+            import manyhands
+            stop_at(at)
+            try:
+                manyhands.submit(abs, -1).result()
+            except BaseException as error:
+                return type(error).__name__
+            finally:
+                sys.settrace(None)
+                del sys.meta_path[0]
+
+        def used():
+            import manyhands
+            return manyhands.submit(abs, -1).result()
+
+        at, seen = 0, "TaskStopped"
+        while seen == "TaskStopped":
+            at += 1 if at < 20 else 9
+            with mh.Pool(1) as pool:
+                seen = pool.submit(stopped, at).result()
+                assert pool.submit(used).result() == 1, at
+        print(seen, at > 20)
+        """
+    assert output_of(tmp_path, source) == "None True\n"
+
+
 def test_tasks_may_register_exit_handlers(tmp_path: Path) -> None:
     source = """
         import atexit, pathlib, sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -31,10 +32,35 @@ def test_all_names_exist_once() -> None:
 def test_everything_public_is_in_all() -> None:
     public = {
         name
-        for name, value in vars(mh).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+        for name in dir(mh)
+        if not name.startswith("_") and not isinstance(getattr(mh, name), types.ModuleType)
     }
-    assert public == set(mh.__all__)
+    assert public - {"TYPE_CHECKING"} == set(mh.__all__)
+
+
+def test_the_import_alone_loads_nothing() -> None:
+    """Names are there when they are used, and are what type checkers are told they are."""
+    program = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import manyhands\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert eval(done.stdout) == ["manyhands"]
+    source = ast.parse(Path(mh.__file__).read_text())
+    told = {
+        alias.name: node.module
+        for node in ast.walk(source)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("manyhands.")
+        for alias in node.names
+    }
+    assert told == {name: f"manyhands.{home}" for name, home in mh._HOMES.items()}
+    assert set(told) == set(mh.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        getattr(mh, "nothing")  # noqa: B009 - it is looked up as a program does
 
 
 def test_no_object_has_two_public_names() -> None:
