@@ -564,9 +564,9 @@ def add_late_reducers() -> None:
         _REDUCERS.setdefault(weakref.WeakKeyDictionary, ByValue._weak_dictionary)
         _REDUCERS.setdefault(weakref.WeakValueDictionary, ByValue._weak_dictionary)
         _REDUCERS.setdefault(weakref.WeakSet, ByValue._weak_set)
-    if _reducers.find():
-        for kind in _reducers.TABLE:
-            _REDUCERS.setdefault(kind, ByValue._of_library)
+    _reducers.find()
+    for kind in _reducers.TABLE:
+        _REDUCERS.setdefault(kind, ByValue._of_library)
 
 
 # Objects that the module compares by identity, and that a class made by it therefore shares.

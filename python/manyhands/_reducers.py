@@ -26,21 +26,49 @@ if TYPE_CHECKING:
 
 
 def _of_torch(torch: Any) -> _Reducers:
+    _core.pickle_by_table()
     return {torch.Tensor: _tensor}
 
 
 def _of_polars(polars: Any) -> _Reducers:
+    _core.pickle_by_table()
     return {polars.DataFrame: _frame, polars.Series: _frame}
 
 
-_LIBRARIES: dict[str, Callable[[Any], _Reducers]] = {"torch": _of_torch, "polars": _of_polars}
+def _of_arrow(arrow: Any) -> _Reducers:
+    kinds = [arrow.Array]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    _core.pickle_these_by_table([*kinds, arrow.ChunkedArray, arrow.RecordBatch, arrow.Table])
+    return dict.fromkeys(kinds, _arrow_array)
+
+
+def _of_pandas(pandas: Any) -> _Reducers:
+    _core.pickle_these_by_table([pandas.DataFrame, pandas.Series, pandas.Index])
+    reducers: _Reducers = {}
+    blocks = sys.modules.get("pandas.core.internals.blocks")
+    if (block := getattr(blocks, "NumpyBlock", None)) is not None:
+        reducers[block] = _block
+    if "pyarrow" in sys.modules:  # pandas imports it if it is there
+        arrays = pandas.arrays
+        for kind in arrays.ArrowExtensionArray, arrays.ArrowStringArray:
+            reducers[kind] = _arrow_column
+    return reducers
+
+
+_LIBRARIES: dict[str, Callable[[Any], _Reducers]] = {
+    "torch": _of_torch,
+    "polars": _of_polars,
+    "pyarrow": _of_arrow,
+    "pandas": _of_pandas,
+}
 _found: set[str] = set()
 # By class, of the libraries that were found.
 TABLE: _Reducers = {}
 
 
-def find() -> bool:
-    """Whether any of the libraries is there; to be asked again when more modules are."""
+def find() -> None:
+    """Looks for the libraries; to be asked again when more modules are there."""
     for name, reducers_of in _LIBRARIES.items():
         library = sys.modules.get(name)
         if library is None or name in _found:
@@ -50,7 +78,6 @@ def find() -> bool:
         if spec is not None and not getattr(spec, "_initializing", False):
             _found.add(name)
             TABLE.update(reducers_of(library))
-    return bool(TABLE)
 
 
 def add_arrays(array: type, reduce: Callable[[Any], _Reduced]) -> None:
@@ -185,3 +212,48 @@ def _frame_of(kind: Any, state: Any) -> Any:
     frame = kind.__new__(kind)
     frame.__setstate__(bytes(state))
     return frame
+
+
+# ---- Arrow ----------------------------------------------------------------------------------
+
+# A column of so many pieces is sent as one.
+_MOST_CHUNKS = 16
+
+
+def _arrow_array(array: Any) -> _Reduced:
+    """Arrow sends all of the memory that an array is a part of (apache/arrow#26685)."""
+    size = array.nbytes
+    if array.get_total_buffer_size() > size + size // 8 + 4096 and not _is_in_store(array):
+        import pyarrow  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        array = pyarrow.concat_arrays([array])
+    return array.__reduce_ex__(5)
+
+
+def _is_in_store(array: Any) -> bool:
+    return any(buffer is not None and _core.is_stored(buffer) for buffer in array.buffers())
+
+
+# ---- pandas ---------------------------------------------------------------------------------
+
+
+def _block(block: Any) -> _Reduced:
+    """Of the columns of one type. Some rows of them have gaps, and with protocol 5 pandas copies
+    them; `contents` knows whether that is needed."""
+    reduced: _Reduced = block.__reduce__()
+    return reduced
+
+
+def _arrow_column(column: Any) -> _Reduced:
+    """Of an Arrow column, which pandas would copy into one piece first."""
+    state = column.__dict__.copy()
+    chunks = state["_pa_array"].chunks if "_pa_array" in state else ()
+    if not 0 < len(chunks) <= _MOST_CHUNKS:
+        return column.__reduce_ex__(5)
+    state.pop("_cache", None)
+    # What takes it back is `__setstate__` of pandas itself, which takes a list of pieces.
+    return _new, (type(column),), state | {"_pa_array": chunks}
+
+
+def _new(kind: Any) -> Any:
+    return kind.__new__(kind)

@@ -1,4 +1,5 @@
-"""Tensors of PyTorch, frames of Polars, arrays with gaps: their buffers go through the store."""
+"""Tensors of PyTorch, frames of Polars and pandas, Arrow data, arrays with gaps: their buffers go
+through the store."""
 
 from __future__ import annotations
 
@@ -269,3 +270,121 @@ def test_arrays_of_objects_with_gaps() -> None:
     array = np.array([[number, str(number)] for number in range(40_000)], dtype=object)[::2]
     with mh.Pool(1) as pool:
         assert (pool.submit(np.asarray, array).result(60) == array).all()
+
+
+# ---- pandas ---------------------------------------------------------------------------------
+
+
+def frame_of_pandas(kind: str) -> Any:
+    pandas = pytest.importorskip("pandas")
+    rows = 100_000
+    if kind == "one type":
+        return pandas.DataFrame(np.arange(6.0 * rows).reshape(rows, 6), columns=list("abcdef"))
+    if kind == "objects":
+        return pandas.DataFrame({"a": np.array([str(row) for row in range(rows)], dtype=object)})
+    pytest.importorskip("pyarrow")
+    text = [None if row % 7 == 0 else f"text of row {row}" for row in range(rows)]
+    if kind == "many pieces":
+        pieces = [pandas.Series(text[at : at + 1000], dtype="str") for at in range(0, rows, 1000)]
+        return pandas.concat(pieces).to_frame("text")
+    if kind == "none":
+        return pandas.DataFrame({"text": pandas.Series([], dtype="str")})
+    return pandas.DataFrame(
+        {
+            "number": range(rows),
+            "text": pandas.Series(text, dtype="str"),
+            "large": pandas.Series(text, dtype="string[pyarrow]"),
+            "date": pandas.Series(range(rows), dtype="timestamp[s][pyarrow]"),
+        },
+        index=pandas.Index([f"row {row}" for row in range(rows)], name="name"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["one type", "arrow", "many pieces", "none", "objects"])
+def test_frames_come_back(pool: mh.Pool, kind: str) -> None:
+    frame = frame_of_pandas(kind)
+    for value in frame, frame.iloc[10:-10:3], frame.iloc[20_000:50_000], mh.put(frame):
+        result = pool.submit(same, value).result(60)
+        assert type(result) is type(value)
+        assert result.equals(value)
+        assert (result.dtypes == value.dtypes).all()
+        assert result.index.equals(value.index)
+        assert pickle.loads(pickle.dumps(result)).equals(value)
+
+
+@pytest.mark.parametrize("kind", ["one type", "arrow"])
+@pytest.mark.parametrize("within", ["itself", "an object"])
+def test_frames_that_were_put_are_not_copied(pool: mh.Pool, kind: str, within: str) -> None:
+    """pandas pickles a copy of Arrow columns, and of rows of columns of one type."""
+    frame = frame_of_pandas(kind)
+    kept = mh.put(frame)
+    size = frame.memory_usage(index=False).sum()
+    before = live(pool)
+    assert before >= size
+    results = []
+    for first in range(0, 20_000, 2000):
+        part = kept.iloc[first : first + 70_000]
+        value = part if within == "itself" else Measured("part", part)
+        result = pool.submit(same, value).result(60)
+        results.append(result.values if isinstance(result, Measured) else result)
+        assert results[-1].equals(frame.iloc[first : first + 70_000])
+        # What came back is in the store, too.
+        assert pool.submit(len, results[-1]).result(60) == 70_000
+    assert live(pool) < before + size // 4
+
+
+# ---- Arrow ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("within", ["a table", "a batch", "a column", "an array", "an object"])
+def test_a_part_of_arrow_data_is_sent_alone(gate: Gate, within: str) -> None:
+    """Arrow pickles all of the memory that the part lies in (apache/arrow#26685)."""
+    arrow = pytest.importorskip("pyarrow")
+    text = [f"text of row {row}" for row in range(100_000)]
+    whole = arrow.table({"number": range(len(text)), "text": text, "list": [[1, None]] * len(text)})
+    part: Any = whole.slice(50_000, 5000)
+    if within == "a batch":
+        part = part.to_batches()[0]
+    elif within == "a column":
+        part = part["text"]
+    elif within == "an array":
+        part = part["text"].chunk(0)
+    value = Measured("part", part) if within == "an object" else part
+    with mh.Pool(1) as pool:
+        held = pool.submit(pass_through, gate.path)
+        gate.wait_arrivals(1)
+        futures = []
+        # The second time it is known what such objects hold.
+        for _ in range(2):
+            before = pool.stats().store.in_flight
+            futures.append(pool.submit(same, value))
+            assert pool.stats().store.in_flight - before < whole.nbytes // 4
+        gate.open()
+        held.result(60)
+        for future in futures:
+            result = future.result(60)
+            assert (result.values if within == "an object" else result).equals(part)
+
+
+def test_many_arrow_types_are_cut(pool: mh.Pool) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    count = 30_000
+    numbers = arrow.array(range(count))
+    arrays = [
+        numbers,
+        arrow.array([number % 3 == 0 for number in range(count)]),
+        arrow.array([str(number) for number in range(count)], arrow.large_string()),
+        arrow.array([str(number) * 9 for number in range(count)], arrow.string_view()),
+        arrow.array([b"ab"] * count, arrow.binary(2)),
+        arrow.array([{"a": number, "b": [str(number)]} for number in range(count)]),
+        arrow.array([[("key", number)] for number in range(count)], arrow.map_("str", "int64")),
+        arrow.array([str(number % 7) for number in range(count)]).dictionary_encode(),
+        arrow.nulls(count),
+        arrow.RunEndEncodedArray.from_arrays(arrow.array(range(1, count + 1), "int32"), numbers),
+        arrow.array([[number] for number in range(count)], arrow.list_view(arrow.int64())),
+        arrow.array([bytes(16)] * count, arrow.uuid()),
+    ]
+    parts = [array.slice(at, size) for array in arrays for at, size in ((0, 0), (20_000, 3))]
+    for part, result in zip(parts, pool.map(same, parts), strict=True):
+        assert result.type == part.type
+        assert result.equals(part)

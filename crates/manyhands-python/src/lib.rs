@@ -71,7 +71,7 @@ mod _core {
     #[pymodule_export]
     use super::output::{OutputStream, put_output};
     #[pymodule_export]
-    use super::pickle::pickle_by_table;
+    use super::pickle::{pickle_by_table, pickle_these_by_table};
     #[pymodule_export]
     use super::pool::{PoolBase, RetryPlan, ViewBase};
     #[pymodule_export]

@@ -5,9 +5,9 @@ use crate::store::{Collector, Exported, LARGE, StoredBuffer};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple, PyType};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -28,7 +28,7 @@ pub(crate) fn dumps<'py>(
     py: Python<'py>,
     value: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    call_dumps(py, value, None)
+    Ok(call_dumps(py, value, None)?.0)
 }
 
 /// A pickle, and in their order the large buffers that are not in it.
@@ -87,12 +87,8 @@ fn call_apart<'py>(
     keywords: &Bound<'py, PyDict>,
     collector: &Collector,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let bytes = call_dumps(py, value, Some(keywords))?;
-    if bytes.as_bytes().len() < LARGE
-        || array_class(py)?.is_none()
-        || is_prone(value)
-        || !has_gaps(bytes.as_bytes())
-    {
+    let (bytes, by_table) = call_dumps(py, value, Some(keywords))?;
+    if by_table || !is_better_by_table(py, bytes.as_bytes(), collector)? {
         return Ok(bytes);
     }
     drop(collector.take());
@@ -100,21 +96,50 @@ fn call_apart<'py>(
     dumps_by_table(py, value, Some(keywords))
 }
 
-/// The addresses of the types whose values were seen to hold arrays with gaps, deeper than `has_strided` looks. Where
-/// one of them is gone and another is in its place, that is pickled by the table for nothing.
-static PRONE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
-static ANY_PRONE: AtomicBool = AtomicBool::new(false);
-const MOST_PRONE: usize = 16;
+/// Whether what was pickled plainly holds what the table is for, deeper than `is_for_table` looks.
+fn is_better_by_table(py: Python<'_>, bytes: &[u8], collector: &Collector) -> PyResult<bool> {
+    if collector.has_any() && lock(&PRONE).is_any_named() && contains(bytes, b"pyarrow") {
+        return Ok(true);
+    }
+    Ok(bytes.len() >= LARGE && array_class(py)?.is_some() && has_gaps(bytes))
+}
 
-fn is_prone(value: &Bound<'_, PyAny>) -> bool {
-    // Relaxed, here and below: under the GIL, and at worst it is found out once more.
-    ANY_PRONE.load(Ordering::Relaxed) && {
-        let prone = PRONE.lock().unwrap_or_else(PoisonError::into_inner);
-        prone.contains(&value.get_type_ptr().addr())
+/// Types whose values are pickled by the table. Each is an address: where one of those that were seen is gone
+/// and another is in its place, that is pickled by the table for nothing.
+struct Prone {
+    /// Those of libraries, in order.
+    named: Vec<usize>,
+    /// The last ones that were seen to hold what `is_for_table` looks for, deeper than it looks.
+    seen: Vec<usize>,
+}
+
+static PRONE: Mutex<Prone> = Mutex::new(Prone {
+    named: Vec::new(),
+    seen: Vec::new(),
+});
+static ANY_PRONE: AtomicBool = AtomicBool::new(false);
+const MOST_SEEN: usize = 16;
+
+impl Prone {
+    fn is_any_named(&self) -> bool {
+        !self.named.is_empty()
+    }
+
+    fn contains(&self, kind: usize) -> bool {
+        self.named.binary_search(&kind).is_ok() || self.seen.contains(&kind)
     }
 }
 
-/// What holds an array with gaps once mostly does so again; of lists and the like that says nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_prone(value: &Bound<'_, PyAny>) -> bool {
+    // Relaxed, here and below: under the GIL, and at worst it is found out once more.
+    ANY_PRONE.load(Ordering::Relaxed) && lock(&PRONE).contains(value.get_type_ptr().addr())
+}
+
+/// What holds such things once mostly does so again; of lists and the like that says nothing.
 fn note_prone(value: &Bound<'_, PyAny>) {
     if value.is_exact_instance_of::<PyTuple>()
         || value.is_exact_instance_of::<PyList>()
@@ -122,11 +147,24 @@ fn note_prone(value: &Bound<'_, PyAny>) {
     {
         return;
     }
-    let mut prone = PRONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if prone.len() == MOST_PRONE {
-        prone.remove(0);
+    let mut prone = lock(&PRONE);
+    if prone.seen.len() == MOST_SEEN {
+        prone.seen.remove(0);
     }
-    prone.push(value.get_type_ptr().addr());
+    prone.seen.push(value.get_type_ptr().addr());
+    ANY_PRONE.store(true, Ordering::Relaxed);
+}
+
+/// From here on values of these types are pickled by the table, and what holds them.
+#[pyfunction]
+pub(crate) fn pickle_these_by_table(kinds: Vec<Bound<'_, PyType>>) {
+    let mut prone = lock(&PRONE);
+    // They are of libraries, which stay.
+    prone
+        .named
+        .extend(kinds.iter().map(|kind| kind.as_ptr().addr()));
+    prone.named.sort_unstable();
+    prone.named.dedup();
     ANY_PRONE.store(true, Ordering::Relaxed);
 }
 
@@ -159,27 +197,22 @@ fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
     Ok(modules.bind(py))
 }
 
-/// Whether something has to be pickled by the table: the program has imported one of the libraries that need
-/// it, or has made shared memory.
+/// Whether everything has to be pickled by the table: the program has imported a library that needs that, or has
+/// made shared memory.
 fn is_by_table(py: Python<'_>) -> PyResult<bool> {
-    /// How many modules there were when none of the libraries was among them.
-    static WITHOUT: AtomicUsize = AtomicUsize::new(0);
+    /// How many modules there were when the libraries were last looked for among them.
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
     // Relaxed, all: under the GIL, and at worst it is asked once more.
     if BY_TABLE.load(Ordering::Relaxed) {
         return Ok(true);
     }
     let modules = modules(py)?;
-    if WITHOUT.load(Ordering::Relaxed) == modules.len() {
-        return Ok(false);
-    }
-    let found = hooks::find_libraries(py)?.call0()?.is_truthy()?;
-    if found {
-        pickle_by_table();
-    } else {
+    if SEEN.load(Ordering::Relaxed) != modules.len() {
+        hooks::find_libraries(py)?.call0()?;
         // A library that is still being imported mostly comes with more modules.
-        WITHOUT.store(modules.len(), Ordering::Relaxed);
+        SEEN.store(modules.len(), Ordering::Relaxed);
     }
-    Ok(found)
+    Ok(BY_TABLE.load(Ordering::Relaxed))
 }
 
 /// The class of NumPy's arrays, if the program has imported it.
@@ -202,16 +235,17 @@ fn array_class(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
 const MOST_LOOKED_AT: u32 = 64;
 const DEEPEST: u32 = 3;
 
-/// Whether there is a large array that is not contiguous: NumPy writes the contents of those into the pickle.
+/// Whether the table is for something in this: a value of a prone type, or a large array that is not contiguous,
+/// whose contents NumPy writes into the pickle.
 /// So many values are looked at, those that come first: this is done for all that is pickled.
-fn has_strided(
-    class: &Bound<'_, PyAny>,
+fn is_for_table(
+    array: Option<&Bound<'_, PyAny>>,
     value: &Bound<'_, PyAny>,
     left: &mut u32,
     depth: u32,
 ) -> PyResult<bool> {
     let py = value.py();
-    if value.get_type().is(class) {
+    if array.is_some_and(|class| value.get_type().is(class)) {
         let size: usize = value.getattr(intern!(py, "nbytes"))?.extract()?;
         let flags = intern!(py, "flags");
         return Ok(size >= LARGE
@@ -219,6 +253,9 @@ fn has_strided(
                 .getattr(flags)?
                 .getattr(intern!(py, "forc"))?
                 .is_truthy()?);
+    }
+    if is_prone(value) {
+        return Ok(true);
     }
     if depth == DEEPEST {
         return Ok(false);
@@ -228,7 +265,7 @@ fn has_strided(
             && let Some(value) = values.next()
         {
             *left -= 1;
-            if has_strided(class, &value, left, depth + 1)? {
+            if is_for_table(array, &value, left, depth + 1)? {
                 return Ok(true);
             }
         }
@@ -245,26 +282,23 @@ fn has_strided(
     }
 }
 
-/// Calls `_pickle.dumps(value, 5)`, or what does the same by the table.
+/// Calls `_pickle.dumps(value, 5)`, or what does the same by the table; and which of them it was.
 fn call_dumps<'py>(
     py: Python<'py>,
     value: &Bound<'py, PyAny>,
     keywords: Option<&Bound<'py, PyDict>>,
-) -> PyResult<Bound<'py, PyBytes>> {
-    let by_table = is_by_table(py)?
-        || is_prone(value)
-        || match array_class(py)? {
-            Some(class) => {
-                let mut left = MOST_LOOKED_AT;
-                has_strided(class, value, &mut left, 0)?
-            }
-            None => false,
-        };
+) -> PyResult<(Bound<'py, PyBytes>, bool)> {
+    let by_table = is_by_table(py)? || {
+        let array = array_class(py)?;
+        let mut left = MOST_LOOKED_AT;
+        (array.is_some() || ANY_PRONE.load(Ordering::Relaxed))
+            && is_for_table(array, value, &mut left, 0)?
+    };
     if by_table {
-        return dumps_by_table(py, value, keywords);
+        return Ok((dumps_by_table(py, value, keywords)?, true));
     }
     let bytes = function(py, &DUMPS, "dumps")?.call((value, 5), keywords)?;
-    Ok(bytes.cast_into()?)
+    Ok((bytes.cast_into()?, false))
 }
 
 /// `_pickle.loads(bytes, buffers=buffers)`, reading the bytes in place.

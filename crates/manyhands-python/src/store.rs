@@ -148,6 +148,11 @@ impl Collector {
         self.least.store(least, Ordering::Relaxed);
     }
 
+    pub(crate) fn has_any(&self) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        !found.is_empty()
+    }
+
     /// Takes what it was handed.
     pub(crate) fn take(&self) -> Vec<Exported> {
         std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner))
