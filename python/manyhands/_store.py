@@ -27,8 +27,8 @@ def put(value: T) -> T:
 
     What goes to the store are the buffers of NumPy arrays, pandas frames, Arrow tables,
     memoryviews and all else that supports pickle protocol 5, from 8 KiB on. What has none, as
-    bytes, is copied as pickle copies. Some rows of a pandas frame, or a slice of an Arrow table, are
-    references like the whole.
+    bytes, is copied as pickle copies. Some rows of a pandas frame, or a slice of an Arrow table,
+    are references like the whole.
     In a task the object is in the task's own memory, and passing it on copies it.
 
     Past the budget of the store it goes to a file in the temporary directory (`TMPDIR`), which has
