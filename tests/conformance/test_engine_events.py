@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections import Counter
@@ -431,3 +432,54 @@ def test_what_runs_and_is_ended_with_its_pool(engine: Capabilities, way: str) ->
     first, *others = stories(seen).values()
     assert first == ["queued", "started", "cancelled"]
     assert others == ([] if way == "submit" else [["queued", "cancelled"]])
+
+
+def often_fails(number: int) -> int:
+    if number % 7 == 3 or (number % 5 == 1 and random.random() < 0.5):
+        raise KeyError(number)
+    return number
+
+
+def stays(number: int) -> int:
+    if number % 50 == 20:
+        while True:
+            time.sleep(0.01)
+    return often_fails(number)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("function", [often_fails, stays])
+def test_counts_are_those_of_what_was_told(
+    engine: Capabilities, function: Any, batch: int | None
+) -> None:
+    """Summaries, progress and `stats()` count where events are made."""
+    seen: list[mh.Event] = []
+    shown: list[Any] = []
+    with mh.Pool(2, engine=engine.name, on_event=seen.append) as pool:
+        results = pool.map(
+            (lambda numbers: [function(number) for number in numbers]) if batch else function,
+            range(150),
+            batch=batch,
+            on_error="return",
+            retry=2,
+            task_timeout=0.3 if function is stays else None,
+            progress=shown.append,
+        )
+        got = list(results)
+        summary = results.summary
+        done = sum(worker.done for worker in pool.stats().workers)
+    told = Counter(
+        event.outcome if event.kind == "ended" else event.kind
+        for _, event in each(seen)
+        if event.map is not None
+    )
+    ends = {name: told[name] for name in told if name not in ("queued", "started", "retried")}
+    failures = sum(count for name, count in ends.items() if name != "ok")
+    assert told["queued"] == summary.total == sum(ends.values())
+    assert told["started"] == sum(ends.values()) + told["retried"]
+    assert sum(ends.values()) == summary.done == shown[-1].done
+    assert failures == summary.failed == shown[-1].failed == len(results.failures)
+    assert failures >= 20 / (batch or 1)
+    assert told["retried"] >= failures
+    assert done <= sum(ends.values()) + told["retried"]
+    assert len(got) == 150 - (failures * ((batch or 1) - 1))
