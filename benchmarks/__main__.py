@@ -1,8 +1,9 @@
-"""The command: `python -m benchmarks [--quick] [--only NAME] [--no-write] [--list]`."""
+"""The command: `python -m benchmarks [--quick] [--only NAME [--renew]] [--no-write] [--list]`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import sys
 import time
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("hint: `make bench` builds and installs it", file=sys.stderr)
         return 2
 
+    if options.renew and (options.quick or not options.only):
+        print("error: --renew goes with --only, and not with --quick", file=sys.stderr)
+        return 2
     chosen = _choose(options.only)
     processes.adopt_orphans()
     begin = time.perf_counter()
@@ -47,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for workload in chosen:
         records += _run(workload, quick=options.quick)
     judgements = judge(chosen, records)
+    _print_tables(judgements)
     whole = report.Report(
         date=datetime.date.today(),
         machine=here,
@@ -56,11 +61,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         quick=options.quick,
         partial=len(chosen) < len(workloads.ALL),
     )
-    _print_tables(judgements)
+    if options.renew:
+        whole = _renewed(whole, chosen)
     if not options.no_write:
         _write(whole)
     _tell(f"done in {time.perf_counter() - begin:.0f} s")
     return _exit_status(judgements)
+
+
+def _renewed(part: report.Report, chosen: Sequence[Workload]) -> report.Report:
+    """The last full run, with these workloads in the place of its own."""
+    last = report.read_last(part.machine)
+    if last.versions != part.versions:
+        raise RuntimeError(f"the last full run was of {last.versions}, and this is {part.versions}")
+    names = {workload.name for workload in chosen}
+    records = [record for record in last.records if record.workload not in names]
+    records += part.records
+    when = f"{part.date.isoformat()}, others took {part.machine.busy_share:.0%} of the CPU time"
+    return dataclasses.replace(
+        part,
+        date=last.date,
+        machine=last.machine,
+        judgements=judge(workloads.ALL, records),
+        records=records,
+        partial=False,
+        renewed={**last.renewed, **dict.fromkeys(sorted(names), when)},
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=[workload.name for workload in workloads.ALL],
         metavar="NAME",
         help="measure this workload, and those it is compared with; may be repeated",
+    )
+    parser.add_argument(
+        "--renew",
+        action="store_true",
+        help="with --only: put these in the place of those in the last full run on such a machine, "
+        "which says so",
     )
     parser.add_argument("--no-write", action="store_true", help="print, and write no files")
     parser.add_argument("--list", action="store_true", help="list the workloads")

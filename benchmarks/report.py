@@ -1,4 +1,7 @@
-"""What is written: raw rounds as JSON, tables as Markdown, and the block in README.md."""
+"""What is written: raw rounds as JSON, tables as Markdown, and the block in README.md.
+
+The rounds are read again where some workloads of a full run are renewed.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import chart, peers
 from benchmarks.machine import Machine
-from benchmarks.model import OURS, Json, Metric, Record
+from benchmarks.model import OURS, Json, Metric, Outcome, Record
 from benchmarks.verdict import Figure, Judgement
 from benchmarks.wording import check_text, number, unit_name
 
@@ -31,6 +34,8 @@ class Report:
     records: Sequence[Record]
     quick: bool
     partial: bool
+    # By workload, those that were measured again after the full run: when, and beside what.
+    renewed: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -59,6 +64,41 @@ def write_results(report: Report) -> list[Path]:
         path.write_text(text)
         paths.append(path)
     return paths
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A full run, as it was written."""
+
+    date: datetime.date
+    machine: Machine
+    versions: dict[str, str | None]
+    records: list[Record]
+    renewed: dict[str, str]
+
+
+def read_last(machine: Machine) -> Earlier:
+    """The last full run on such a machine.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    full = "[0-9]" * 4 + "-[0-9][0-9]-[0-9][0-9]-" + machine.slug + ".json"
+    found = sorted(RESULTS.glob(full))
+    if not found:
+        raise FileNotFoundError(f"{RESULTS} has no full run on a machine like this: {full}")
+    told = json.loads(found[-1].read_text())
+    records = [
+        Record(**{**each, "outcome": each["outcome"] and Outcome(**each["outcome"])})
+        for each in told["rounds"]
+    ]
+    return Earlier(
+        date=datetime.date.fromisoformat(told["date"]),
+        machine=Machine(**told["machine"]),
+        versions=told["versions"],
+        records=records,
+        renewed=told.get("renewed", {}),
+    )
 
 
 def write_readme(report: Report, readme: Path) -> bool:
@@ -94,6 +134,7 @@ def as_json(report: Report) -> Json:
         "partial": report.partial,
         "machine": dataclasses.asdict(report.machine),
         "versions": report.versions,
+        "renewed": report.renewed,
         "judgements": [_judgement_as_json(judgement) for judgement in report.judgements],
         "rounds": [dataclasses.asdict(record) for record in report.records],
     }
@@ -208,6 +249,9 @@ def footnotes(report: Report) -> list[str]:
     if report.machine.is_busy:
         share = f"{report.machine.busy_share:.0%}"
         lines.append(f"- **The machine was busy with other work ({share} of its CPU time).**")
+    for when in sorted(set(report.renewed.values())):
+        names = ", ".join(f"`{name}`" for name, its in report.renewed.items() if its == when)
+        lines.append(f"- Measured again, all libraries of the row: {names} ({when}).")
     if not report.is_publishable:
         lines.append("- **A trial run: few rounds or not all workloads; not for publication.**")
     return lines

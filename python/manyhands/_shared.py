@@ -34,6 +34,9 @@ Where = tuple[str, int, int, int]
 
 # By device and inode.
 _known: WeakValueDictionary[tuple[int, int], Memory] = WeakValueDictionary()
+# As long as all that is promised is less than this part of what is left, memory is taken when it is
+# written to: then workers do it, all at a time.
+_PLENTY = 4
 # Held while a file is mapped, so that it is once.
 _lock = RLock()
 
@@ -80,7 +83,7 @@ def shared_array(
         dtype: the type of its elements, which may be anything but Python objects.
         path: a file to hold the contents, which may be larger than memory. It is made, or opened
             with what is in it if it has just this size; nobody removes it. Without it the memory is
-            the system's, and is taken now.
+            the system's: taken now if it is much of what is left, and else when it is written to.
 
     Raises:
         MemoryError: there is not so much memory; the message has the numbers.
@@ -205,18 +208,42 @@ def _make(size: int) -> Memory:
             "shared memory is made in the program that has the pool, and not in a task; with a "
             "path a task can make some, too"
         )
-    left = _core.memory_to_take()
+    promised = _promised()
+    left = max(_core.memory_to_take() - promised, 0)
     if size > left:
         raise _no_memory(size, left)
     file = os.memfd_create("manyhands-shared", os.MFD_CLOEXEC)
     try:
-        # To write where there is no memory left would end the process, and is no error.
-        os.posix_fallocate(file, 0, size)
+        if promised + size <= (left + promised) // _PLENTY and not _is_strict():
+            os.truncate(file, size)
+        else:
+            # To write where there is no memory left would end the process, and is no error.
+            os.posix_fallocate(file, 0, size)
     except OSError as error:
         os.close(file)
         raise _no_memory(size, left) from error
     with _lock:
         return _map(file, None)
+
+
+def _is_strict() -> bool:
+    """Whether the system gives no more memory than it has: then a write to what was not taken may
+    find none, however much is free."""
+    try:
+        with open("/proc/sys/vm/overcommit_memory") as file:
+            return file.read().strip() == "2"
+    except OSError:
+        return True  # not known
+
+
+def _promised() -> int:
+    """How many bytes of shared memory are not taken yet: nobody has written there."""
+    promised = 0
+    for memory in memories():
+        if memory._path is None:
+            status = os.fstat(memory._file)
+            promised += max(status.st_size - 512 * status.st_blocks, 0)
+    return promised
 
 
 def _no_memory(size: int, left: int) -> MemoryError:

@@ -20,6 +20,7 @@ import pytest
 import manyhands as mh
 from arrays import Sample, drop_kept, keep, kept, same
 from gate import Gate, pass_through, report_arrival
+from manyhands import _shared
 from programs import program_test
 
 Array = np.ndarray[Any, Any]
@@ -563,6 +564,47 @@ def test_too_much_memory_is_refused() -> None:
         mh.shared_array(1 << 50)
     with pytest.raises(MemoryError):
         mh.shared_array((1 << 60, 1 << 60))
+
+
+def taken(array: Any) -> int:
+    """How many bytes of its memory the system has given."""
+    memory = array
+    while not isinstance(memory, _shared.Memory):
+        memory = memory.base if isinstance(memory, np.ndarray) else memory.obj
+    return os.fstat(memory._file).st_blocks * 512
+
+
+SIZE = 8 << 20
+
+
+def test_memory_is_taken_when_it_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_shared, "_is_strict", lambda: False)
+    array = mh.shared_array(SIZE, np.uint8)
+    assert taken(array) == 0
+    with mh.Pool(1) as pool:
+        pool.submit(fill_up, array[: SIZE // 2]).result(60)
+    assert SIZE // 2 <= taken(array) < SIZE
+    assert (array[: SIZE // 2] == 7).all()
+    assert (array[SIZE // 2 :] == 0).all()
+
+
+def fill_up(array: Any) -> None:
+    array[:] = 7
+
+
+@pytest.mark.parametrize("why", ["little is left", "much is promised", "strict"])
+def test_memory_is_taken_at_once(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Where a write could find none: it would end the process, and be no error."""
+    others = [mh.shared_array(SIZE, np.uint8) for _ in range(3)]
+    promised = _shared._promised()
+    left = promised + 5 * SIZE if why == "little is left" else 1 << 40
+    if why == "much is promised":
+        left = 4 * promised + 3 * SIZE
+    monkeypatch.setattr(_shared, "_is_strict", lambda: why == "strict")
+    monkeypatch.setattr(_shared._core, "memory_to_take", lambda: left)
+    array = mh.shared_array(SIZE, np.uint8)
+    assert taken(array) == SIZE
+    del others
 
 
 def test_numpy_is_imported_when_it_is_needed() -> None:
