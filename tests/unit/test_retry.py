@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from gate import Gate, pass_through
 from manyhands import _outcome
 
 
@@ -401,3 +402,25 @@ def test_a_signal_ends_an_inline_pause() -> None:
             mh.map(int, ["x"], engine="inline", retry=mh.Retry(1, backoff=600)).run()
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_task_is_cancelled_whose_failure_nobody_has_taken(tmp_path: Path, gate: Gate) -> None:
+    """It may run again, and is about to be queued for that."""
+    runs = tmp_path / "runs"
+
+    def fail() -> None:
+        tries(runs)
+        raise Flaky("again")
+
+    with mh.Pool(1) as pool:
+        pool.submit(abs, 1).result()
+        future = pool.options(retry=5).submit(fail)
+        # The worker comes to it when it is through with the other.
+        held = pool.submit(pass_through, gate.path)
+        gate.wait_arrivals(1)
+        assert future.cancel()
+        assert future.cancelled()
+        gate.open()
+        held.result()
+        assert pool.submit(abs, -2).result() == 2
+    assert os.path.getsize(runs) == 1

@@ -99,21 +99,29 @@ impl Pool {
     /// Cancels a task: one that has not started never does, one that runs is ended. Whether it is
     /// cancelled now.
     pub fn cancel(&self, task: &Arc<Task>) -> bool {
-        self.cancel_all(std::slice::from_ref(task));
-        if !task.is_done() {
-            let mut state = self.lock();
-            if let Some((slot, number)) = task.place() {
-                // Its result may be there.
-                self.drain_seat(&mut state, slot as usize);
-                if !task.is_done() && self.stop(&mut state, Slot(slot), number, Why::Cancelled) {
-                    let about = self.about_running(&state, task);
-                    self.say(about, EventKind::Cancelled);
-                    self.complete(&mut state, task, Outcome::Cancelled);
-                }
+        let mut state = self.lock();
+        while !task.is_done() {
+            self.take_back_from(&mut state, task.place());
+            let Some((slot, number)) = task.place() else {
+                self.say_unstarted(task, EventKind::Cancelled);
+                self.complete(&mut state, task, Outcome::Cancelled);
+                break;
+            };
+            // Its result may be there. If it is a failure the task may be queued again.
+            self.drain_seat(&mut state, slot as usize);
+            if task.place() != Some((slot, number)) {
+                continue;
             }
-            self.balance(&mut state);
-            self.tell_all(&mut state);
+            if !task.is_done() && self.stop(&mut state, Slot(slot), number, Why::Cancelled) {
+                let about = self.about_running(&state, task);
+                self.say(about, EventKind::Cancelled);
+                self.complete(&mut state, task, Outcome::Cancelled);
+            }
+            break;
         }
+        self.balance(&mut state);
+        self.tell_all(&mut state);
+        drop(state);
         matches!(task.outcome(), Some(Outcome::Cancelled))
     }
 
