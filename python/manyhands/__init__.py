@@ -11,8 +11,6 @@
 
 TYPE_CHECKING = False  # as in `typing`, whose import takes long
 if TYPE_CHECKING:
-    from typing import Any
-
     from manyhands._broadcast import Broadcast, broadcast
     from manyhands._config import configure
     from manyhands._cpu import cpu_count
@@ -126,13 +124,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> "Any":
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
-    value = getattr(__import__(f"manyhands.{home}", fromlist=[name]), name)
-    globals()[name] = value
-    return value
+# To type checkers the names above are all that there is.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module 'manyhands' has no attribute {name!r}")
+        value = getattr(__import__(f"manyhands.{home}", fromlist=[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -201,6 +201,7 @@ def two(number: int, text: str) -> bytes:
 
 
 pool = mh.Pool(2)
+mh.nothing
 pool.submit(one, "a")
 pool.submit(one)
 pool.submit(one, 1, 2)
