@@ -5,7 +5,7 @@ use crate::store::{Collector, Exported, LARGE, StoredBuffer};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -235,6 +235,14 @@ fn array_class(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
 const MOST_LOOKED_AT: u32 = 64;
 const DEEPEST: u32 = 3;
 
+/// Whether it is of a type that holds nothing, as most values in lists and the like are.
+fn is_plain(value: &Bound<'_, PyAny>) -> bool {
+    value.is_exact_instance_of::<PyInt>()
+        || value.is_exact_instance_of::<PyString>()
+        || value.is_exact_instance_of::<PyFloat>()
+        || value.is_exact_instance_of::<PyBytes>()
+}
+
 /// Whether the table is for something in this: a value of a prone type, or a large array that is not contiguous,
 /// whose contents NumPy writes into the pickle.
 /// So many values are looked at, those that come first: this is done for all that is pickled.
@@ -244,6 +252,9 @@ fn is_for_table(
     left: &mut u32,
     depth: u32,
 ) -> PyResult<bool> {
+    if is_plain(value) {
+        return Ok(false);
+    }
     let py = value.py();
     if array.is_some_and(|class| value.get_type().is(class)) {
         let size: usize = value.getattr(intern!(py, "nbytes"))?.extract()?;
