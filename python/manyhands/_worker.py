@@ -76,6 +76,7 @@ def _stop(_number: int, _frame: object) -> None:
 
 def write_stacks(number: int, descriptor: int) -> None:
     """From here on the signal has the stacks of all threads written to the descriptor."""
+    _signal.signal(number, _core.resume_dump)
     faulthandler.register(number, file=descriptor, all_threads=True, chain=False)
 
 

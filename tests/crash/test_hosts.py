@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,16 @@ def until(running: Running, what: str) -> None:
     while not (running.directory / what).exists():
         assert time.monotonic() < deadline, running.errors()
         time.sleep(0.005)
+
+
+def until_it_waits(running: Running) -> None:
+    """Waits until the program's main thread has waited for something for some time."""
+    pid, deadline, looks = running.process.pid, time.monotonic() + _LIMIT, 0
+    while looks < 20:
+        assert time.monotonic() < deadline, running.errors()
+        waits = "futex" in Path(f"/proc/{pid}/task/{pid}/wchan").read_text()
+        looks = looks + 1 if waits else 0
+        time.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------- gunicorn
@@ -372,6 +383,8 @@ def test_pytest_that_is_stopped(long: str, end: signal.Signals) -> None:
         until(running, "asleep")
         if long == "mapped":
             until(running, "mapped")
+        # A task may run before its program has come to wait for it.
+        until_it_waits(running)
         running.process.send_signal(end)
         ended = running.end(_LIMIT).check(2 if end is signal.SIGINT else -end)
         assert end is not signal.SIGINT or "KeyboardInterrupt" in ended.out

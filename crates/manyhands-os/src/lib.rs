@@ -45,7 +45,7 @@ pub use process::{
     fault_count, is_main_thread, kernel_state, life_line, pipe_has_reader, raw_wait_status,
     reap_orphan, resident_bytes, spawn_program, thread_count,
 };
-pub use signal::{block_all_signals, dump_signal, is_unhandled, kill_self, wrap_handler};
+pub use signal::{block_all_signals, dump_signal, is_unhandled, kill_self, raise, wrap_handler};
 pub use socket::{MAX_DESCRIPTORS, Received, Socket};
 pub use std::io::{Error, Result};
 pub use window::{PrivateCopy, Window, page_size};

@@ -32,6 +32,12 @@ pub fn dump_signal() -> i32 {
     libc::SIGRTMIN() + 13
 }
 
+/// Sends a signal of `dump_signal`'s kind to the calling thread, whose handler has run when this returns.
+pub fn raise(number: i32) {
+    // SAFETY: callers name signals of the C library's, and have a handler.
+    unsafe { libc::raise(number) };
+}
+
 /// A handler as the system calls it.
 type Handler = extern "C" fn(libc::c_int);
 /// What runs around a handler, which it is given.

@@ -90,5 +90,5 @@ mod _core {
         set_store_budget, store_stats,
     };
     #[pymodule_export]
-    use super::worker::{PyBirth, PyZygote, is_to_stop, run_worker};
+    use super::worker::{PyBirth, PyZygote, is_to_stop, resume_dump, run_worker};
 }

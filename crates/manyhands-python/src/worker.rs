@@ -328,8 +328,21 @@ fn answer_dumps(py: Python<'_>, end: &WorkerEnd) -> PyResult<()> {
     let descriptor = end.dump_descriptor().as_raw_fd();
     let worker = py.import("manyhands._worker")?;
     worker.call_method1("write_stacks", (signal, descriptor))?;
-    end.answer_dumps()?;
+    end.answer_dumps(trip)?;
     Ok(())
+}
+
+/// Has the interpreter call its own handler of the signal, `resume_dump`, before its next step of Python code.
+fn trip() -> bool {
+    // SAFETY: it may be called in a signal's handler, and without the GIL.
+    unsafe { pyo3::ffi::PyErr_SetInterruptEx(manyhands_os::dump_signal()) == 0 }
+}
+
+/// The interpreter's handler of the signal by which stacks are asked for. No frame of it is in what it has written.
+#[pyfunction]
+#[pyo3(signature = (_number, _frame))]
+pub(crate) fn resume_dump(_number: i32, _frame: Option<Bound<'_, PyAny>>) {
+    manyhands_runtime::resume_dump();
 }
 
 impl Retrying {

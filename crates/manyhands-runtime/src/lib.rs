@@ -67,7 +67,7 @@ pub use completions::Completions;
 #[cfg(not(manyhands_loom))]
 pub use definition::Definition;
 #[cfg(not(manyhands_loom))]
-pub use dump::{Answer, PoolDump};
+pub use dump::{Answer, PoolDump, resume_dump};
 #[cfg(not(manyhands_loom))]
 pub use events::{Event, EventKind, Events, How, Label, Memory, Tasks, Who, Why, number_of_map};
 #[cfg(not(manyhands_loom))]

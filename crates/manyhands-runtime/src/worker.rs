@@ -482,9 +482,10 @@ impl WorkerEnd {
     }
 
     /// Answers from here on when its parent asks for its stack, by the handler which the signal of
-    /// `manyhands_os::dump_signal` has now and which writes to `dump_descriptor`; false if it has none.
-    pub fn answer_dumps(&self) -> io::Result<bool> {
-        crate::dump::answer_dumps(&self.control)
+    /// `manyhands_os::dump_signal` has now and which writes to `dump_descriptor`; false if it has none. `defer`
+    /// is called between any two instructions, and has `resume_dump` called soon; false if that need not be.
+    pub fn answer_dumps(&self, defer: fn() -> bool) -> io::Result<bool> {
+        crate::dump::answer_dumps(&self.control, defer)
     }
 
     /// Where its stack is to be written.

@@ -43,7 +43,7 @@ impl Pool {
 
 /// Asks a worker that can be.
 pub(super) fn ask(reach: Option<Reach>) -> Option<Question> {
-    reach.map(|(control, process)| Question::new(control, &process))
+    reach.map(|(control, process)| Question::new(control, process))
 }
 
 impl State {
