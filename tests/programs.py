@@ -36,7 +36,7 @@ import procfs
 # A text that takes longer hangs. Nothing is asserted about time.
 WATCHDOG_SECONDS = 90.0
 # A program that takes longer hangs, or waits for a task that sleeps for a minute.
-PROGRAM_SECONDS = 30.0
+PROGRAM_SECONDS = 45.0
 # How long processes may take to be gone after their program; the time is shown.
 _LEAVING_SECONDS = 10.0
 
@@ -293,9 +293,26 @@ class Typed:
     survivors: list[str]
 
 
-def on_terminal(source: str, keys: bytes, *, name: str = "program.py", delay: float = 0.0) -> Typed:
+def until_it_waits(pid: int) -> None:
+    """Waits until the program's main thread has waited for something of ours for some time."""
+    deadline, looks = time.monotonic() + PROGRAM_SECONDS, 0
+    while looks < 20:
+        assert time.monotonic() < deadline, procfs.describe(pid)
+        waits = "futex" in Path(f"/proc/{pid}/task/{pid}/wchan").read_text()
+        looks = looks + 1 if waits else 0
+        time.sleep(0.01)
+
+
+def on_terminal(
+    source: str,
+    keys: bytes,
+    *,
+    name: str = "program.py",
+    delay: float = 0.0,
+    waiting: bool = False,
+) -> Typed:
     """Runs a program on a terminal of its own, and types the keys when it has written READY, or so
-    many seconds later."""
+    many seconds later, or, with `waiting`, when it has come to wait after it."""
     with tempfile.TemporaryDirectory(prefix="manyhands-test-") as folder:
         (Path(folder) / name).write_text(source)
         token = uuid.uuid4().hex
@@ -323,6 +340,8 @@ def on_terminal(source: str, keys: bytes, *, name: str = "program.py", delay: fl
                     shown += os.read(master, 65536)
                 if typed is None and b"READY" in shown:
                     time.sleep(delay)
+                    if waiting:
+                        until_it_waits(pid)
                     typed = time.monotonic()
                     os.write(master, keys)
                 ended, status = os.waitpid(pid, os.WNOHANG)

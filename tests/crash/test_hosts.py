@@ -19,13 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 import manyhands as mh
 import procfs
-from programs import Running, program, started
+from programs import Running, program, started, until_it_waits
 
 _LIMIT = 60.0
 
@@ -83,22 +82,11 @@ def until(running: Running, what: str) -> None:
         time.sleep(0.005)
 
 
-def until_it_waits(running: Running) -> None:
-    """Waits until the program's main thread has waited for something for some time."""
-    pid, deadline, looks = running.process.pid, time.monotonic() + _LIMIT, 0
-    while looks < 20:
-        assert time.monotonic() < deadline, running.errors()
-        waits = "futex" in Path(f"/proc/{pid}/task/{pid}/wchan").read_text()
-        looks = looks + 1 if waits else 0
-        time.sleep(0.01)
-
-
 # ---------------------------------------------------------------------------------------- gunicorn
 
 _WSGI = """
 import os
 import time
-from pathlib import Path
 
 import manyhands as mh
 
@@ -211,7 +199,6 @@ def test_gunicorn_with_a_long_task(path: str, end: signal.Signals) -> None:
 _ASGI = """
 import os
 import time
-from pathlib import Path
 
 import manyhands as mh
 
@@ -309,7 +296,6 @@ def test_uvicorn_with_several_servers(path: str) -> None:
 _TESTS = """
 import os
 import time
-from pathlib import Path
 
 import pytest
 
@@ -384,7 +370,7 @@ def test_pytest_that_is_stopped(long: str, end: signal.Signals) -> None:
         if long == "mapped":
             until(running, "mapped")
         # A task may run before its program has come to wait for it.
-        until_it_waits(running)
+        until_it_waits(running.pid)
         running.process.send_signal(end)
         ended = running.end(_LIMIT).check(2 if end is signal.SIGINT else -end)
         assert end is not signal.SIGINT or "KeyboardInterrupt" in ended.out

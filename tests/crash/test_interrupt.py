@@ -439,7 +439,7 @@ def that_catches_it_and_ends() -> None:
 
 
 def test_a_program_may_catch_it_and_end() -> None:
-    typed = on_terminal(that_catches_it_and_ends.source(), _CTRL_C)
+    typed = on_terminal(that_catches_it_and_ends.source(), _CTRL_C, waiting=True)
     assert (typed.code, "caught" in typed.shown) == (0, True), typed.shown
     assert not typed.survivors
 
@@ -459,7 +459,7 @@ def that_catches_it_and_submits() -> None:
 
 
 def test_what_is_submitted_after_it_runs_at_the_end() -> None:
-    typed = on_terminal(that_catches_it_and_submits.source(), _CTRL_C)
+    typed = on_terminal(that_catches_it_and_submits.source(), _CTRL_C, waiting=True)
     assert (typed.code, "not lost" in typed.shown) == (0, True), typed.shown
     assert not typed.survivors
 

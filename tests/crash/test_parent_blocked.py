@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import time
 
 import pytest
 
+import blocked
 import manyhands as mh
 from programs import program_test
 
@@ -15,25 +16,24 @@ from programs import program_test
 @program_test
 def test_tasks_run_while_the_parent_holds_its_lock(with_callbacks: bool) -> None:
     def work(n):
-        time.sleep(0.002)  # a second of it, of four; a busy machine takes longer
-        return n, time.monotonic()
+        time.sleep(0.002)
+        ended = time.monotonic()
+        blocked.tell()
+        return n, ended
 
     with mh.Pool(2) as pool:
         assert list(pool.map(abs, range(10))) == list(range(10))
-        told = []
+        lock, told = blocked.Lock(), []
         futures = [pool.submit(work, n) for n in range(1000)]
         if with_callbacks:
             for future in futures:
                 future.add_done_callback(told.append)
-        began = time.monotonic()
-        # A foreign call that keeps the interpreter's lock: no Python code runs here.
-        ctypes.PyDLL(None).sleep(4)
+        lock.keep_until(1000)
         freed = time.monotonic()
         # As they are now: nothing here waits.
         done = sum(future.done() for future in futures)
         pending = pool.stats().pending
         ends = [future.result(20)[1] for future in futures]
-        print(f"all had run {max(ends) - began:.2f} s after the lock was taken")
         assert done == 1000, done
         assert pending == 0, pending
         assert max(ends) < freed
@@ -43,12 +43,15 @@ def test_tasks_run_while_the_parent_holds_its_lock(with_callbacks: bool) -> None
 @program_test
 def test_large_results_come_home_while_the_parent_holds_its_lock() -> None:
     def make(n):
-        return bytes([n]) * 200_000
+        result = bytes([n]) * 200_000
+        blocked.tell()
+        return result
 
     with mh.Pool(2) as pool:
         assert list(pool.map(abs, range(10))) == list(range(10))
+        lock = blocked.Lock()
         futures = [pool.submit(make, n % 256) for n in range(400)]
-        ctypes.PyDLL(None).sleep(3)
+        lock.keep_until(400)
         done = sum(future.done() for future in futures)
         assert done == 400, done
         assert all(
@@ -60,16 +63,16 @@ def test_large_results_come_home_while_the_parent_holds_its_lock() -> None:
 def test_deaths_are_replaced_while_the_parent_holds_its_lock() -> None:
     def work(n):
         time.sleep(0.002)
+        blocked.tell()
         if n % 100 == 50:
-            import os
-
             os._exit(1)
         return n
 
     with mh.Pool(2) as pool:
         assert list(pool.map(abs, range(10))) == list(range(10))
+        lock = blocked.Lock()
         futures = [pool.submit(work, n) for n in range(600)]
-        ctypes.PyDLL(None).sleep(4)
+        lock.keep_until(600)
         done = [n for n, future in enumerate(futures) if future.done()]
         assert len(done) == 600, len(done)
         lost = [n for n, future in enumerate(futures) if future.exception() is not None]
@@ -79,9 +82,16 @@ def test_deaths_are_replaced_while_the_parent_holds_its_lock() -> None:
 @program_test
 def test_the_first_pool_of_a_blocked_program() -> None:
     """Zygote, workers and tasks all come to life while no Python code runs in the parent."""
+
+    def square(n):
+        result = n * n
+        blocked.tell()
+        return result
+
+    lock = blocked.Lock()
     pool = mh.Pool(2)
-    futures = [pool.submit(pow, n, 2) for n in range(500)]
-    ctypes.PyDLL(None).sleep(3)
+    futures = [pool.submit(square, n) for n in range(500)]
+    lock.keep_until(500)
     assert sum(future.done() for future in futures) == 500
     assert [future.result() for future in futures] == [n * n for n in range(500)]
     pool.shutdown()
