@@ -5,6 +5,8 @@ Up to CPython 3.13 such a thread is ended by unwinding its stack: native frames 
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 
@@ -129,3 +131,53 @@ def test_what_was_submitted_runs_while_daemon_threads_wait_for_it() -> None:
     future.result()
     while len(seen) < 3:
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["left behind", "inline", "input", "input of threads", "pickling", "unpickling", "stopped"],
+)
+@program_test
+def test_c_code_that_ends_during_finalization(kind: str) -> None:
+    """The interpreter ends such a thread at the end of its sleep, with frames of ours below."""
+
+    class Ends:
+        """Finalization comes to this, and takes as long."""
+
+        def __del__(self, sleep=time.sleep, write=os.write) -> None:
+            write(1, b"it ends\n")
+            sleep(2)
+            write(1, b"it has ended\n")
+
+    class Slow:
+        def __reduce__(self):
+            time.sleep(1.5)
+            return int, ()
+
+    class Read:
+        def __reduce__(self):
+            return sleep_in, (parent,)
+
+    def sleep_in(pid):
+        if os.getpid() == pid:
+            time.sleep(1.5)
+
+    def give(made):
+        return made
+
+    parent = os.getpid()
+    vars(sys)["ends"] = Ends()
+    pool = mh.Pool(1, engine="process" if "pick" in kind else "thread", grace=0.1)
+    pool.submit(abs, -1).result()
+    uses = {
+        "left behind": lambda: pool.options(task_timeout=0.1).submit(time.sleep, 1.5).result(),
+        "inline": lambda: mh.map(time.sleep, [1.5], engine="inline").run(),
+        "input": lambda: mh.map(abs, map(time.sleep, [1.5])).run(),
+        "input of threads": lambda: pool.map(abs, map(time.sleep, [1.5])).run(),
+        "pickling": lambda: pool.submit(give, Slow()),
+        "unpickling": lambda: pool.submit(Read).result(),
+        "stopped": lambda: pool.submit(time.sleep, 1.5).result(),
+    }
+    threading.excepthook = lambda told: None
+    threading.Thread(target=uses[kind], daemon=True).start()
+    time.sleep(0.3)

@@ -87,6 +87,7 @@ def until(running: Running, what: str) -> None:
 _WSGI = """
 import os
 import time
+from pathlib import Path
 
 import manyhands as mh
 
@@ -199,6 +200,7 @@ def test_gunicorn_with_a_long_task(path: str, end: signal.Signals) -> None:
 _ASGI = """
 import os
 import time
+from pathlib import Path
 
 import manyhands as mh
 
@@ -296,6 +298,7 @@ def test_uvicorn_with_several_servers(path: str) -> None:
 _TESTS = """
 import os
 import time
+from pathlib import Path
 
 import pytest
 

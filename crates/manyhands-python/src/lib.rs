@@ -38,6 +38,7 @@ mod processes;
 mod results;
 mod seeds;
 mod store;
+mod unwinding;
 mod worker;
 
 #[pyo3::pymodule(gil_used = false)]

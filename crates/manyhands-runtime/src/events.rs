@@ -216,11 +216,13 @@ impl Event {
         self
     }
 
-    /// Whether it is about the first task of the other, too.
+    /// Whether it is about tasks that the other is about, too.
     fn is_of_same(&self, other: &Self) -> bool {
         match (&self.tasks, &other.tasks) {
             (Some(one), Some(other)) => {
-                one.map == other.map && (one.index..one.index + one.count).contains(&other.index)
+                one.map == other.map
+                    && one.index < other.index + other.count
+                    && other.index < one.index + one.count
             }
             _ => false,
         }
@@ -429,6 +431,31 @@ mod tests {
             (queued, 1, 2),
             (started, 1, 2),
             (ended, 1, 2),
+        ];
+        assert_eq!(taken(&events), all);
+    }
+
+    #[test]
+    fn what_is_said_of_some_of_the_items_stays_in_order() {
+        let events = Events::new(100);
+        let items = |kind, index, count| {
+            let mut event = item(kind, index);
+            event.tasks.as_mut().unwrap().count = count;
+            events.push(event);
+        };
+        let (started, ended) = (EventKind::Started, EventKind::Ended(How::Value));
+        // The tenth was seen to run before the results of those before it were read.
+        items(started, 10, 1);
+        items(started, 0, 10);
+        items(ended, 0, 10);
+        items(started, 11, 5);
+        items(ended, 10, 6);
+        let all = [
+            (started, 10, 1),
+            (started, 0, 10),
+            (ended, 0, 10),
+            (started, 11, 5),
+            (ended, 10, 6),
         ];
         assert_eq!(taken(&events), all);
     }
