@@ -438,18 +438,19 @@ mod tests {
     #[test]
     fn what_is_said_of_some_of_the_items_stays_in_order() {
         let events = Events::new(100);
-        let items = |kind, index, count| {
+        let items = |kind, index, count, at| {
             let mut event = item(kind, index);
+            event.at = at;
             event.tasks.as_mut().unwrap().count = count;
             events.push(event);
         };
         let (started, ended) = (EventKind::Started, EventKind::Ended(How::Value));
         // The tenth was seen to run before the results of those before it were read.
-        items(started, 10, 1);
-        items(started, 0, 10);
-        items(ended, 0, 10);
-        items(started, 11, 5);
-        items(ended, 10, 6);
+        items(started, 10, 1, 0);
+        items(started, 0, 10, ONE_MOMENT);
+        items(ended, 0, 10, ONE_MOMENT);
+        items(started, 11, 5, ONE_MOMENT);
+        items(ended, 10, 6, ONE_MOMENT);
         let all = [
             (started, 10, 1),
             (started, 0, 10),
