@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from concurrent import futures
 
@@ -130,7 +132,8 @@ class Future(_core.TaskFuture, futures.Future[T]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Has `fn(self)` called when the task has ended: at once if it has, else by a thread of
-        manyhands. What the callback raises is logged.
+        manyhands. What the callback raises is logged. Whoever leaves the block of its pool, or
+        waits for the pool's end, waits for its callbacks, too.
         """
         watch = self._observed()
         with watch.condition:
@@ -184,6 +187,8 @@ class _Teller:
         self._thread: threading.Thread | None = None
         self._generation = _core.process_generation()
         self._stopping = False
+        # Who waits until all that has ended by now was told of.
+        self._followed: list[threading.Event] = []
 
     def observe(self, future: Future[Any]) -> _Watch:
         with self._lock:
@@ -219,8 +224,12 @@ class _Teller:
         while not stopping:
             # Looked at first: whatever ended before the stop is told of.
             stopping = self._stopping
-            for token in _core.wait_completions(0.0 if stopping else 3600.0):
+            with self._lock:
+                followed, self._followed = self._followed, []
+            for token in _core.wait_completions(0.0 if stopping or followed else 3600.0):
                 self._tell(token)
+            for event in followed:
+                event.set()
             forward_logs()
 
     def _tell(self, token: int) -> None:
@@ -243,6 +252,23 @@ class _Teller:
         for callback in watch.callbacks:
             _call(callback, future)
         watch.callbacks.clear()
+
+    def has_told(self, timeout: float | None) -> bool:
+        """Waits until all ends so far were told of, with their callbacks; whether they were."""
+        event = threading.Event()
+        with self._lock:
+            thread = self._thread
+            if thread is None or thread is threading.current_thread():
+                return True
+            self._followed.append(event)
+        _core.ring_completions()
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while not event.wait(min(1.0, max(0.0, until - time.monotonic()))):
+            if not thread.is_alive():
+                return True  # the program ends
+            if time.monotonic() >= until:
+                return False
+        return True
 
     def stop(self) -> None:
         """Ends the thread when it has told of all ends so far; for the end of the program."""
@@ -273,6 +299,11 @@ def may_wait() -> bool:
     if loops is not None and loops._get_running_loop() is not None:
         return False
     return threading.current_thread() is not _teller._thread
+
+
+def has_told(timeout: float | None) -> bool:
+    """Waits until all ends so far were told of, with their callbacks; whether they were."""
+    return _teller.has_told(timeout)
 
 
 def stop_teller() -> None:

@@ -25,7 +25,7 @@ from manyhands._config import (
 from manyhands._describe import is_coroutine_function, name_of
 from manyhands._dump import PoolDump, make_dump
 from manyhands._events import Event, Listener, check_listener
-from manyhands._future import forward_logs, stop_teller
+from manyhands._future import forward_logs, has_told, stop_teller
 from manyhands._options import (
     UNSET,
     TaskOptions,
@@ -917,7 +917,7 @@ class Pool(_core.PoolBase, Executor):
 
     def _has_ended(self, level: int, patience: float | None) -> None:
         self._kept.drop()
-        _wait_for_listener(self, level, patience)
+        _wait_for_listeners(self, level, patience)
         forward_logs()
         _tell_unseen(self, False)
 
@@ -1194,9 +1194,15 @@ def _tell_unseen(pool: Pool, all: bool) -> None:
         )
 
 
-def _wait_for_listener(pool: Pool, level: int, limit: float | None = None) -> None:
-    """Waits until all events of an ended pool were told; says so if that takes long, and then waits
-    up to `limit` seconds more."""
+def _wait_for_listeners(pool: Pool, level: int, limit: float | None = None) -> None:
+    """Waits until all ends and events of an ended pool were told; says so if that takes long, and
+    then waits up to `limit` seconds more."""
+    unless = "" if limit is None else ", or hangs; it is not waited for"
+    if not has_told(_PATIENCE):
+        logging.getLogger("manyhands").log(
+            level, "the pool %r has ended, and a callback still runs%s", pool.name, unless
+        )
+        has_told(limit)
     if pool._reader is not None:
         # A handler that hangs keeps nobody: it was not the pool that was told to wait for it.
         pool._reader.join(_PATIENCE)
@@ -1208,7 +1214,7 @@ def _wait_for_listener(pool: Pool, level: int, limit: float | None = None) -> No
         "the pool %r has ended, and its on_event has still to be called with about %d events%s",
         pool.name,
         listener.unread() + 1,
-        "" if limit is None else ", or hangs; it is not waited for",
+        unless,
     )
     listener.join(limit)
 
@@ -1304,7 +1310,7 @@ def _at_exit() -> None:
         for pool, until in ends:
             # The program seems to have ended, and does not: its user is told why.
             _wait_telling(pool, logging.WARNING, until)
-            _wait_for_listener(pool, logging.WARNING, pool._patience())
+            _wait_for_listeners(pool, logging.WARNING, pool._patience())
         _end_threads(False)
     _follower.finish_all(_PATIENCE)
     stop_teller()

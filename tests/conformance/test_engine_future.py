@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,25 @@ def test_callbacks(engine: Capabilities, pool: mh.Pool, gate: Gate) -> None:
     assert told == [("one", future, True), ("two", future, True)]
     future.add_done_callback(tell("three"))
     assert told[2:] == [("three", future, True)], "at once, where it is over"
+
+
+@pytest.mark.parametrize("end", ["block", "shutdown", "terminate"])
+def test_all_callbacks_have_run_when_a_pool_has_ended(engine: Capabilities, end: str) -> None:
+    told: list[int] = []
+
+    def tell(future: Any) -> None:
+        time.sleep(0.05)
+        told.append(future.result())
+
+    pool = mh.Pool(2, engine=engine.name)
+    with pool if end == "block" else contextlib.nullcontext():
+        futures = [pool.submit(abs, -number) for number in range(5)]
+        for future in futures:
+            future.add_done_callback(tell)
+        if end != "block":
+            concurrent.futures.wait(futures)
+            getattr(pool, end)()
+    assert sorted(told) == list(range(5))
 
 
 def test_a_callback_of_what_failed_or_was_cancelled(

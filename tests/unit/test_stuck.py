@@ -108,8 +108,11 @@ def test_c_code_that_keeps_the_interpreter(gate: Gate, warnings: Callable[[], li
 
 
 def test_a_worker_that_does_not_answer(gate: Gate, warnings: Callable[[], list[str]]) -> None:
+    def held(path: str) -> None:  # its own: how long others took counts
+        pass_through(path)
+
     with mh.Pool(1, stuck_after=LATER) as pool:
-        future = pool.submit(pass_through, gate.path)
+        future = pool.submit(held, gate.path)
         gate.wait_arrivals()
         (pid,) = wait_for_pids(pool)
         os.kill(pid, signal.SIGSTOP)

@@ -1,3 +1,3 @@
 import manyhands as mh
 
-mh.map(print, range(1000))
+mh.map(abs, range(1000))
