@@ -1,16 +1,16 @@
 //! Threads that the interpreter does not wait for, when the program ends.
 //!
-//! Up to CPython 3.13 a daemon thread that comes for the GIL during finalization is ended there and then, by
-//! unwinding its stack (`pthread_exit`). Frames of Rust must not be unwound so: that aborts the process.
-//! So, before finalization begins, such threads are sent away, and who does not go is stopped:
+//! Up to CPython 3.13 a daemon thread that comes for the GIL during finalization is ended there and then, and what
+//! frames of Rust on its stack hold is never given back (see `unwinding`). So, before finalization begins, such
+//! threads are sent away, and who does not go is stopped:
 //!
-//! | a thread is            | while it is `ENDING`                              | from `PARKING` on               |
-//! |------------------------|---------------------------------------------------|---------------------------------|
-//! | outside of this module | gets a `SystemExit` when it comes in              | the same                        |
-//! | `IN` it, with the GIL  | gets one at its next turn, or where it runs the   | is parked at its next bytecode; |
-//! |                        | user's Python code                                | in C code left to its fate      |
-//! | `AWAY`, without        | goes on: all pools have ended, and so does what   | is parked before it takes the   |
-//! |                        | it waits for                                      | GIL again; it never goes on     |
+//! | a thread is            | while it is `ENDING`                              | from `PARKING` on                |
+//! |------------------------|---------------------------------------------------|----------------------------------|
+//! | outside of this module | gets a `SystemExit` when it comes in              | the same                         |
+//! | `IN` it, with the GIL  | gets one at its next turn, or where it runs the   | is parked at its next bytecode;  |
+//! |                        | user's Python code                                | in C code ended when it is back  |
+//! | `AWAY`, without        | goes on: all pools have ended, and so does what   | is parked before it takes the    |
+//! |                        | it waits for                                      | GIL again; it never goes on      |
 //!
 //! Code that catches each `SystemExit`, and goes on, is parked by one that is never made: its class parks the
 //! thread that calls it.
@@ -43,7 +43,7 @@ const AWAY: u8 = 2;
 /// threads, which may have held a lock, are not there.
 static BYSTANDERS: AtomicPtr<Bystander> = AtomicPtr::new(std::ptr::null_mut());
 
-/// How long a thread may go on before what it runs is asked to end, and before it is left to its fate.
+/// How long a thread may go on before what it runs is asked to end, and before it is left to the interpreter.
 const PATIENCE: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_millis(500);
 
@@ -269,7 +269,7 @@ pub(crate) fn park_bystanders(py: Python<'_>) -> bool {
     }
 
     STAGE.store(PARKING, Ordering::SeqCst);
-    // Where the class is not to be had, those threads are left to their fate, as they were before. Few programs
+    // Where the class is not to be had, those threads are left to the interpreter. Few programs
     // have any, and for the others it is not imported.
     if others().any(|other| is_at(other, IN))
         && let Ok(class) = hooks::parked(py)
