@@ -181,9 +181,10 @@ def in_the_exit_of_the_program() -> None:
 
 @program
 def in_a_starting_pool() -> None:
+    make = mh.Pool  # where it is imported: an import that is interrupted tells what it had caught
     print("READY", flush=True)
     while True:
-        with mh.Pool(2) as pool:
+        with make(2) as pool:
             pool.submit(abs, -1).result()
 
 

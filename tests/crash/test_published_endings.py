@@ -148,7 +148,7 @@ def test_joblib_1221_one_of_many_is_stuck(ordered: bool) -> None:
 
     with mh.Pool(2) as pool:
         strict = pool.map(
-            work, range(14_000), ordered=ordered, task_timeout=1, grace=0.1, on_error="return"
+            work, range(14_000), ordered=ordered, task_timeout=5, grace=0.1, on_error="return"
         )
         results = strict.list()
         [failure] = strict.failures
