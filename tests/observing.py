@@ -40,24 +40,24 @@ class Counted:
 @contextlib.contextmanager
 def resizing(pool: mh.Pool, pause: float) -> Iterator[None]:
     """Meanwhile the pool is resized again and again, with so many seconds in between."""
-    stop = threading.Event()
+    stop, has_changed = threading.Event(), threading.Event()
 
-    def change() -> int:
-        count = 0
+    def change() -> None:
         for width in (4, 1, 3, 2) * 1000:
             if stop.wait(pause):
                 break
             pool.resize(width)
-            count += 1
-        return count
+            has_changed.set()
 
     with ThreadPoolExecutor(1) as thread:
         changes = thread.submit(change)
         try:
             yield
+            # Its thread may have come late.
+            assert has_changed.wait(_WATCHDOG_SECONDS)
         finally:
             stop.set()
-        assert changes.result(_WATCHDOG_SECONDS) > 0
+        changes.result(_WATCHDOG_SECONDS)
 
 
 def until(

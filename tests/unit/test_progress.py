@@ -602,8 +602,7 @@ from manyhands import _progress
 _progress.PATIENCE_SECONDS = 1e6
 state = [6312, 2, 6312, 8, 8]
 progress = _progress.start(lambda: tuple(state), total=10_000, label="parse_file")
-progress._started -= 6
-def draw(): progress.tick(time.monotonic())
+def draw(): progress.tick(progress._started + 6)
 """
 
 

@@ -105,7 +105,7 @@ def test_a_task_that_is_asked_to_end_can_clean_up(pool: mh.Pool, tmp_path: Path)
     assert "is to end" in path.read_text()
     after = {future.result() for future in [pool.submit(os.getpid) for _ in range(50)]}
     assert after <= before | {*pids_of(pool)}
-    assert [worker.restarts for worker in pool.stats().workers] == [0] * len(after)
+    assert all(worker.restarts == 0 for worker in pool.stats().workers)
 
 
 def test_a_task_is_asked_in_the_middle_of_an_import(tmp_path: Path) -> None:
@@ -207,14 +207,23 @@ def test_except_exception_does_not_catch_it(pool: mh.Pool) -> None:
         pool.options(task_timeout=0.05, grace=600).submit(work).result(60)
 
 
-def test_a_worker_that_was_stopped_from_outside(pool: mh.Pool, gate: Gate) -> None:
-    # Time enough for it to come to the gate and to be stopped there.
-    future = pool.options(task_timeout=2, grace=0.05).submit(pass_through, gate.path)
-    gate.wait_arrivals()
-    [pid] = [worker.pid for worker in pool.stats().workers if worker.task_age is not None]
-    os.kill(pid, signal.SIGSTOP)
-    assert isinstance(future.exception(60), mh.TaskTimeout)
-    assert not procfs.is_alive(pid)
+def write_whole(path: Path, text: str) -> None:
+    """Whoever sees the file sees all of it."""
+    written = path.with_name("written")
+    written.write_text(text)
+    written.rename(path)
+
+
+def test_a_worker_that_was_stopped_from_outside(pool: mh.Pool, tmp_path: Path) -> None:
+    def stop_itself() -> None:
+        write_whole(path, str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    path = tmp_path / "pid"
+    while not path.exists():  # its time may be up before it comes to that
+        future = pool.options(task_timeout=0.5, grace=0.05).submit(stop_itself)
+        assert isinstance(future.exception(60), mh.TaskTimeout)
+    assert not procfs.is_alive(int(path.read_text()))
 
 
 def test_its_child_processes_die_with_it(pool: mh.Pool, tmp_path: Path) -> None:
@@ -223,15 +232,15 @@ def test_its_child_processes_die_with_it(pool: mh.Pool, tmp_path: Path) -> None:
 
     def work(stubbornly: bool) -> None:
         children = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
-        path.write_text(" ".join(str(child.pid) for child in children))
+        write_whole(path, " ".join(str(child.pid) for child in children))
         if stubbornly:
             stubborn()
         time.sleep(600)
 
     for stubbornly in (False, True):
-        with pytest.raises(mh.TaskTimeout):
-            # Time enough to start them and to say who they are.
-            pool.options(task_timeout=1.5, grace=0.1).submit(work, stubbornly).result(60)
+        while not path.exists():  # its time may be up before it comes to that
+            with pytest.raises(mh.TaskTimeout):
+                pool.options(task_timeout=1, grace=0.1).submit(work, stubbornly).result(60)
         for pid in map(int, path.read_text().split()):
             while procfs.is_alive(pid):
                 time.sleep(0.001)
@@ -269,9 +278,7 @@ def test_its_child_processes_die_with_it_whoever_ends_it(
 
     def work() -> None:
         children = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
-        written = path.with_name("written")
-        written.write_text(" ".join(str(child.pid) for child in children))
-        written.rename(path)  # whoever sees it sees all of it
+        write_whole(path, " ".join(str(child.pid) for child in children))
         if stubbornly:
             stubborn()
         time.sleep(600)
@@ -523,6 +530,7 @@ def test_a_pool_that_is_closed_while_cancelled_tasks_end(tmp_path: Path, gate: G
     gate.wait_arrivals(3)
     while len(list(alive.iterdir())) > 3:
         time.sleep(0.001)
+    until(lambda: len(pool.stats().workers) <= 3)
     time.sleep(0.2)  # the supervisor asks them again meanwhile; no new worker may come of it
     assert len(pool.stats().workers) <= 3
     gate.open()

@@ -137,8 +137,12 @@ def test_each_counts_once(engine: str, caplog: pytest.LogCaptureFixture) -> None
 def test_time_outs_and_deaths_count(caplog: pytest.LogCaptureFixture) -> None:
     with mh.Pool(1, name="mine", grace=0.05) as pool:
         pool.options(task_timeout=0.05).submit(time.sleep, 600)
+    def nap() -> None:  # until it is asked to end
+        while True:
+            time.sleep(0.01)
+
     with mh.Pool(1, engine="thread", name="other", grace=60) as pool:
-        pool.options(task_timeout=0.05).submit(time.sleep, 1)  # who looks at the clock may be late
+        pool.options(task_timeout=0.05).submit(nap)
     assert len(caplog.messages) == 2
     for name, line in zip(["mine", "other"], caplog.messages, strict=True):
         start = f"the pool '{name}': 1 task failed, and nobody looked at its exception: TaskTimeout"
