@@ -385,12 +385,15 @@ def test_slow_input_delays_no_result(tmp_path: Path) -> None:
                 file.write(b".")
         return number
 
+    def has_noted(count: int) -> bool:
+        return seen.stat().st_size == count
+
     def items() -> Iterator[int]:
         nonlocal pulled
         for pulled in range(1, 51):
             time.sleep(0.002)
             # The one before runs, so the result of the one before that is out.
-            until(lambda: seen.stat().st_size == pulled - 1)
+            until(functools.partial(has_noted, pulled - 1))
             yield pulled
 
     behind = []

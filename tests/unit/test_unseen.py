@@ -137,6 +137,7 @@ def test_each_counts_once(engine: str, caplog: pytest.LogCaptureFixture) -> None
 def test_time_outs_and_deaths_count(caplog: pytest.LogCaptureFixture) -> None:
     with mh.Pool(1, name="mine", grace=0.05) as pool:
         pool.options(task_timeout=0.05).submit(time.sleep, 600)
+
     def nap() -> None:  # until it is asked to end
         while True:
             time.sleep(0.01)
