@@ -1294,7 +1294,21 @@ def _notice_interrupt_at_end() -> None:
     sys.unraisablehook = notice
 
 
+def _notice_interrupt_before_exit(caller: object) -> None:
+    """The same for a Ctrl-C that came before that.
+
+    Python has ended its threads when it calls exit handlers, and its main thread counts as ended
+    then, unless an exception came in between. Others may call them, too, as
+    `atexit._run_exitfuncs`: it has a caller.
+    """
+    global _interrupted_at_end
+    main = threading.main_thread()
+    if caller is None and threading.get_ident() == main.ident and main.is_alive():
+        _interrupted_at_end = True
+
+
 def _at_exit() -> None:
+    _notice_interrupt_before_exit(sys._getframe().f_back)
     pools = list(_pools)
     if _ended_by_exception():
         _end_all()

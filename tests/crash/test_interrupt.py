@@ -16,7 +16,7 @@ import pytest
 
 import manyhands as mh
 from deaf import submit_both
-from programs import Program, on_terminal, program, program_test
+from programs import Program, on_terminal, program, program_test, run
 
 # Everything that is typed here is typed at a terminal, and so goes to the whole foreground group.
 _CTRL_C = b"\x03"
@@ -369,6 +369,36 @@ def test_interrupt_while_the_program_ends(chosen: Program, delay: float) -> None
     print(f"it had ended {typed.seconds:.2f} s after the key")
     assert typed.shown.count("Traceback") <= 1, typed.shown
     assert not typed.survivors
+
+
+@pytest.mark.parametrize("at", ["at once", "later"])
+def test_an_interrupt_while_the_program_begins_to_end(at: str) -> None:
+    """Python gives up the end of the threads then, says so, and goes on to the exit handlers."""
+    ended = run(
+        "-c",
+        f"""
+import signal, sys, threading, time
+import manyhands as mh
+
+def interrupt(*_):
+    sys.setprofile(None)
+    signal.raise_signal(signal.SIGINT)
+
+def interrupt_shutdown(frame, event, _):
+    if frame.f_code is threading._shutdown.__code__:
+        interrupt()
+
+futures = [mh.submit(time.sleep, 600) for _ in range(4)]
+while sum(future.running() for future in futures) < 2:
+    time.sleep(0.001)
+if {at!r} == "at once":
+    sys.setprofile(interrupt_shutdown)
+else:
+    threading._register_atexit(interrupt)
+""",
+    )
+    assert ended.err.count("Traceback") == 1, ended.err
+    assert "KeyboardInterrupt" in ended.err
 
 
 @program
