@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -124,3 +125,67 @@ def test_it_dies_while_a_pool_starts() -> None:
         assert future.result(20) == turn
         assert list(pool.map(abs, range(100))) == list(range(100))
         pool.shutdown()
+
+
+@pytest.mark.parametrize("pause", [30, 0.5])
+@program_test
+def test_a_worker_dies_while_it_stands_still(pause: float) -> None:
+    def hold(path, code):
+        with open(path, "w"):
+            pass
+        if code is None:
+            time.sleep(3600)
+        os._exit(code)
+
+    ends = [(None, ("signal", 9)), (3, ("exit", 3)), (0, ("exit", 0))]
+    if pause > 1:
+        ends.pop()  # what the kernel tells of it may mean that it does not tell
+    for turn, (code, expected) in enumerate(ends):
+        with mh.Pool(1) as pool:
+            pid = pool.submit(os.getpid).result(20)
+            zygote = mh._core.zygote_pid()
+            os.kill(zygote, signal.SIGSTOP)
+            while procfs.stat(zygote)[0] != "T":
+                pass
+            goes_on = threading.Timer(pause, os.kill, (zygote, signal.SIGCONT))
+            goes_on.start()
+            try:
+                future = pool.submit(hold, f"begun {turn}", code)
+                while not os.path.exists(f"begun {turn}"):
+                    time.sleep(0.001)
+                if code is None:
+                    os.kill(pid, signal.SIGKILL)
+                error = future.exception(20)
+            finally:
+                goes_on.cancel()
+                os.kill(zygote, signal.SIGCONT)
+            assert isinstance(error, mh.WorkerDied)
+            assert (error.cause, error.code, error.pid) == (*expected, pid), error
+
+
+@program_test
+def test_the_one_that_forked_it_is_gone() -> None:
+    """Another forks already, and cannot know how a worker of the first one ended."""
+    with mh.Pool(2) as pool:
+        for _ in range(5):
+            while not (first := mh._core.zygote_pid()):
+                pool.submit(os._exit, 0).exception(20)  # asks for a worker, and so for a zygote
+            old = set()
+            while len(old) < 2:
+                old |= set(pool.map(lambda _: (time.sleep(0.01), os.getpid())[1], range(4)))
+                old = {pid for pid in old if procfs.is_alive(pid)}
+            os.kill(first, signal.SIGKILL)
+            while mh._core.zygote_pid() == first:
+                time.sleep(0.001)
+            pool.submit(os._exit, 0).exception(20)
+            while not mh._core.zygote_pid():
+                time.sleep(0.001)
+            futures = [pool.submit(time.sleep, 3600) for _ in range(2)]
+            while not all(future.running() for future in futures):
+                time.sleep(0.001)
+            for worker in pool.stats().workers:
+                os.kill(worker.pid, signal.SIGKILL)
+            errors = [future.exception(20) for future in futures]
+            assert all(isinstance(error, mh.WorkerDied) for error in errors)
+            assert {error.cause for error in errors if error.pid in old} <= {"signal", "unknown"}
+            assert [error.cause for error in errors if error.pid not in old] == ["signal"]

@@ -232,7 +232,8 @@ def test_what_tasks_submit_and_nobody_wants(way: str, tmp_path: Path) -> None:
 
         def all_are_cancelled() -> bool:
             counts = counts_of(list(seen), "pass_through")
-            return counts["cancelled", None] == counts["queued", None]
+            # All were submitted before the first was cancelled.
+            return counts["cancelled", None] == counts["queued", None] >= 1
 
         until(all_are_cancelled)
         gate.open()

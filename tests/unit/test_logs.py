@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from observing import until
 
 log = logging.getLogger("tasks")
 
@@ -243,6 +244,7 @@ def test_a_slow_handler_holds_no_worker_up(
             while not future.done():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+            until(lambda: slow.records)  # its thread may come late
             assert len(slow.records) == 1
             slow.go_on.set()
     finally:

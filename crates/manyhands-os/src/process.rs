@@ -442,6 +442,18 @@ pub fn kernel_state(pid: i32) -> KernelState {
     }
 }
 
+/// How a process has ended that nobody has reaped yet, as far as its row in /proc tells: not that it exited with 0,
+/// since the same stands where the kernel does not permit the question.
+pub fn unreaped_status(pid: i32) -> Option<ExitStatus> {
+    /// The place of `exit_code` behind the name: field 52 of proc_pid_stat(5), where the state is 3.
+    const EXIT_CODE: usize = 52 - 3;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit(')').next()?.split_whitespace();
+    fields.clone().next().filter(|&state| state == "Z")?;
+    let status = fields.nth(EXIT_CODE)?.parse().ok()?;
+    (status != 0).then(|| ExitStatus::from_wait_status(status))
+}
+
 /// Whether the calling thread is the first of its process.
 pub fn is_main_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()

@@ -8,9 +8,9 @@
 //! Birth of a worker: the pool's seat is *asked*; the supervisor makes its memory and lines
 //! (*prepared*: tasks can be published to it already), asks the zygote to fork, hears of the pid
 //! (*born*), and watches the pidfd. Death: the pidfd becomes readable; the zygote, whose child it was,
-//! says how it ended; with or without that word the pool buries it. If the zygote is gone, workers
-//! whose birth was asked of it are buried unborn, since their life lines end whoever there may be,
-//! and asked anew.
+//! says how it ended; if it is late or gone the kernel is asked; with or without an answer the pool
+//! buries it. If the zygote is gone, workers whose birth was asked of it are buried unborn, since
+//! their life lines end whoever there may be, and asked anew.
 
 use crate::completions::Completions;
 use crate::fail_point::fail_point;
@@ -23,8 +23,9 @@ use crate::seat::WorkerEnds;
 use crate::store::{Store, Views};
 use crate::task::Cause;
 use manyhands_os::{
-    Event, EventSignal, MemoryFile, Poller, Process, Received, Socket, block_all_signals,
-    monotonic_nanos, open_current_directory, reap_orphan, spawn_program, standard_stream,
+    Event, EventSignal, ExitStatus, MemoryFile, Poller, Process, Received, Socket,
+    block_all_signals, monotonic_nanos, open_current_directory, reap_orphan, spawn_program,
+    standard_stream, unreaped_status,
 };
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -40,8 +41,11 @@ const POLL_AGAIN: Duration = Duration::from_micros(300);
 const REST: Duration = Duration::from_secs(5);
 /// How long lies between two looks at it, at least.
 const LEAST_REST: Duration = Duration::from_millis(500);
-/// How long a death waits for the word of how it came.
+/// How long a death waits for the word of how it came, before the kernel is asked.
 const STATUS_WAIT: u64 = 200_000_000;
+/// How long it waits after that, where the kernel does not tell and who forked the worker lives: it may be in an
+/// import, or stopped.
+const LATE_STATUS_WAIT: u64 = 3_000_000_000;
 /// How long workers have to leave after the last task, before they are killed.
 const LEAVE_WAIT: u64 = 5_000_000_000;
 
@@ -303,12 +307,23 @@ struct Zygote {
     became: Option<WorkerKey>,
 }
 
+/// A worker whose end is awaited.
 #[derive(Debug)]
-struct Dying {
+struct Watched {
     key: WorkerKey,
-    until: u64,
+    pid: i32,
+    /// The number of the zygote that forked it, or that it was: who can tell how it ended.
+    zygote: u64,
     /// Its pidfd.
     watch: OwnedFd,
+}
+
+/// A worker that has ended, and nobody has said how yet.
+#[derive(Debug)]
+struct Dying {
+    worker: Watched,
+    until: u64,
+    is_late: bool,
 }
 
 /// The thread's own state.
@@ -322,8 +337,8 @@ struct Thread {
     preloaded_set: HashSet<String>,
     /// The zygote has threads: workers are started afresh instead of forked.
     spawn_only: bool,
-    /// Watched pidfds by packed key.
-    watched: HashMap<u64, (WorkerKey, OwnedFd)>,
+    /// By packed key.
+    watched: HashMap<u64, Watched>,
     pids: HashMap<i32, WorkerKey>,
     dying: Vec<Dying>,
     leaving: HashMap<u32, u64>,
@@ -865,13 +880,13 @@ impl Thread {
             message,
             ZygoteMessage::Forked(..) | ZygoteMessage::NotForked(..)
         );
-        self.hear(message, descriptors);
+        self.hear(number, message, descriptors);
         if answers_a_birth {
             self.birth_answered(number);
         }
     }
 
-    fn hear(&mut self, message: ZygoteMessage, mut descriptors: Vec<OwnedFd>) {
+    fn hear(&mut self, number: u64, message: ZygoteMessage, mut descriptors: Vec<OwnedFd>) {
         match message {
             ZygoteMessage::Forked(key, pid) => {
                 // Without a pidfd, for want of descriptors, the zygote tells of the end.
@@ -880,7 +895,7 @@ impl Thread {
                 let (Ok(process), Some(pool)) = (process, pool) else {
                     return;
                 };
-                self.born(&pool, key, process);
+                self.born(&pool, key, process, number);
             }
             ZygoteMessage::NotForked(key, why) => {
                 let Some(pool) = self.pool(key.pool) else {
@@ -932,13 +947,19 @@ impl Thread {
     }
 
     /// A worker runs: it is watched from now on.
-    fn born(&mut self, pool: &Arc<Pool>, key: WorkerKey, process: Process) {
+    fn born(&mut self, pool: &Arc<Pool>, key: WorkerKey, process: Process, zygote: u64) {
         let pid = process.pid();
         self.pids.insert(pid, key);
         let watched = pool.born(key, process).and_then(|watch| {
             if let Some(watch) = watch {
                 self.supervisor.poller.add(&watch, key.pack())?;
-                self.watched.insert(key.pack(), (key, watch));
+                let worker = Watched {
+                    key,
+                    pid,
+                    zygote,
+                    watch,
+                };
+                self.watched.insert(key.pack(), worker);
             }
             Ok(())
         });
@@ -960,6 +981,7 @@ impl Thread {
         // It alone: a worker that it has just forked may still be in its process group.
         zygote.process.kill_alone();
         let status = zygote.process.reap();
+        self.bury_untold(|worker| worker.zygote == number && zygote.became != Some(worker.key));
         if self.current == Some(number) {
             self.current = None;
             self.supervisor.shared().zygote_pid = 0;
@@ -978,7 +1000,7 @@ impl Thread {
                 // What it forked and had no time to report may run a task already.
                 unborn.retain(|&key| match pool.unreported(key) {
                     Some(process) => {
-                        self.born(&pool, key, process);
+                        self.born(&pool, key, process, number);
                         false
                     }
                     None => true,
@@ -1010,33 +1032,45 @@ impl Thread {
 
     /// A pidfd is readable: the process has ended.
     fn ended(&mut self, packed: u64) {
-        let Some((key, watch)) = self.watched.remove(&packed) else {
+        let Some(worker) = self.watched.remove(&packed) else {
             return;
         };
-        let _removed = self.supervisor.poller.remove(&watch);
+        let _removed = self.supervisor.poller.remove(&worker.watch);
+        let key = worker.key;
+        let is_told = self.zygotes.contains_key(&worker.zygote);
         self.dying.push(Dying {
-            key,
+            worker,
             until: monotonic_nanos() + STATUS_WAIT,
-            watch,
+            is_late: false,
         });
-        if self.current.is_none()
-            && !self
-                .zygotes
-                .values()
-                .any(|zygote| zygote.became == Some(key))
-        {
-            self.bury(key, Cause::Unknown); // nobody is left who could tell
+        if !is_told {
+            self.bury_untold(|dying| dying.key == key);
+        }
+    }
+
+    /// Buries those of the dying of whom nobody will tell.
+    fn bury_untold(&mut self, which: impl Fn(&Watched) -> bool) {
+        let found: Vec<_> = self
+            .dying
+            .iter()
+            .map(|dying| &dying.worker)
+            .filter(|worker| which(worker))
+            .map(|worker| (worker.key, worker.pid))
+            .collect();
+        for (key, pid) in found {
+            let status = unreaped_status(pid).unwrap_or(ExitStatus::Unknown);
+            self.bury(key, Cause::from(status));
         }
     }
 
     fn bury(&mut self, key: WorkerKey, cause: Cause) {
-        if let Some(index) = self.dying.iter().position(|dying| dying.key == key) {
-            // By now it has been reaped by the zygote, or the zygote has died, too.
-            reap_orphan(self.dying.swap_remove(index).watch.as_fd());
+        if let Some(index) = self.dying.iter().position(|dying| dying.worker.key == key) {
+            // By now it has been reaped by the zygote, or the zygote has died, too, or it will reap it.
+            reap_orphan(self.dying.swap_remove(index).worker.watch.as_fd());
         }
         self.pids.retain(|_, other| *other != key);
-        if let Some((_, watch)) = self.watched.remove(&key.pack()) {
-            let _removed = self.supervisor.poller.remove(&watch);
+        if let Some(worker) = self.watched.remove(&key.pack()) {
+            let _removed = self.supervisor.poller.remove(&worker.watch);
         }
         self.forget_line(key.pack());
         if let Some(pool) = self.pool(key.pool) {
@@ -1049,14 +1083,20 @@ impl Thread {
 
     fn end_waits(&mut self) {
         let now = monotonic_nanos();
-        let late: Vec<_> = self
+        for dying in &mut self.dying {
+            if dying.until <= now && !dying.is_late && unreaped_status(dying.worker.pid).is_none() {
+                dying.is_late = true;
+                dying.until = now + LATE_STATUS_WAIT;
+            }
+        }
+        let late: HashSet<_> = self
             .dying
             .iter()
             .filter(|dying| dying.until <= now)
-            .map(|dying| dying.key)
+            .map(|dying| dying.worker.key)
             .collect();
-        for key in late {
-            self.bury(key, Cause::Unknown);
+        if !late.is_empty() {
+            self.bury_untold(|worker| late.contains(&worker.key));
         }
         let late: Vec<_> = self
             .leaving
