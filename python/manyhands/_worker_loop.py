@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
@@ -19,6 +20,8 @@ __all__ = ["WorkerLoop"]
 # Threads of a pool hear between two instructions of Python that their task is to end: so often a
 # thread that waits executes one, in seconds.
 _LISTEN = 0.05
+# How long to wait between two looks whether a thread has ended that is about to, in seconds.
+_LEAVE = 0.0002
 
 
 class _Call:
@@ -63,6 +66,9 @@ class _Call:
 class WorkerLoop:
     """A running event loop in a thread.
 
+    A thread that ends closes its loop when `threading` has forgotten it already. Nothing here asks
+    for the current thread then, as `Thread.join` does: it would be entered anew, and for good.
+
     Args:
         enter: called first in that thread.
     """
@@ -70,8 +76,12 @@ class WorkerLoop:
     def __init__(self, enter: Callable[[], object]) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
+        self._has_left = threading.Event()
         self._thread = threading.Thread(
-            target=_run, args=(self._loop, enter), name="manyhands-loop", daemon=True
+            target=_run,
+            args=(self._loop, enter, self._has_left),
+            name="manyhands-loop",
+            daemon=True,
         )
         try:
             self._thread.start()
@@ -81,7 +91,7 @@ class WorkerLoop:
 
     def is_here(self) -> bool:
         """Whether this thread is that of the loop, which cannot wait for itself."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self._thread.ident
 
     def call(self, make: Callable[[], Any]) -> Any:
         """What `make` gives, called on the loop; if that can be awaited, what comes of that.
@@ -108,17 +118,24 @@ class WorkerLoop:
         """Cancels what still runs, and ends the loop with its thread."""
         if self._pid == os.getpid():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            self._has_left.wait()
+            while self._thread.is_alive():
+                time.sleep(_LEAVE)
 
 
 def _wait(has_ended: threading.Event) -> None:
-    is_main = threading.current_thread() is threading.main_thread()
+    is_main = threading.get_ident() == threading.main_thread().ident
     # The main thread is woken by the signal that asks it to end.
     while not has_ended.wait(None if is_main else _LISTEN):
         pass
 
 
-def _run(loop: asyncio.AbstractEventLoop, enter: Callable[[], object]) -> None:
-    enter()
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.get_loop().run_forever()
+def _run(
+    loop: asyncio.AbstractEventLoop, enter: Callable[[], object], has_left: threading.Event
+) -> None:
+    try:
+        enter()
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.get_loop().run_forever()
+    finally:
+        has_left.set()

@@ -480,6 +480,21 @@ def test_a_thread_takes_its_loop_along() -> None:
     assert loops() == before
 
 
+def test_a_thread_that_ends_leaves_none_in_the_books() -> None:
+    """Its objects are closed when `threading` has forgotten it, and must not be told of it again."""
+
+    async def make() -> Client:
+        return Client(Path(os.devnull))
+
+    handle = mh.per_worker(make, close=Client.aclose)
+    before = threading.enumerate()
+    for _ in range(3):
+        thread = threading.Thread(target=handle.get)
+        thread.start()
+        thread.join()
+        assert threading.enumerate() == before
+
+
 def test_a_child_that_a_task_forks_starts_with_nothing(log: Path) -> None:
     handle = _by_a_coroutine(log)
 
