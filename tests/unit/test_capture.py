@@ -303,8 +303,12 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_task_that_takes_too_long(pool: mh.Pool, tmp_path: Path) -> None:
-    future = pool.options(task_timeout=1, grace=0.1).submit(wait_long, str(tmp_path / "begun"))
-    assert isinstance(future.exception(LIMIT), mh.TaskTimeout)
+    for turn in range(10):
+        path = tmp_path / f"begun {turn}"
+        future = pool.options(task_timeout=1, grace=0.1).submit(wait_long, str(path))
+        assert isinstance(future.exception(LIMIT), mh.TaskTimeout)
+        if path.exists():  # else the machine was too late for it
+            break
     assert future.output == "begun\n"
 
 
@@ -550,15 +554,16 @@ def write_much(number: int) -> None:
     sys.stdout.write(f"{number:8}" * 8192)
 
 
-def test_of_long_maps_the_newest_is_kept(pool: mh.Pool) -> None:
-    results = pool.map(write_much, range(1200))
-    results.run()
+@pytest.mark.parametrize("engine", ["process", "thread", "inline"])
+def test_of_long_maps_the_newest_is_kept(engine: str) -> None:
+    with mh.Pool(1, engine=engine, capture=True) as pool:  # of several, one may be far behind
+        results = pool.map(write_much, range(1200))
+        results.run()
     outputs = results.outputs
     assert sum(map(len, outputs.values())) <= 64 << 20
     assert len(outputs) >= 900
     assert all(text == f"{number:8}" * 8192 for number, text in outputs.items())
-    assert 1199 in outputs
-    assert 0 not in outputs
+    assert set(outputs) == set(range(1200 - len(outputs), 1200))
 
 
 # ---- Side by side, and within ---------------------------------------------------------------

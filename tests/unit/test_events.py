@@ -125,27 +125,32 @@ def test_a_task_that_killed_its_worker_runs_again() -> None:
 
 
 @pytest.mark.parametrize("way", ["asked", "killed", "item"])
-def test_a_task_that_takes_too_long(way: str) -> None:
-    seen: list[mh.Event] = []
+def test_a_task_that_takes_too_long(way: str, tmp_path: Path) -> None:
+    deaf = tmp_path / "deaf"
 
     def stubborn(seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
+                deaf.touch()
                 time.sleep(seconds)
             except mh.TaskStopped:
                 pass
 
-    # Who does not listen has to get to where it does not.
+    # Who does not listen has to get to where it does not; a late machine gets another turn.
     limit = 1 if way == "killed" else 0.05
-    with mh.Pool(1, on_event=seen.append, task_timeout=limit, grace=0.05) as pool:
-        with pytest.raises(mh.TaskTimeout):
-            if way == "asked":
-                pool.options(grace=60).submit(time.sleep, 600).result()
-            elif way == "killed":
-                pool.submit(stubborn, 600).result()
-            else:
-                pool.map(time.sleep, [600], grace=60).list()
+    for _ in range(10):
+        seen: list[mh.Event] = []
+        with mh.Pool(1, on_event=seen.append, task_timeout=limit, grace=0.05) as pool:
+            with pytest.raises(mh.TaskTimeout):
+                if way == "asked":
+                    pool.options(grace=60).submit(time.sleep, 600).result()
+                elif way == "killed":
+                    pool.submit(stubborn, 600).result()
+                else:
+                    pool.map(time.sleep, [600], grace=60).list()
+        if way != "killed" or deaf.exists():
+            break
     assert kinds(seen) == ["queued", "started", "ended"]
     [ended] = [event for event in seen if event.kind == "ended"]
     assert ended.outcome == "timeout"

@@ -576,8 +576,13 @@ def test_an_idle_worker_gives_memory_back_once() -> None:
             while procfs.anonymous_bytes(pid) > full - 120e6:
                 assert time.monotonic() < deadline, procfs.anonymous_bytes(pid)
                 time.sleep(0.05)
-        time.sleep(REST / 10)  # it goes to sleep again, and then for good
-        before = switches(pid)
+        # It goes to sleep again, and then for good.
+        before, since = switches(pid), time.monotonic()
+        while procfs.stat(pid)[0] != "S" or time.monotonic() < since + REST / 10:
+            time.sleep(0.01)
+            if switches(pid) != before:
+                before, since = switches(pid), time.monotonic()
+            assert time.monotonic() < deadline + PATIENCE
         time.sleep(REST + 1)
         # Once, where it was not asleep yet.
         assert switches(pid) - before <= 1

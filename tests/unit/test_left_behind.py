@@ -193,7 +193,10 @@ def test_a_block_that_is_left_while_a_limit_runs(gate: Gate) -> None:
 
 def test_inline_c_code_ends_late_and_is_a_time_out() -> None:
     with mh.Pool(engine="inline", task_timeout=0.05) as pool:
-        error = pool.submit(time.sleep, 1).exception()  # who looks at the clock may be late
+        for seconds in 0.2, 1, 5:
+            error = pool.submit(time.sleep, seconds).exception()
+            if error is not None:  # else who looks at the clock was later than that
+                break
         assert isinstance(error, mh.TaskTimeout)
         assert "what runs in the calling thread can be asked to end" in str(error)
         assert pool.options(task_timeout=None).submit(abs, -1).result() == 1

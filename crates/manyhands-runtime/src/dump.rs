@@ -177,10 +177,11 @@ impl Question {
 
     /// The answer, if it is there or will not come.
     pub(crate) fn poll(&self) -> Option<Answer> {
+        // Before the look: who comes late sees what came in time.
+        let now = monotonic_nanos();
         let stack = self
             .number
             .and_then(|number| self.control.read_dump(number));
-        let now = monotonic_nanos();
         if stack.is_none() && self.number.is_some() && now < self.until {
             // Relaxed: one thread polls; of two both would send it.
             if now >= self.again_at.load(Ordering::Relaxed) {
