@@ -718,7 +718,7 @@ def test_a_reader_that_leaves_ends_it_quietly(work: Path) -> None:
 
 
 def on_terminal(folder: Path, *arguments: str, keys: bytes, when: Path | None) -> tuple[int, str]:
-    """Runs it on a terminal; the keys are typed when the file is there, and three lines of output."""
+    """Runs it on a terminal; the keys are typed when the file is there and three items are done."""
     pid, master = pty.fork()
     if pid == 0:
         try:
@@ -822,7 +822,7 @@ def test_ctrl_c(work: Path, engine: str) -> None:
 
 
 def test_a_hint_is_shown_on_a_terminal(work: Path) -> None:
-    # Whether workers were busy enough for the hint is not the question here, and a machine may be late.
+    # Whether workers were busy enough for it is not the question here, and a machine may be late.
     (work / "slow.py").write_text(
         "import time\nimport manyhands._hints\nmanyhands._hints._FULL = 0.05\n"
         "def wait(text): time.sleep(0.1)\n"

@@ -481,7 +481,7 @@ def test_a_thread_takes_its_loop_along() -> None:
 
 
 def test_a_thread_that_ends_leaves_none_in_the_books() -> None:
-    """Its objects are closed when `threading` has forgotten it, and must not be told of it again."""
+    """Its objects are closed when `threading` has forgotten it, and must not hear of it again."""
 
     async def make() -> Client:
         return Client(Path(os.devnull))

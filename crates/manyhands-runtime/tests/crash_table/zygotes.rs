@@ -95,7 +95,7 @@ fn zygote_killed(site: &Site) {
 fn zygote_stopped(site: &Site) {
     let pool = site.pool(1);
     site.assert_usable(&pool);
-    // Without a report nobody knows of the worker's death until the zygote goes on.
+    // Without a report nobody knows of the worker's end until the zygote goes on.
     until_reported(1);
     let zygote = site.supervisor.zygote_pid();
     signal(zygote, libc::SIGSTOP);
@@ -105,8 +105,8 @@ fn zygote_stopped(site: &Site) {
     assert_eq!(tally.died.len(), 1);
     assert_eq!(
         tally.died[0].2,
-        Cause::Unknown,
-        "the zygote cannot tell now"
+        Cause::Signal(9),
+        "the zygote cannot tell now, but the kernel can"
     );
     let job = site.submit(&pool, "echo:late");
     assert!(!job.task.is_done());
