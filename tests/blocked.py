@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+import time
+from typing import Any
+
+import manyhands as mh
 
 _NAME = "told"
+_INTERVAL = sys.getswitchinterval()
+_WATCHDOG_SECONDS = 20
 
 
 class Lock:
@@ -25,11 +32,19 @@ class Lock:
         )
         self._stream = self._c.fdopen(file, b"r")
 
-    def keep_until(self, count: int) -> None:
-        """Until so many tasks have told, and a second more for the results of the last."""
-        told = ctypes.create_string_buffer(count)
-        assert self._c.fread(told, 1, count, self._stream) == count
+    def keep_until(self, futures: list[mh.Future[Any]]) -> None:
+        """Until each task has told and its result is home, and a second more for what follows.
+
+        To ask a future needs the lock, but lets no other thread have it.
+        """
+        told = ctypes.create_string_buffer(len(futures))
+        sys.setswitchinterval(1e6)
+        assert self._c.fread(told, 1, len(futures), self._stream) == len(futures)
+        deadline = time.monotonic() + _WATCHDOG_SECONDS
+        while not all(future.done() for future in futures) and time.monotonic() < deadline:
+            self._c.usleep(1000)
         self._c.sleep(1)
+        sys.setswitchinterval(_INTERVAL)
 
 
 def tell() -> None:

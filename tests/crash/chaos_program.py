@@ -171,7 +171,11 @@ def settled(pool: mh.Pool, workers: int) -> None:
         for future in futures:
             future.result(30)
         found = [worker.pid for worker in pool.stats().workers]
-        if len(found) == workers and all(procfs.is_alive(pid) for pid in found):
+        # The zygote tells of a worker late; then there are two descriptors that watch it.
+        watched = dict.fromkeys(found, 2)
+        if zygote := mh._core.zygote_pid():
+            watched[zygote] = 1
+        if len(found) == workers and procfs.watched() == watched:
             return
     raise AssertionError(f"the pool is not at full size: {pool.stats()}")
 
@@ -192,9 +196,12 @@ def main() -> None:
         before, rate_before = facts(), rate(pool)
         killer = Killer(pool, kills, signals, seed)
         start = time.monotonic()
+        threads = procfs.thread_count()
         killer.start()
         lost, count = load(pool, killer, seed)
         killer.join()
+        while procfs.thread_count() > threads:  # the kernel's part of it may go a little later
+            time.sleep(0.001)
         seconds = time.monotonic() - start
         print(f"{sum(killer.killed.values())} kills, {killer.stopped} stops in {seconds:.1f} s")
         print(books(lost, count, killer))

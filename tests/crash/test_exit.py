@@ -249,34 +249,46 @@ def test_a_program_that_waits_at_its_end_says_what_for(engine: str) -> None:
     ended = run(
         "-c",
         f"""
-import time
+import os, time
 import manyhands as mh
 
+def fetch():
+    while not os.fstat(2).st_size:  # until something is said
+        time.sleep(0.01)
+
 pool = mh.Pool(2, engine={engine!r}, name="fetching")
-futures = [pool.submit(time.sleep, seconds) for seconds in (8, 8, 0.1)]
+futures = [pool.submit(fetch), pool.submit(fetch), pool.submit(time.sleep, 0.1)]
+while not (futures[0].running() and futures[1].running()):
+    pass
 """,
     )
     assert ended.code == 0
     (line,) = ended.err.splitlines()
     place = r"worker \d+" if engine == "process" else "a thread"
-    running = r"sleep \(task \d, for [567] s, in " + place + r"\)"
-    assert re.fullmatch(
+    running = r"fetch \(task \d, for (\d+) s, in " + place + r"\)"
+    found = re.fullmatch(
         rf"the pool 'fetching' is closed and waits for 3 tasks: {running}, {running}; 1 wait; "
         r"pool.terminate\(\) would end them, and task_timeout= limits each",
         line,
-    ), line
+    )
+    assert found is not None, line
+    assert all(int(seconds) >= 5 for seconds in found.groups()), line
 
 
 def test_a_block_that_is_left_for_long_tasks_says_so_to_the_log() -> None:
     ended = run(
         "-c",
         """
-import logging, time
+import logging, os, time
 import manyhands as mh
+
+def fetch():
+    while not os.fstat(2).st_size:  # until something is said
+        time.sleep(0.01)
 
 logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
 with mh.Pool(1) as pool:
-    pool.submit(time.sleep, 7)
+    pool.submit(fetch)
 """,
     )
     assert ended.code == 0
@@ -397,7 +409,7 @@ import manyhands as mh
 with mh.Pool(2, engine={engine!r}, exit_grace=60) as pool:
     futures = [pool.submit(time.sleep, 0.01) for _ in range(20)]
     pool.map(time.sleep, [0.01] * 20)
-print([future.result() for future in futures] == [None] * 20)
+print([future.result() for future in futures] == [None] * 20, flush=True)
 other = mh.Pool(2, engine={engine!r}, exit_grace=60)
 other.submit(print, "ran", flush=True)
 """,

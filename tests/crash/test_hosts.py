@@ -266,7 +266,8 @@ def test_uvicorn_that_reloads(path: str, end: signal.Signals) -> None:
             os.utime(source)
             other, version = ask(running).split()
         assert other != pid
-        assert not [procfs.describe(pid) for pid in old if procfs.is_alive(pid)]
+        while left := [procfs.describe(pid) for pid in old if procfs.is_alive(pid)]:
+            assert time.monotonic() < deadline, left
         (running.directory / "asleep").unlink(missing_ok=True)
         if path != "/":
             connections.append(begin(running, path))

@@ -70,7 +70,10 @@ def in_result_of_a_task_that_waits_for_its_worker() -> None:
 
 @program
 def in_map() -> None:
+    # Here and below: what is imported at first use is imported before the key. An import that is
+    # interrupted tells what it had caught, and may even swallow the interrupt.
     with mh.Pool(2) as pool:
+        assert list(pool.map(abs, [-1])) == [1]
         print("READY", flush=True)
         for _ in pool.map(time.sleep, [0.05] * 2000):
             pass
@@ -78,6 +81,7 @@ def in_map() -> None:
 
 @program
 def in_map_on_the_default_pool() -> None:
+    assert list(mh.map(abs, [-1])) == [1]
     print("READY", flush=True)
     for _ in mh.map(time.sleep, [60] * 20):
         pass
@@ -100,6 +104,7 @@ def in_the_input_of_a_map() -> None:
             yield n
 
     with mh.Pool(2) as pool:
+        pool.map(abs, [-1], on_error="skip", ordered=False).run()
         print("READY", flush=True)
         pool.map(abs, items(), on_error="skip", ordered=False).run()
 
@@ -114,6 +119,7 @@ def in_a_map_of_items_that_take_long_to_pickle() -> None:
         return item
 
     with mh.Pool(2) as pool:
+        pool.map(same, [Slow()], on_error="return").run()
         print("READY", flush=True)
         pool.map(same, (Slow() for _ in itertools.count()), on_error="return").run()
 
@@ -132,6 +138,7 @@ def in_computing_tasks() -> None:
             n += 1
 
     with mh.Pool(2) as pool:
+        assert list(pool.map(abs, [-1])) == [1]
         print("READY", flush=True)
         list(pool.map(spin, range(10)))
 
@@ -155,6 +162,7 @@ def in_a_block_with_tasks_that_do_not_hear() -> None:
 @program
 def in_short_tasks() -> None:
     with mh.Pool(2) as pool:
+        assert pool.submit(abs, -1).result() == 1
         print("READY", flush=True)
         while True:
             for future in [pool.submit(abs, -n) for n in range(1000)]:
@@ -181,11 +189,13 @@ def in_the_exit_of_the_program() -> None:
 
 @program
 def in_a_starting_pool() -> None:
-    make = mh.Pool  # where it is imported: an import that is interrupted tells what it had caught
-    print("READY", flush=True)
-    while True:
-        with make(2) as pool:
+    # So does a variable that is looked up and not there.
+    os.environ.update(MANYHANDS_ENGINE="", MANYHANDS_SHOW_ARGS="1", MANYHANDS_STORE="")
+    for turn in itertools.count():
+        with mh.Pool(2) as pool:
             pool.submit(abs, -1).result()
+        if turn == 0:
+            print("READY", flush=True)
 
 
 @program
@@ -525,16 +535,21 @@ def test_a_handler_that_raises_ends_the_wait_and_not_the_task() -> None:
     def stop(number, frame):
         raise Enough
 
+    def wait_for(path):
+        while not os.path.exists(path):
+            time.sleep(0.001)
+
     signal.signal(signal.SIGALRM, stop)
     with mh.Pool(1) as pool:
         assert pool.submit(abs, -1).result(20) == 1
-        future = pool.submit(time.sleep, 0.4)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        future = pool.submit(wait_for, os.path.abspath("go on"))
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             future.result()
         except Enough:
             pass
         else:
             raise AssertionError("the handler did not run")
+        Path("go on").touch()
         assert future.result(20) is None
         assert pool.stats().deaths == 0

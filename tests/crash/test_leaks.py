@@ -15,7 +15,7 @@ import pytest
 
 import manyhands as mh
 import procfs
-from observing import pids_of
+from observing import pids_of, until
 from programs import Program, program, program_test
 
 
@@ -23,6 +23,7 @@ from programs import Program, program, program_test
 def pools_in_a_row(count: int) -> None:
     def facts():
         gc.collect()
+        until(procfs.is_quiet)  # what a pool had goes when the supervisor comes to that
         return len(procfs.descriptors()), procfs.thread_count()
 
     def speak(n):
@@ -46,7 +47,7 @@ def pools_in_a_row(count: int) -> None:
     print(f"{count} pools in {time.monotonic() - start:.1f} s")
     assert marks[0] == marks[1], f"descriptors and threads: {marks}"
     assert set(procfs.children(os.getpid())) == {mh._core.zygote_pid()}
-    assert not procfs.children(mh._core.zygote_pid())
+    until(lambda: not procfs.children(mh._core.zygote_pid()))
 
 
 def run_pools_in_a_row(chosen: Program, count: int, seconds: float) -> None:
@@ -106,6 +107,7 @@ def test_pools_that_nobody_shuts_down() -> None:
             while procfs.children(mh._core.zygote_pid()) and time.monotonic() < deadline:
                 time.sleep(0.005)
             assert not procfs.children(mh._core.zygote_pid())
+            until(procfs.is_quiet)
             marks.append((len(procfs.descriptors()), procfs.thread_count()))
     assert marks[0] == marks[1], marks
 

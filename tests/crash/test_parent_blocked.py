@@ -28,7 +28,7 @@ def test_tasks_run_while_the_parent_holds_its_lock(with_callbacks: bool) -> None
         if with_callbacks:
             for future in futures:
                 future.add_done_callback(told.append)
-        lock.keep_until(1000)
+        lock.keep_until(futures)
         freed = time.monotonic()
         # As they are now: nothing here waits.
         done = sum(future.done() for future in futures)
@@ -51,7 +51,7 @@ def test_large_results_come_home_while_the_parent_holds_its_lock() -> None:
         assert list(pool.map(abs, range(10))) == list(range(10))
         lock = blocked.Lock()
         futures = [pool.submit(make, n % 256) for n in range(400)]
-        lock.keep_until(400)
+        lock.keep_until(futures)
         done = sum(future.done() for future in futures)
         assert done == 400, done
         assert all(
@@ -72,7 +72,7 @@ def test_deaths_are_replaced_while_the_parent_holds_its_lock() -> None:
         assert list(pool.map(abs, range(10))) == list(range(10))
         lock = blocked.Lock()
         futures = [pool.submit(work, n) for n in range(600)]
-        lock.keep_until(600)
+        lock.keep_until(futures)
         done = [n for n, future in enumerate(futures) if future.done()]
         assert len(done) == 600, len(done)
         lost = [n for n, future in enumerate(futures) if future.exception() is not None]
@@ -91,7 +91,7 @@ def test_the_first_pool_of_a_blocked_program() -> None:
     lock = blocked.Lock()
     pool = mh.Pool(2)
     futures = [pool.submit(square, n) for n in range(500)]
-    lock.keep_until(500)
+    lock.keep_until(futures)
     assert sum(future.done() for future in futures) == 500
     assert [future.result() for future in futures] == [n * n for n in range(500)]
     pool.shutdown()

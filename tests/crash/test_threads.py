@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+from pathlib import Path
 
 import manyhands as mh
 import procfs
@@ -201,9 +202,13 @@ def test_forks_while_threads_use_a_pool() -> None:
 
 @program_test
 def test_timeouts_of_many_waiters() -> None:
+    def wait_for(path):
+        while not os.path.exists(path):
+            time.sleep(0.001)
+
     with mh.Pool(1) as pool:
         assert pool.submit(abs, -1).result(20) == 1
-        long = pool.submit(time.sleep, 1.0)
+        long = pool.submit(wait_for, os.path.abspath("go on"))
         others = [pool.submit(abs, -n) for n in range(10)]
         late: list = []
 
@@ -229,6 +234,7 @@ def test_timeouts_of_many_waiters() -> None:
                 pass
             else:
                 raise AssertionError("it cannot have ended yet")
+        Path("go on").touch()
         assert long.result(20) is None
         assert [future.result(20) for future in others] == list(range(10))
 
@@ -241,7 +247,7 @@ def test_event_loops_in_several_threads() -> None:
         loop = asyncio.get_running_loop()
         assert await loop.run_in_executor(pool, abs, -7) == 7
         try:
-            await asyncio.wait_for(pool.submit(time.sleep, 0.3), 0.01)
+            await asyncio.wait_for(pool.submit(time.sleep, 3600), 0.01)
         except TimeoutError:
             finished.append(number)
 

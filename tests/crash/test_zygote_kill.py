@@ -44,7 +44,8 @@ def test_running_tasks_finish_without_it() -> None:
         error = pool.submit(abs, -1).exception(20)
         assert error is None or isinstance(error, mh.WorkerDied)
         assert list(pool.map(abs, range(1000))) == list(range(1000))
-        assert mh._core.zygote_pid() != first
+        while mh._core.zygote_pid() == first:  # who notices may come late
+            time.sleep(0.001)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -104,7 +105,10 @@ def test_workers_and_zygote_at_once() -> None:
                 os.kill(zygote, signal.SIGKILL)
             for worker in pool.stats().workers:
                 if worker.pid:
-                    os.kill(worker.pid, signal.SIGKILL)
+                    try:
+                        os.kill(worker.pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
             done = 0
             while done < 50:
                 done += pool.submit(abs, -1).exception(20) is None
