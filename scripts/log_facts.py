@@ -23,6 +23,7 @@ _FAILURE = re.compile(
     r"(FAILED|ERROR) \S|test .* \.\.\. FAILED$|thread '.*' .*panicked at"
     r"|error(\[E\d+\])?: |make: \*\*\* "
 )
+_ENDED = "make: *** "
 _FRAME = re.compile(r' +File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
 _THREAD = re.compile(r"(Current thread|Thread) (?P<number>0x[0-9a-f]+).*most recent call first")
 # What runs tests, and what every thread has below its own.
@@ -47,6 +48,9 @@ def facts(lines: Iterable[str]) -> list[str]:
                 threads[-1].append(f"  {place}:{match['line']} in {match['function']}")
         elif _FAILURE.match(line):
             failures.setdefault(line)
+        elif (found := line.find(_ENDED)) > 0:  # behind what was being written when it was killed
+            failures.setdefault(line[:found])
+            failures.setdefault(line[found:])
     shown = [*_first(list(failures), MOST_FAILURES), *_first(hang, MOST_OF_HANG)]
     # The main thread is the last that faulthandler shows.
     stacks = [line for thread in reversed(threads) if len(thread) > 1 for line in thread]
