@@ -891,11 +891,13 @@ class Pool(_core.PoolBase, Executor):
 
         >>> import time, manyhands as mh
         >>> with mh.Pool(1) as pool:
-        ...     future = pool.submit(time.sleep, 0.5)
+        ...     future = pool.submit(time.sleep, 600)
         ...     while not future.running():
         ...         time.sleep(0.01)
         ...     pool.dump().workers[0].task
+        ...     future.cancel()
         'sleep'
+        True
         """
         forward_logs()
         return make_dump(self.name, self._engine, self._dump())

@@ -107,7 +107,7 @@ def _forces(engine: Capabilities, folder: Path) -> bool:
         return False  # nobody could go on
     with mh.Pool(1, engine=engine.name, grace=0) as pool:
         # In C code from its first instruction on.
-        future = pool.submit(time.sleep, 3)
+        future = pool.submit(time.sleep, 600 if engine.own_pids else 5)
         while not future.running():
             time.sleep(0.001)
         assert future.cancel()

@@ -67,21 +67,27 @@ def test_submitted_tasks(engine: Capabilities) -> None:
 
 
 def test_times(engine: Capabilities) -> None:
-    seen: list[mh.Event] = []
-    before, before_wall = time.monotonic(), time.time()
-    with mh.Pool(1, engine=engine.name, on_event=seen.append) as pool:
-        pool.submit(time.sleep, 0.02).result()
-    after = time.monotonic()
-    assert len(seen) >= 3
-    for event in seen:
-        assert before <= event.monotonic <= after
-        # The clocks are set apart by people and by time servers, but not by an hour.
-        assert abs((event.time - before_wall) - (event.monotonic - before)) < 3600
-    [started] = [event for event in seen if event.kind == "started"]
-    [ended] = [event for event in seen if event.kind == "ended"]
-    assert ended.seconds is not None
-    assert ended.seconds >= 0.02
-    assert ended.monotonic - started.monotonic == pytest.approx(ended.seconds, abs=0.02)
+    for _ in range(20):
+        seen: list[mh.Event] = []
+        before, before_wall = time.monotonic(), time.time()
+        with mh.Pool(1, engine=engine.name, on_event=seen.append) as pool:
+            pool.submit(time.sleep, 0.02).result()
+        after = time.monotonic()
+        assert len(seen) >= 3
+        for event in seen:
+            assert before <= event.monotonic <= after
+            # The clocks are set apart by people and by time servers, but not by an hour.
+            assert abs((event.time - before_wall) - (event.monotonic - before)) < 3600
+        [started] = [event for event in seen if event.kind == "started"]
+        [ended] = [event for event in seen if event.kind == "ended"]
+        assert ended.seconds is not None
+        assert ended.seconds >= 0.02
+        between = ended.monotonic - started.monotonic
+        assert between >= ended.seconds - 0.02
+        # Who reads the result may have been late.
+        if between <= ended.seconds + 0.02:
+            break
+    assert between == pytest.approx(ended.seconds, abs=0.02)
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -20,6 +20,9 @@ from capabilities import Capabilities
 import manyhands as mh
 from observing import settle
 
+# How often a round is tried in which the machine has stood still at the wrong moment.
+TURNS = 5
+
 
 def spin(number: int = 0) -> int:
     while True:
@@ -31,7 +34,7 @@ def spin_at(number: int, *at: int) -> int:
 
 
 def test_a_task_that_takes_too_long_is_ended(pool: mh.Pool) -> None:
-    strict = pool.options(task_timeout=0.1)
+    strict = pool.options(task_timeout=0.1, grace=60)
     error = strict.submit(spin).exception()
     assert isinstance(error, mh.TaskTimeout)
     assert isinstance(error, TimeoutError)
@@ -55,18 +58,22 @@ def test_an_option_that_the_function_got_is_named(pool: mh.Pool, name: str) -> N
 
 
 def test_it_is_asked_and_can_clean_up(pool: mh.Pool, tmp_path: Path) -> None:
-    path = tmp_path / "cleaned"
+    path, begun = tmp_path / "cleaned", tmp_path / "begun"
 
     def work() -> str:
         try:
+            begun.touch()
             spin()
         except mh.TaskStopped as asked:
             path.write_text(str(asked))
         return "too late"
 
-    with pytest.raises(mh.TaskTimeout):
-        # Time enough for it to get to where it cleans up.
-        pool.options(task_timeout=1, grace=60).submit(work).result()
+    for _ in range(TURNS):
+        with pytest.raises(mh.TaskTimeout):
+            # Time enough for it to get to where it cleans up, but on a machine that stands still.
+            pool.options(task_timeout=1, grace=60).submit(work).result()
+        if begun.exists():
+            break
     deadline = time.monotonic() + 60
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
@@ -103,16 +110,21 @@ def test_items_of_a_map(pool: mh.Pool, batched: bool, ordered: bool) -> None:
             return [spin_at(number, 7, 17) for number in item]
         return spin_at(item, 7, 17)
 
-    results = pool.map(
-        work,
-        range(30),
-        ordered=ordered,
-        batch=2 if batched else None,
-        task_timeout=0.4,  # what is quick has to be so on a busy machine, too
-        on_error="return",
-    )
-    got = [-1 if isinstance(result, mh.Failure) else result for result in results]
     late = {6, 7, 16, 17} if batched else {7, 17}
+    for _ in range(TURNS):
+        results = pool.map(
+            work,
+            range(30),
+            ordered=ordered,
+            batch=2 if batched else None,
+            task_timeout=0.4,
+            on_error="return",
+        )
+        got = [-1 if isinstance(result, mh.Failure) else result for result in results]
+        done = {n for n in got if n >= 0}
+        # A quick item may be late, too, on a machine that stands still.
+        if not done < set(range(30)) - late:
+            break
     assert sorted(n for n in got if n >= 0) == [n for n in range(30) if n not in late]
     assert not ordered or [n for n in got if n >= 0] == sorted(n for n in got if n >= 0)
     assert [failure.cause for failure in results.failures] == ["timeout"] * 2
@@ -136,10 +148,12 @@ def test_generators(pool: mh.Pool) -> None:
         spin_at(number, 2)
         yield -number
 
-    got: list[Any] = list(pool.map(work, range(4), task_timeout=0.4, on_error="return"))
-    assert [x.cause if isinstance(x, mh.Failure) else x for x in got] == [
-        *(0, 0, 1, -1, 2, "timeout", 3, -3)
-    ]
+    for _ in range(TURNS):
+        got: list[Any] = list(pool.map(work, range(4), task_timeout=0.4, on_error="return"))
+        told = [x.cause if isinstance(x, mh.Failure) else x for x in got]
+        if told.count("timeout") == 1:  # else the machine stood still in a quick item
+            break
+    assert told == [0, 0, 1, -1, 2, "timeout", 3, -3]
 
 
 def test_a_time_out_of_the_functions_own_is_an_exception(pool: mh.Pool) -> None:
@@ -157,17 +171,28 @@ def test_it_is_tried_again(pool: mh.Pool, tmp_path: Path) -> None:
         tries = (tmp_path / name).stat().st_size
         return tries if tries >= good else spin()
 
-    view = pool.options(task_timeout=0.4, retry=2)  # each attempt has to get to its note
-    assert view.submit(work, "a", 3).result() == 3
-    error = view.submit(work, "b", 9).exception()
+    def size(name: str) -> int:
+        path = tmp_path / name
+        return path.stat().st_size if path.exists() else 0
+
+    only = mh.Retry(2, on=ValueError)
+    for turn in range(TURNS):
+        a, b, c, d, e = (f"{name}{turn}" for name in "abcde")
+        view = pool.options(task_timeout=0.4, retry=2)
+        first = view.submit(work, a, 3)
+        error = view.submit(work, b, 9).exception()
+        got: list[Any] = list(view.map(work, [c, d], [2, 9], on_error="return"))
+        last = pool.options(task_timeout=0.4, retry=only).submit(work, e, 2)
+        assert isinstance(last.exception(), mh.TaskTimeout)
+        first.exception()
+        # On a machine that stands still an attempt may end before it gets to its note.
+        if [size(name) for name in (a, b, c, d, e)] == [3, 3, 2, 3, 1]:
+            break
+    assert first.result() == 3
     assert isinstance(error, mh.TaskTimeout)
     assert "attempt 3" in str(error)
-    got = list(view.map(work, ["c", "d"], [2, 9], on_error="return"))
-    assert (got[0], got[1].attempts, got[1].cause) == (2, 3, "timeout")  # type: ignore[attr-defined]
-    only = mh.Retry(2, on=ValueError)
-    with pytest.raises(mh.TaskTimeout):
-        pool.options(task_timeout=0.4, retry=only).submit(work, "e", 2).result()
-    assert (tmp_path / "e").stat().st_size == 1, "it is none of these"
+    assert (got[0], got[1].attempts, got[1].cause) == (2, 3, "timeout")
+    assert size(e) == 1, "it is none of these"
     settle(pool)
 
 
@@ -240,8 +265,9 @@ def test_cancelling_at_any_instant(engine: Capabilities, pool: mh.Pool) -> None:
         return total
 
     cancelled = 0
+    patient = pool.options(grace=60)
     for _ in range(100):
-        future = pool.submit(work)
+        future = patient.submit(work)
         other = pool.submit(pow, 3, 2)
         time.sleep(0.03 * chosen.random())  # a random instant
         if future.cancel():

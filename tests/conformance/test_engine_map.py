@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import threading
 import time
 import warnings
@@ -974,8 +975,14 @@ def test_a_dropped_map_of_the_module_warns(engine: Capabilities) -> None:
         f"a map of square was never iterated: at least {1000 - taken:,} of its 1,000 items did "
         "not run. Iterate it, or call .run()"
     )
-    [text] = lines(lambda: start(itertools.count()))
-    assert f"what its input has after {taken} items did not run" in text
+    counts = set()
+    for _ in range(20):  # an input that was slow for a moment is left to wait earlier
+        [text] = lines(lambda: start(itertools.count()))
+        [count] = re.findall(r"what its input has after (\d+) items did not run", text)
+        counts.add(int(count))
+        if taken in counts:
+            break
+    assert max(counts) == taken
     [text] = lines(lambda: mh.starmap(square, [(1,)], engine=engine.name))
     assert "its 1 items" in text
     assert lines(lambda: start([])) == []
