@@ -40,8 +40,6 @@ class _Call:
         self.task = asyncio.get_running_loop().create_task(self._run())
         # Not at the end of what runs: that never begins if it is cancelled before.
         self.task.add_done_callback(self._end)
-        if self.is_cancelled:
-            self.task.cancel()
 
     async def _run(self) -> None:
         try:
@@ -57,9 +55,14 @@ class _Call:
         self.has_ended.set()
 
     def cancel(self) -> None:
-        """On the loop."""
+        """On the loop, after `begin`, if that was handed over; once, since a second time would hit
+        what cleans up."""
+        if self.is_cancelled:
+            return
         self.is_cancelled = True
-        if self.task is not None:
+        if self.task is None:
+            self.has_ended.set()  # it never begins
+        else:
             self.task.cancel()
 
 
@@ -100,12 +103,16 @@ class WorkerLoop:
         has come to its end when this returns, unless waiting is interrupted again.
         """
         call = _Call(make)
-        self._loop.call_soon_threadsafe(call.begin, context=copy_context())
         try:
+            self._loop.call_soon_threadsafe(call.begin, context=copy_context())
             _wait(call.has_ended)
         except BaseException:
-            self._loop.call_soon_threadsafe(call.cancel)
-            _wait(call.has_ended)
+            try:
+                self._loop.call_soon_threadsafe(call.cancel)
+                _wait(call.has_ended)
+            finally:
+                # What interrupted that may have come before the loop was told.
+                self._loop.call_soon_threadsafe(call.cancel)
             raise
         if call.error is not None:
             try:

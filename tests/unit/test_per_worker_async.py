@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
+from manyhands._worker_loop import WorkerLoop
 from observing import stop_once
 from programs import program_test
 
@@ -352,6 +354,37 @@ def test_a_coroutine_ends_with_its_task(log: Path, engine: Any) -> None:
         assert pool.submit(ask, handle, 1).result() == 2
     balanced(log)
     assert said(log, "stopped") == said(log, "opened")
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_an_interrupt_beside_the_moment_in_which_a_coroutine_is_handed_over(when: str) -> None:
+    loop = WorkerLoop(lambda: None)
+    hand_over = loop._loop.call_soon_threadsafe
+    begun, ended = threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    async def wait() -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def interrupted(*args: Any, **options: Any) -> asyncio.Handle:
+        is_first = next(calls) == 0
+        if is_first and when == "before":
+            raise KeyboardInterrupt
+        handle = hand_over(*args, **options)
+        if is_first:
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        return handle
+
+    loop._loop.call_soon_threadsafe = interrupted  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        loop.call(wait)
+    assert begun.is_set() == ended.is_set() == (when == "behind")
+    loop.close()
 
 
 def test_a_factory_that_is_stopped_is_asked_again(log: Path) -> None:
