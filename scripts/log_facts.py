@@ -21,7 +21,7 @@ MOST_FRAMES = 6
 # Failures of pytest and of cargo, and errors of compilers and tools.
 _FAILURE = re.compile(
     r"(FAILED|ERROR) \S|test .* \.\.\. FAILED$|thread '.*' .*panicked at"
-    r"|error(\[E\d+\])?: |make: \*\*\* "
+    r"|error(\[E\d+\])?: "
 )
 _ENDED = "make: *** "
 _FRAME = re.compile(r' +File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
@@ -46,11 +46,11 @@ def facts(lines: Iterable[str]) -> list[str]:
             if not _RUNS_TESTS.search(match["file"]) and len(threads[-1]) <= MOST_FRAMES:
                 place = "/".join(match["file"].split("/")[-2:])
                 threads[-1].append(f"  {place}:{match['line']} in {match['function']}")
+        elif _ENDED in line:  # maybe behind what was being written when it was killed
+            before, mark, rest = line.partition(_ENDED)
+            failures.update(dict.fromkeys(filter(None, [before, mark + rest])))
         elif _FAILURE.match(line):
             failures.setdefault(line)
-        elif (found := line.find(_ENDED)) > 0:  # behind what was being written when it was killed
-            failures.setdefault(line[:found])
-            failures.setdefault(line[found:])
     shown = [*_first(list(failures), MOST_FAILURES), *_first(hang, MOST_OF_HANG)]
     # The main thread is the last that faulthandler shows.
     stacks = [line for thread in reversed(threads) if len(thread) > 1 for line in thread]

@@ -20,8 +20,8 @@ __all__ = ["WorkerLoop"]
 # Threads of a pool hear between two instructions of Python that their task is to end: so often a
 # thread that waits executes one, in seconds.
 _LISTEN = 0.05
-# How long to wait between two looks whether a thread has ended that is about to, in seconds.
-_LEAVE = 0.0002
+# How long lies between two looks whether the thread of a loop that is closed has ended, in seconds.
+_LEAVE = 0.001
 
 
 class _Call:
@@ -79,12 +79,8 @@ class WorkerLoop:
     def __init__(self, enter: Callable[[], object]) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._has_left = threading.Event()
         self._thread = threading.Thread(
-            target=_run,
-            args=(self._loop, enter, self._has_left),
-            name="manyhands-loop",
-            daemon=True,
+            target=_run, args=(self._loop, enter), name="manyhands-loop", daemon=True
         )
         try:
             self._thread.start()
@@ -125,7 +121,6 @@ class WorkerLoop:
         """Cancels what still runs, and ends the loop with its thread."""
         if self._pid == os.getpid():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._has_left.wait()
             while self._thread.is_alive():
                 time.sleep(_LEAVE)
 
@@ -137,12 +132,7 @@ def _wait(has_ended: threading.Event) -> None:
         pass
 
 
-def _run(
-    loop: asyncio.AbstractEventLoop, enter: Callable[[], object], has_left: threading.Event
-) -> None:
-    try:
-        enter()
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.get_loop().run_forever()
-    finally:
-        has_left.set()
+def _run(loop: asyncio.AbstractEventLoop, enter: Callable[[], object]) -> None:
+    enter()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop().run_forever()

@@ -55,21 +55,22 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
     """No thread of a pool outlives its block."""
+    before = _threads_of_pools()
     yield
     gc.collect()
     deadline = time.monotonic() + 10
-    while left := _threads_of_pools():
+    while left := _threads_of_pools() - before:
         # The thread of an event loop's results ends by itself when these are dropped.
         assert time.monotonic() < deadline, left
         time.sleep(0.001)
 
 
-def _threads_of_pools() -> list[str]:
-    return [
-        thread.name
+def _threads_of_pools() -> set[threading.Thread]:
+    return {
+        thread
         for thread in threading.enumerate()
         if thread.name.startswith("manyhands-")
         and not thread.name.startswith(("manyhands-default", "manyhands-teller"))
         # one each, for all maps and all pools
         and thread.name not in ("manyhands-progress", "manyhands-clock")
-    ]
+    }

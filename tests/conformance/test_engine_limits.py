@@ -7,6 +7,7 @@ on in a thread whatever is done, is in `tests/unit/test_left_behind.py`.
 from __future__ import annotations
 
 import inspect
+import operator
 import random
 import time
 from collections.abc import Iterator
@@ -121,9 +122,9 @@ def test_items_of_a_map(pool: mh.Pool, batched: bool, ordered: bool) -> None:
             on_error="return",
         )
         got = [-1 if isinstance(result, mh.Failure) else result for result in results]
-        done = {n for n in got if n >= 0}
+        assert {failure.cause for failure in results.failures} == {"timeout"}
         # A quick item may be late, too, on a machine that stands still.
-        if not done < set(range(30)) - late:
+        if len(results.failures) <= 2:
             break
     assert sorted(n for n in got if n >= 0) == [n for n in range(30) if n not in late]
     assert not ordered or [n for n in got if n >= 0] == sorted(n for n in got if n >= 0)
@@ -151,7 +152,7 @@ def test_generators(pool: mh.Pool) -> None:
     for _ in range(TURNS):
         got: list[Any] = list(pool.map(work, range(4), task_timeout=0.4, on_error="return"))
         told = [x.cause if isinstance(x, mh.Failure) else x for x in got]
-        if told.count("timeout") == 1:  # else the machine stood still in a quick item
+        if told.count("timeout") <= 1:  # else the machine stood still in a quick item
             break
     assert told == [0, 0, 1, -1, 2, "timeout", 3, -3]
 
@@ -185,8 +186,10 @@ def test_it_is_tried_again(pool: mh.Pool, tmp_path: Path) -> None:
         last = pool.options(task_timeout=0.4, retry=only).submit(work, e, 2)
         assert isinstance(last.exception(), mh.TaskTimeout)
         first.exception()
+        sizes = [size(name) for name in (a, b, c, d, e)]
+        assert all(map(operator.le, sizes, [3, 3, 2, 3, 1])), sizes
         # On a machine that stands still an attempt may end before it gets to its note.
-        if [size(name) for name in (a, b, c, d, e)] == [3, 3, 2, 3, 1]:
+        if sizes == [3, 3, 2, 3, 1]:
             break
     assert first.result() == 3
     assert isinstance(error, mh.TaskTimeout)

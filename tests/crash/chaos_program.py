@@ -200,8 +200,9 @@ def main() -> None:
         killer.start()
         lost, count = load(pool, killer, seed)
         killer.join()
-        while procfs.thread_count() > threads:  # the kernel's part of it may go a little later
-            time.sleep(0.001)
+        deadline = time.monotonic() + 10
+        while procfs.thread_count() > threads and time.monotonic() < deadline:
+            time.sleep(0.001)  # the kernel's part of it may go a little later
         seconds = time.monotonic() - start
         print(f"{sum(killer.killed.values())} kills, {killer.stopped} stops in {seconds:.1f} s")
         print(books(lost, count, killer))

@@ -16,6 +16,7 @@ import pytest
 
 import manyhands as mh
 from deaf import submit_both
+from gate import closed_gate, pass_through
 from programs import Program, on_terminal, program, program_test, run
 
 # Everything that is typed here is typed at a terminal, and so goes to the whole foreground group.
@@ -535,14 +536,10 @@ def test_a_handler_that_raises_ends_the_wait_and_not_the_task() -> None:
     def stop(number, frame):
         raise Enough
 
-    def wait_for(path):
-        while not os.path.exists(path):
-            time.sleep(0.001)
-
     signal.signal(signal.SIGALRM, stop)
-    with mh.Pool(1) as pool:
+    with mh.Pool(1) as pool, closed_gate(Path.cwd()) as gate:
         assert pool.submit(abs, -1).result(20) == 1
-        future = pool.submit(wait_for, os.path.abspath("go on"))
+        future = pool.submit(pass_through, gate.path)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             future.result()
@@ -550,6 +547,6 @@ def test_a_handler_that_raises_ends_the_wait_and_not_the_task() -> None:
             pass
         else:
             raise AssertionError("the handler did not run")
-        Path("go on").touch()
+        gate.open()
         assert future.result(20) is None
         assert pool.stats().deaths == 0

@@ -162,7 +162,7 @@ def test_a_map_that_runs_out_of_time() -> None:
             else:
                 raise AssertionError("it cannot have ended yet")
             assert list(results) == []
-            if len(taken) == 2:
+            if len(taken) >= 2:
                 break
         assert taken == [None, None]
         Path("go on").touch()

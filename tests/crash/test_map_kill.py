@@ -14,7 +14,7 @@ import pytest
 
 import manyhands as mh
 import procfs
-from observing import pids_of
+from observing import pids_of, until
 from programs import program, program_test, seed
 
 
@@ -169,10 +169,7 @@ def test_the_zygote_is_killed_and_then_the_workers() -> None:
             assert len(lost) <= turn % 3, lost
             good = [r for r in taken if not isinstance(r, mh.Failure)]
             assert sorted([*good, *lost]) == list(range(50_000))
-        deadline = time.monotonic() + 20
-        while procfs.zombies(os.getpid()) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert not procfs.zombies(os.getpid())
+        until(lambda: not procfs.zombies(os.getpid()))
 
 
 @program_test

@@ -23,6 +23,7 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import closed_gate, pass_through
+from observing import until
 from programs import program, program_test
 
 # ------------------------------------------------------------------------------------- cancelling
@@ -316,13 +317,11 @@ def test_joblib_1786_what_is_left_when_pools_are_closed() -> None:
     del pool
     # What the next worker would find, and the addresses of the store, without memory.
     kept = ["/memfd:manyhands-birth (deleted)", "/memfd:manyhands-store (deleted)"]
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:  # the pool's own goes when its supervisor comes to that
-        memory = sorted(name for name in procfs.descriptors().values() if "memfd" in name)
-        if memory == kept:
-            break
-        time.sleep(0.005)
-    assert memory == kept
+
+    def memory():
+        return sorted(name for name in procfs.descriptors().values() if "memfd" in name)
+
+    until(lambda: memory() == kept, memory)  # the pool's own goes when its supervisor comes to that
     assert mh.Pool(1).stats().store.live == 0
 
 

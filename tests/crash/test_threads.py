@@ -13,6 +13,7 @@ from pathlib import Path
 
 import manyhands as mh
 import procfs
+from gate import closed_gate, pass_through
 from programs import program_test
 
 
@@ -202,13 +203,9 @@ def test_forks_while_threads_use_a_pool() -> None:
 
 @program_test
 def test_timeouts_of_many_waiters() -> None:
-    def wait_for(path):
-        while not os.path.exists(path):
-            time.sleep(0.001)
-
-    with mh.Pool(1) as pool:
+    with mh.Pool(1) as pool, closed_gate(Path.cwd()) as gate:
         assert pool.submit(abs, -1).result(20) == 1
-        long = pool.submit(wait_for, os.path.abspath("go on"))
+        long = pool.submit(pass_through, gate.path)
         others = [pool.submit(abs, -n) for n in range(10)]
         late: list = []
 
@@ -234,7 +231,7 @@ def test_timeouts_of_many_waiters() -> None:
                 pass
             else:
                 raise AssertionError("it cannot have ended yet")
-        Path("go on").touch()
+        gate.open()
         assert long.result(20) is None
         assert [future.result(20) for future in others] == list(range(10))
 

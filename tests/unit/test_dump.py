@@ -199,7 +199,7 @@ def test_a_dump_as_a_text(pool: mh.Pool, gate: Gate) -> None:
 
 def test_a_dump_is_a_value(pool: mh.Pool, gate: Gate) -> None:
     start(pool, gate, sleep)
-    dump = dump_in_time(pool)
+    dump = pool.dump()
     assert pickle.loads(pickle.dumps(dump)) == dump
     with pytest.raises(AttributeError, match="snapshot"):
         dump.workers = ()
@@ -231,7 +231,7 @@ def test_of_threads(gate: Gate) -> None:
 
 def test_inline() -> None:
     with mh.Pool(engine="inline") as pool:
-        dump = dump_in_time(pool)
+        dump = pool.dump()
         assert dump.workers == ()
         assert "there are no workers" in str(dump)
 

@@ -193,8 +193,8 @@ def test_a_block_that_is_left_while_a_limit_runs(gate: Gate) -> None:
 
 def test_inline_c_code_ends_late_and_is_a_time_out() -> None:
     with mh.Pool(engine="inline", task_timeout=0.05) as pool:
-        for seconds in 0.2, 1, 5:
-            error = pool.submit(time.sleep, seconds).exception()
+        for _ in range(5):
+            error = pool.submit(time.sleep, 1).exception()
             if error is not None:  # else who looks at the clock was later than that
                 break
         assert isinstance(error, mh.TaskTimeout)

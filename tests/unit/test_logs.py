@@ -250,9 +250,10 @@ def test_a_slow_handler_holds_no_worker_up(
     finally:
         log.propagate = True
         log.removeHandler(slow)
-    (warning,) = [r for r in caplog.records if "were lost" in r.getMessage()]
-    lost = int(re.findall(r"\d+", warning.getMessage())[0])
-    assert warning.name == "manyhands"
+    # Two of them where the thread that reads comes late: by its first look some are lost already.
+    warnings = [r for r in caplog.records if "were lost" in r.getMessage()]
+    lost = sum(int(re.findall(r"\d+", warning.getMessage())[0]) for warning in warnings)
+    assert {warning.name for warning in warnings} == {"manyhands"}
     assert len(kept.records) + lost == 3000
     assert 0 < lost < 3000
     numbers = [int(message.split()[0]) for message in kept.messages()]

@@ -84,3 +84,9 @@ def test_a_log_of_cargo_shows_what_failed(facts: Facts) -> None:
     ]
     assert facts(log) == log[1:]
     assert facts(["all is well"]) == []
+
+
+def test_a_log_whose_writer_was_killed_shows_where(facts: Facts) -> None:
+    killed = "make: *** [Makefile:7: test-python] Killed"
+    assert facts(["test_a.py ....", "test_b.py .." + killed]) == ["test_b.py ..", killed]
+    assert facts([killed]) == [killed]

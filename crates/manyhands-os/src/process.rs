@@ -427,14 +427,17 @@ pub struct KernelState {
     pub wait: Option<String>,
 }
 
+/// What /proc/PID/stat has behind the name, from the state on: fields 3 and following of proc_pid_stat(5).
+fn stat_fields(pid: i32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have anything in it, parentheses too.
+    let (_, behind) = text.rsplit_once(')')?;
+    Some(behind.trim_start().to_owned())
+}
+
 /// What the kernel says a process does; of one that is gone, that it is dead.
 pub fn kernel_state(pid: i32) -> KernelState {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it may have anything in it, parentheses too.
-    let letter = text
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.trim_start().chars().next());
+    let letter = stat_fields(pid).and_then(|fields| fields.chars().next());
     let wait = std::fs::read_to_string(format!("/proc/{pid}/wchan")).ok();
     KernelState {
         letter: letter.unwrap_or('X'),
@@ -445,12 +448,10 @@ pub fn kernel_state(pid: i32) -> KernelState {
 /// How a process has ended that nobody has reaped yet, as far as its row in /proc tells: not that it exited with 0,
 /// since the same stands where the kernel does not permit the question.
 pub fn unreaped_status(pid: i32) -> Option<ExitStatus> {
-    /// The place of `exit_code` behind the name: field 52 of proc_pid_stat(5), where the state is 3.
+    /// The place of `exit_code` among them: field 52.
     const EXIT_CODE: usize = 52 - 3;
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = text.rsplit(')').next()?.split_whitespace();
-    fields.clone().next().filter(|&state| state == "Z")?;
-    let status = fields.nth(EXIT_CODE)?.parse().ok()?;
+    let fields = stat_fields(pid).filter(|fields| fields.starts_with('Z'))?;
+    let status = fields.split_whitespace().nth(EXIT_CODE)?.parse().ok()?;
     (status != 0).then(|| ExitStatus::from_wait_status(status))
 }
 

@@ -981,7 +981,11 @@ impl Thread {
         // It alone: a worker that it has just forked may still be in its process group.
         zygote.process.kill_alone();
         let status = zygote.process.reap();
-        self.bury_untold(|worker| worker.zygote == number && zygote.became != Some(worker.key));
+        for dying in &mut self.dying {
+            if dying.worker.zygote == number {
+                dying.until = 0; // nobody will tell any more
+            }
+        }
         if self.current == Some(number) {
             self.current = None;
             self.supervisor.shared().zygote_pid = 0;
@@ -1036,31 +1040,13 @@ impl Thread {
             return;
         };
         let _removed = self.supervisor.poller.remove(&worker.watch);
-        let key = worker.key;
+        let now = monotonic_nanos();
         let is_told = self.zygotes.contains_key(&worker.zygote);
         self.dying.push(Dying {
             worker,
-            until: monotonic_nanos() + STATUS_WAIT,
+            until: if is_told { now + STATUS_WAIT } else { now },
             is_late: false,
         });
-        if !is_told {
-            self.bury_untold(|dying| dying.key == key);
-        }
-    }
-
-    /// Buries those of the dying of whom nobody will tell.
-    fn bury_untold(&mut self, which: impl Fn(&Watched) -> bool) {
-        let found: Vec<_> = self
-            .dying
-            .iter()
-            .map(|dying| &dying.worker)
-            .filter(|worker| which(worker))
-            .map(|worker| (worker.key, worker.pid))
-            .collect();
-        for (key, pid) in found {
-            let status = unreaped_status(pid).unwrap_or(ExitStatus::Unknown);
-            self.bury(key, Cause::from(status));
-        }
     }
 
     fn bury(&mut self, key: WorkerKey, cause: Cause) {
@@ -1083,20 +1069,19 @@ impl Thread {
 
     fn end_waits(&mut self) {
         let now = monotonic_nanos();
-        for dying in &mut self.dying {
-            if dying.until <= now && !dying.is_late && unreaped_status(dying.worker.pid).is_none() {
+        let mut known = Vec::new();
+        for dying in self.dying.iter_mut().filter(|dying| dying.until <= now) {
+            let worker = &dying.worker;
+            let status = unreaped_status(worker.pid);
+            if status.is_none() && !dying.is_late && self.zygotes.contains_key(&worker.zygote) {
                 dying.is_late = true;
                 dying.until = now + LATE_STATUS_WAIT;
+            } else {
+                known.push((worker.key, status.unwrap_or(ExitStatus::Unknown)));
             }
         }
-        let late: HashSet<_> = self
-            .dying
-            .iter()
-            .filter(|dying| dying.until <= now)
-            .map(|dying| dying.worker.key)
-            .collect();
-        if !late.is_empty() {
-            self.bury_untold(|worker| late.contains(&worker.key));
+        for (key, status) in known {
+            self.bury(key, Cause::from(status));
         }
         let late: Vec<_> = self
             .leaving
