@@ -445,6 +445,11 @@ pub fn kernel_state(pid: i32) -> KernelState {
     }
 }
 
+/// Who has started a process, or has taken it over since; None of one that is gone.
+pub fn parent_pid(pid: i32) -> Option<i32> {
+    stat_fields(pid)?.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// How a process has ended that nobody has reaped yet, as far as its row in /proc tells: not that it exited with 0,
 /// since the same stands where the kernel does not permit the question.
 pub fn unreaped_status(pid: i32) -> Option<ExitStatus> {

@@ -24,8 +24,8 @@ use crate::store::{Store, Views};
 use crate::task::Cause;
 use manyhands_os::{
     Event, EventSignal, ExitStatus, MemoryFile, Poller, Process, Received, Socket,
-    block_all_signals, monotonic_nanos, open_current_directory, reap_orphan, spawn_program,
-    standard_stream, unreaped_status,
+    block_all_signals, monotonic_nanos, open_current_directory, parent_pid, reap_orphan,
+    spawn_program, standard_stream, unreaped_status,
 };
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -41,6 +41,8 @@ const POLL_AGAIN: Duration = Duration::from_micros(300);
 const REST: Duration = Duration::from_secs(5);
 /// How long lies between two looks at it, at least.
 const LEAST_REST: Duration = Duration::from_millis(500);
+/// How long a zygote may take to report a worker that runs already, before that is looked for.
+const REPORT_WAIT: u64 = 100_000_000;
 /// How long a death waits for the word of how it came, before the kernel is asked.
 const STATUS_WAIT: u64 = 200_000_000;
 /// How long it waits after that, where the kernel does not tell and who forked the worker lives: it may be in an
@@ -353,6 +355,8 @@ struct Thread {
     lines: HashMap<u64, (WorkerKey, Arc<Socket>)>,
     patrols: HashMap<u32, Patrol>,
     oom: OomWatch,
+    /// When to look whether workers run that were not reported.
+    report_at: Option<u64>,
     /// When to look whether memory of the store rests.
     trim_at: Option<u64>,
     stopping: bool,
@@ -404,6 +408,7 @@ impl Thread {
             lines: HashMap::new(),
             patrols: HashMap::new(),
             oom: OomWatch::new(),
+            report_at: None,
             trim_at: None,
             stopping: false,
         }
@@ -421,6 +426,7 @@ impl Thread {
                 self.handle(signal);
             }
             self.poll_hot();
+            self.find_unreported();
             self.end_overdue();
             self.visit();
             self.patrol();
@@ -478,6 +484,7 @@ impl Thread {
             .chain(self.watches.values().copied())
             .chain(self.visits.values().copied())
             .chain(self.patrols.values().map(|patrol| patrol.next))
+            .chain(self.report_at)
             .chain(self.trim_at);
         let wait = until
             .min()
@@ -698,6 +705,8 @@ impl Thread {
         if let Some(zygote) = self.zygotes.get_mut(&number) {
             zygote.asked += 1;
         }
+        self.report_at
+            .get_or_insert_with(|| monotonic_nanos() + REPORT_WAIT);
         fail_point("parent.fork_sent");
         Ok(())
     }
@@ -943,6 +952,45 @@ impl Thread {
             | ZygoteMessage::Preload(_)
             | ZygoteMessage::Fork(_)
             | ZygoteMessage::Become(_) => {}
+        }
+    }
+
+    /// Watches workers that run already though their zygote has not said so: it may have been stopped in between.
+    /// What such a worker says of its process is true if that is a child of the zygote, which reaps none that it
+    /// has not reported.
+    fn find_unreported(&mut self) {
+        let now = monotonic_nanos();
+        if self.report_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.report_at = None;
+        let Some(number) = self.current.filter(|_| self.births_in_flight() > 0) else {
+            return;
+        };
+        let forks = self.zygotes[&number].process.pid();
+        let mut found = Vec::new();
+        for pool in self.supervisor.pools() {
+            for key in pool.unborn() {
+                let pid = pool.said_pid(key);
+                if pid != 0
+                    && !self.pids.contains_key(&pid)
+                    && let Ok(process) = Process::open(pid)
+                    && process.descriptor().is_some()
+                    && parent_pid(pid) == Some(forks)
+                {
+                    found.push((pool.clone(), key, process));
+                }
+            }
+        }
+        // What it has said by now was said before they were opened, or of others.
+        self.listen(number);
+        for (pool, key, process) in found {
+            if pool.unborn().contains(&key) {
+                self.born(&pool, key, process, number);
+            }
+        }
+        if self.births_in_flight() > 0 {
+            self.report_at = Some(now + REPORT_WAIT);
         }
     }
 

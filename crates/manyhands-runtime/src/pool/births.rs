@@ -176,6 +176,9 @@ impl Pool {
             process.kill();
             return Ok(None);
         };
+        if worker.process.is_some() {
+            return Ok(None); // it was found before it was reported
+        }
         if killing || worker.violation || worker.dismissed {
             process.kill();
         }
@@ -474,7 +477,12 @@ impl Pool {
         self.lock().worker(key)?.unreported()
     }
 
-    /// Workers without a process: their birth was asked of a zygote that is gone.
+    /// What a worker says of its own process; 0 before it says it.
+    pub(crate) fn said_pid(&self, key: WorkerKey) -> i32 {
+        self.lock().worker(key).map_or(0, |worker| worker.pid())
+    }
+
+    /// Workers without a process: nobody has reported their birth yet.
     pub(crate) fn unborn(&self) -> Vec<WorkerKey> {
         let state = self.lock();
         let mut keys = Vec::new();

@@ -4,8 +4,8 @@ use crate::crash_table::case::Case;
 use crate::crash_table::helpers::{signal, until, until_stats, wait};
 use crate::crash_table::processes;
 use crate::crash_table::site::{Job, Site};
-use crate::crash_table::worker::SLOW_FORK;
-use manyhands_runtime::{Cause, Pool};
+use crate::crash_table::worker::{SLOW_FORK, SLOW_REPORT};
+use manyhands_runtime::{Cause, Limits, Pool};
 use std::time::Duration;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -20,6 +20,21 @@ pub(crate) fn cases() -> Vec<Case> {
             "zygote stopped",
             "running tasks end, births wait",
             zygote_stopped,
+        ),
+        scenario(
+            "zygote stands still before it reports",
+            "how its worker dies is known",
+            zygote_silent,
+        ),
+        scenario(
+            "the same, and the task is cancelled",
+            "its worker is killed",
+            zygote_silent_and_task_cancelled,
+        ),
+        scenario(
+            "zygote stands still, then it reports",
+            "the worker has died once",
+            zygote_silent_for_a_while,
         ),
         scenario(
             "close, then the zygote is killed",
@@ -95,8 +110,6 @@ fn zygote_killed(site: &Site) {
 fn zygote_stopped(site: &Site) {
     let pool = site.pool(1);
     site.assert_usable(&pool);
-    // Without a report nobody knows of the worker's end until the zygote goes on.
-    until_reported(1);
     let zygote = site.supervisor.zygote_pid();
     signal(zygote, libc::SIGSTOP);
     site.assert_usable(&pool);
@@ -112,6 +125,48 @@ fn zygote_stopped(site: &Site) {
     assert!(!job.task.is_done());
     signal(zygote, libc::SIGCONT);
     assert_eq!(site.settle(&pool, &[job]).values, 1);
+    site.assert_usable(&pool);
+    assert_eq!(site.finish(pool).deaths, 1);
+}
+
+fn zygote_silent(site: &Site) {
+    site.stall_at("zygote.forked", 1);
+    let pool = site.pool(1);
+    site.assert_usable(&pool);
+    let zygote = site.supervisor.zygote_pid();
+    let dies = site.submit(&pool, "kill:");
+    let tally = site.settle(&pool, &[dies]);
+    assert_eq!(tally.died.len(), 1, "{tally:?}");
+    assert_eq!(tally.died[0].2, Cause::Signal(9));
+    // It never goes on by itself. The next one does.
+    signal(zygote, libc::SIGKILL);
+    until(|| site.supervisor.zygote_pid() != zygote);
+    site.assert_usable(&pool);
+    assert_eq!(site.finish(pool).deaths, 1);
+}
+
+fn zygote_silent_and_task_cancelled(site: &Site) {
+    site.stall_at("zygote.forked", 1);
+    let pool = site.pool(1);
+    let never = format!("until:{}", site.path("never"));
+    let job = site.submit_limited(&pool, &never, Limits::default());
+    until(|| site.runs_of(&job) == 1);
+    assert!(pool.cancel(&job.task));
+    until_stats(&pool, |stats| {
+        stats.workers.iter().any(|worker| worker.restarts == 1)
+    });
+    signal(site.supervisor.zygote_pid(), libc::SIGKILL);
+    site.assert_usable(&pool);
+    assert_eq!(site.finish(pool).deaths, 0, "it was killed on purpose");
+}
+
+fn zygote_silent_for_a_while(site: &Site) {
+    site.launch_with(&[(SLOW_REPORT, "1500")]);
+    let pool = site.pool(1);
+    let dies = site.submit(&pool, "kill:");
+    let tally = site.settle(&pool, &[dies]);
+    assert_eq!(tally.died.len(), 1, "{tally:?}");
+    assert_eq!(tally.died[0].2, Cause::Signal(9));
     site.assert_usable(&pool);
     assert_eq!(site.finish(pool).deaths, 1);
 }
