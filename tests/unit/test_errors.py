@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import manyhands as mh
-from observing import pids_of
+from observing import pids_of, settle
 from programs import output_of
 
 
@@ -472,6 +472,7 @@ class PartlyBack:
 
 
 def test_an_argument_that_cannot_be_pickled_is_refused_at_once(pool: mh.Pool) -> None:
+    settle(pool)  # what other tests have left to it
     done = pool.stats().done
     with pytest.raises(mh.NotPicklable) as caught:
         pool.submit(same, 1, Holder())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from queue import SimpleQueue
 from random import Random
 from typing import Any
 
@@ -18,8 +20,9 @@ import pytest
 from test_stuck import freeze_own_queue
 
 import manyhands as mh
+import procfs
 from gate import Gate, closed_gate, pass_through
-from manyhands import _pool
+from manyhands import _core, _pool
 
 LETTERS = {"queued": "q", "started": "s", "retried": "r", "ended": "e", "cancelled": "c"}
 STORY = re.compile(r"q(sr)*(se|s?c|e)")
@@ -46,6 +49,37 @@ def of_threads(events: list[mh.Event]) -> list[tuple[str, int | None]]:
     return [(event.kind, event.slot) for event in events if event.index is None]
 
 
+# ------------------------------------------------------------------- workers that are to leave
+
+
+def exit_behind(path: str) -> None:
+    pass_through(path)
+    os._exit(3)
+
+
+def test_a_worker_that_dies_amid_its_task_while_its_pool_is_ended(gate: Gate) -> None:
+    """It has not left in good order: what it had is not closed."""
+    seen: list[mh.Event] = []
+    with mh.Pool(1, on_event=seen.append) as pool:
+        pool.submit(exit_behind, gate.path)
+        gate.wait_arrivals()
+        [worker] = pool.stats().workers
+        assert worker.pid is not None
+        zygote = _core.zygote_pid()
+        os.kill(zygote, signal.SIGSTOP)  # it does not tell of the death at once
+        try:
+            gate.open()
+            until(lambda: procfs.stat(worker.pid)[0] == "Z")
+            pool.terminate()
+        finally:
+            os.kill(zygote, signal.SIGCONT)
+    until(lambda: {"ended", "cancelled"} & {event.kind for event in seen} != set())
+    assert [(event.kind, event.cause) for event in seen if event.index is None] == [
+        ("born", None),
+        ("died", "exited with status 3"),
+    ]
+
+
 # ------------------------------------------------------------------- threads that are left behind
 
 
@@ -59,20 +93,20 @@ def deaf(path: str) -> None:
 
 @pytest.mark.parametrize("way", ["submit", "map"])
 @pytest.mark.parametrize("retry", [None, mh.Retry(3, on=mh.TaskTimeout)])
-def test_what_does_not_hear_that_its_time_is_up(
-    gate: Gate, way: str, retry: mh.Retry | None
-) -> None:
+def test_what_does_not_hear_that_its_time_is_up(way: str, retry: mh.Retry | None) -> None:
     seen: list[mh.Event] = []
+    # C code from its first step on, however late that is: no bytecode, at which it would hear.
+    held: SimpleQueue[None] = SimpleQueue()
     with mh.Pool(1, engine="thread", name="told", on_event=seen.append, grace=0.05) as pool:
-        strict = pool.options(task_timeout=0.5, retry=retry)  # it has to get to the gate
+        strict = pool.options(task_timeout=0.05, retry=retry)
         if way == "submit":
-            assert isinstance(strict.submit(deaf, gate.path).exception(), mh.TaskTimeout)
+            assert isinstance(strict.submit(held.get).exception(), mh.TaskTimeout)
         else:
-            [failure] = strict.map(deaf, [gate.path], on_error="return")
+            [failure] = strict.map(SimpleQueue.get, [held], on_error="return")
             assert isinstance(failure, mh.Failure)
         until(lambda: pool.stats().left_behind == 1)
         assert pool.submit(abs, -1).result() == 1
-        gate.open()
+        held.put(None)
         until(
             lambda: not any(thread.name == "manyhands-told-0" for thread in threading.enumerate())
         )
@@ -267,12 +301,20 @@ def test_a_task_that_is_stuck(gate: Gate, way: str) -> None:
     assert stuck.seconds >= 0.05
 
 
-def test_a_pool_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_stands_still(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def freeze(path: str) -> None:
+        pass_through(path)
+        freeze_own_queue()
+
     monkeypatch.setattr(_pool, "_stalled_after", 0.2)
     seen: list[mh.Event] = []
     pool = mh.Pool(1, on_event=seen.append)
-    pool.submit(freeze_own_queue).result()
+    frozen = pool.submit(freeze, gate.path)
+    gate.wait_arrivals()
+    # Before it stands still: once it does, it may take no more at any moment.
     futures = [pool.submit(abs, number) for number in range(5)]
+    gate.open()
+    frozen.result()
     for future in futures:
         with pytest.raises(mh.PoolStalled):
             future.result()

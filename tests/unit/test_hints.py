@@ -109,9 +109,12 @@ def test_a_map_that_waits_has_the_hint(engine: str, caplog: pytest.LogCaptureFix
             # A machine that is late has its workers wait for it, and not for what they do.
             assert bool(hints) == (summary.busy >= 0.8 * summary.wall * 2)
         (said,) = hints
-        assert pool.map(time.sleep, [0.001] * 8).run().hints == (), "too short"
-    assert "workers=32 would have more of them wait at once" in said
-    assert caplog.messages == [f"sleep: {said}"]
+        assert "workers=32 would have more of them wait at once" in said
+        assert caplog.messages == [f"sleep: {said}"]
+        # A machine that stands still makes it long.
+        while (summary := pool.map(time.sleep, [0.001] * 8).run()).wall > 0.4:
+            assert time.monotonic() < until
+        assert summary.hints == (), "too short"
 
 
 @has_gil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import functools
@@ -20,7 +21,7 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through, report_arrival
-from observing import until
+from observing import pids_of, until
 from programs import output_of, run_file
 
 CORES = mh.cpu_count()
@@ -278,10 +279,11 @@ def test_modules_that_are_imported_are_told(tmp_path: Path) -> None:
 def test_new_workers_after_a_resize_have_the_new_share() -> None:
     with mh.Pool(2 * CORES) as pool:
         assert pool.submit(look).result(60) == expected(1)
+        pids = pids_of(pool)  # one that is on its way has the old share
         pool.resize(1)
-        for worker in pool.stats().workers:
-            if worker.pid:
-                os.kill(worker.pid, signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # it has left already
+                os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 60
         found = 0
         while found != CORES and time.monotonic() < deadline:
@@ -469,7 +471,8 @@ def test_eight_workers_with_matrices_and_pools(
         with mh.Pool(inner) as pool:
             own = multiply(300, 2)
             theirs = pool.map(multiply, [400] * 4, [10] * 4).list()
-            pool.submit(pass_through, gate.path).result(60)
+            # Until the last of the eight has come, which may take a while.
+            pool.submit(pass_through, gate.path).result(120)
             return pool.workers, own, theirs
 
     with mh.Pool(8) as pool, Crowd() as crowd:
@@ -480,7 +483,7 @@ def test_eight_workers_with_matrices_and_pools(
         while len(crowd.running) < crowd_seen + 2:
             time.sleep(0.001)
         gate.open()
-        found = [future.result(60) for future in results]
+        found = [future.result(120) for future in results]
     with capsys.disabled():
         print(f"\n  {crowd.report()}")
     share = max(1, CORES // 8)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -93,22 +94,29 @@ def test_cancelling_one_in_c_code(gate: Gate) -> None:
 
 
 def test_one_that_hears_and_goes_on() -> None:
-    heard, leave = threading.Event(), threading.Event()
+    begun, heard, leave = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> str:
-        while not leave.is_set():
+        while True:
+            # All of the loop is inside: it may hear at any of its steps.
             try:
-                leave.wait(0.001)
+                begun.set()
+                while not leave.wait(0.001):
+                    pass
+                return "late"
             except mh.TaskStopped:
                 heard.set()
-        return "late"
 
-    with mh.Pool(1, engine="thread", grace=0.05) as pool:
-        future = pool.options(task_timeout=0.5).submit(work)
-        with pytest.raises(mh.TaskTimeout):
-            future.result(60)
-        assert heard.wait(60)
-        assert pool.submit(abs, -1).result(60) == 1
+    for _ in range(10):
+        with mh.Pool(1, engine="thread", grace=0.05) as pool:
+            future = pool.options(task_timeout=0.5).submit(work)
+            with pytest.raises(mh.TaskTimeout):
+                future.result(60)
+            if not begun.is_set():
+                continue  # its thread stood still for so long before
+            assert heard.wait(60)
+            assert pool.submit(abs, -1).result(60) == 1
+        break
     assert pool.stats().left_behind == 1
     leave.set()
 
@@ -141,23 +149,27 @@ def test_a_request_that_nobody_heard_hits_no_later_task() -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_items_of_a_map(gate: Gate, ordered: bool) -> None:
-    def work(number: int) -> object:
-        return os.read(gate.end, 1) if number % 10 == 3 else number
-
+def test_items_of_a_map(ordered: bool) -> None:
+    # C code from its first step on, however late a thread is: what waits has no bytecode at which
+    # it would hear, and what does not lets nobody ask, since it keeps the interpreter.
+    items: list[SimpleQueue[int]] = [SimpleQueue() for _ in range(30)]
+    for number, item in enumerate(items):
+        if number % 10 != 3:
+            item.put(number)
     with mh.Pool(2, engine="thread", name=f"items-{ordered}", grace=0.05) as pool:
-        results = pool.map(
-            work, range(30), ordered=ordered, task_timeout=0.6, on_error="return"
+        results: list[Any] = pool.map(
+            SimpleQueue.get, items, ordered=ordered, task_timeout=0.2, on_error="return"
         ).list()
         late = [result for result in results if isinstance(result, mh.Failure)]
         assert sorted(failure.index for failure in late) == [3, 13, 23]
         assert {failure.cause for failure in late} == {"timeout"}
         rest = [result for result in results if not isinstance(result, mh.Failure)]
-        assert sorted(rest) == [n for n in range(30) if n % 10 != 3]  # type: ignore[type-var]
+        assert sorted(rest) == [n for n in range(30) if n % 10 != 3]
         until(lambda: pool.stats().left_behind == 3)
         assert pool.stats().pending == 0
         assert pool.map(abs, range(100)).list() == list(range(100))
-    gate.open()
+    for item in items:
+        item.put(0)
     until(lambda: threads_of(pool) == [])
 
 
@@ -222,16 +234,11 @@ def test_a_task_that_runs_another_inline() -> None:
         assert pool.submit(abs, -1).result() == 1
 
 
+# What it goes on with, also after it was asked to end, but for what spins.
 ENDINGS = {
     "spins": "while True: pass",
-    "hears nothing": """
-while True:
-        try: sum(n for n in range(100_000))
-        except BaseException: pass""",
-    "naps": """
-while True:
-        try: time.sleep(0.001)
-        except BaseException: pass""",
+    "hears nothing": "while True: sum(n for n in range(100_000))",
+    "naps": "while True: time.sleep(0.001)",
     "sleeps": "time.sleep(600)",
 }
 
@@ -244,26 +251,35 @@ def test_a_program_ends_with_a_thread_left_behind(kind: str) -> None:
 import sys, time
 import manyhands as mh
 
-begun = []
+begun = set()
 
-def work():
-    begun.append(1)
-    {ENDINGS[kind].lstrip()}
+def work(number):
+    while True:
+        try:
+            begun.add(number)
+            {ENDINGS[kind]}
+        except BaseException:
+            if {kind == "spins"}: raise
 
 with mh.Pool(2, engine="thread", grace={grace}) as pool:
     for number in range(2):
-        future = pool.submit(work)
-        while len(begun) <= number: time.sleep(0.001)
+        future = pool.submit(work, number)
+        while number not in begun: time.sleep(0.001)
         time.sleep(0.05)
         assert future.cancel()
-    late = pool.options(task_timeout=0.5).submit(work)
-    assert isinstance(late.exception(), mh.TaskTimeout)
+    for _ in range(10):
+        late = pool.options(task_timeout=0.5).submit(work, 2)
+        assert isinstance(late.exception(), mh.TaskTimeout)
+        if 2 in begun: break
+        print("it stood still before")
 sys.exit(7)
 """
     ended = run("-c", source)
     assert ended.code == 7, ended
     lines = ended.err.splitlines()
-    assert len(lines) == (0 if kind == "spins" else 3), ended.err
+    # One that stood still before it began may have been left behind, too, and has ended then.
+    most = 3 + len(ended.out.splitlines())
+    assert 3 <= len(lines) <= most if kind != "spins" else not lines, ended.err
     assert all("a thread cannot be killed" in line for line in lines)
 
 

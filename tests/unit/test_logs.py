@@ -334,6 +334,8 @@ def test_the_end_of_a_program_loses_nothing() -> None:
     done = run(
         "import logging\n"
         "import manyhands as mh\n"
+        "from manyhands import _pool\n"
+        "_pool._PATIENCE = 60\n"  # on a machine that stands still it would say what it waits for
         "logging.basicConfig(level='INFO', format='%(processName)s %(name)s %(message)s')\n"
         "def work(n):\n"
         "    logging.getLogger('a').info('number %d', n)\n"

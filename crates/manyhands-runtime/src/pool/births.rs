@@ -247,12 +247,14 @@ impl Pool {
         let mut leaving = worker.leaving;
         let unwanted = killing || worker.stop.as_ref().is_some_and(Stop::has_killed);
         let exits = |entry: &Entry| entry.kind == TaskKind::Exit;
+        let runs = |entry: &Entry| matches!(entry.kind, TaskKind::Run | TaskKind::Block);
+        let is_amid = loss.started.iter().any(runs);
         let leaves = leaving || loss.started.iter().any(exits);
         let mut about = loss
             .started
             .iter()
             .find_map(|entry| self.about_lost(entry, &worker, slot));
-        self.say_gone(&worker, key.slot, cause, (unwanted, leaves));
+        self.say_gone(&worker, key.slot, cause, (unwanted, leaves, is_amid));
         for entry in loss.started {
             match entry.kind {
                 TaskKind::Run | TaskKind::Block => {

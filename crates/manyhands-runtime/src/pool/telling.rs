@@ -281,13 +281,14 @@ impl Pool {
         self.say_worker(worker, slot, EventKind::Born);
     }
 
-    /// A worker is gone. `unwanted` if it was to be killed, `leaving` if it was told to leave.
+    /// A worker is gone. `unwanted` if it was to be killed, `leaving` if it was told to leave, `amid` if a task of
+    /// its was lost with it, from which nobody leaves in good order.
     pub(super) fn say_gone(
         &self,
         worker: &Worker,
         slot: u32,
         cause: Cause,
-        (unwanted, leaving): (bool, bool),
+        (unwanted, leaving, amid): (bool, bool, bool),
     ) {
         if self.events.is_none() {
             return;
@@ -300,7 +301,9 @@ impl Pool {
         }
         let kind = match cause {
             Cause::Signal(SIGKILL) if unwanted || leaving => EventKind::Stopped,
-            Cause::Exit(_) | Cause::Unknown if leaving => match worker.term.part {
+            // Nobody is left who could tell that it was this pool's signal.
+            Cause::Unknown if unwanted && amid => EventKind::Stopped,
+            Cause::Exit(_) | Cause::Unknown if leaving && !amid => match worker.term.part {
                 Part::Relieved(Some(why)) => EventKind::Recycled(why),
                 _ => EventKind::Left,
             },
