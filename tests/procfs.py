@@ -76,8 +76,8 @@ def threads(pid: int) -> list[tuple[str, int]]:
         try:
             with open(f"/proc/{pid}/task/{name}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
-        except FileNotFoundError:
-            continue  # it ended meanwhile
+        except OSError:
+            continue  # it ended meanwhile, before it was opened or after
         found.append((fields[0], int(fields[11]) + int(fields[12])))
     return found
 
@@ -108,10 +108,10 @@ def watched() -> collections.Counter[int]:
         if name == "anon_inode:[pidfd]":
             try:
                 with open(f"/proc/self/fdinfo/{number}") as file:
-                    [pid] = [int(line[4:]) for line in file if line.startswith("Pid:")]
+                    pids = [int(line[4:]) for line in file if line.startswith("Pid:")]
             except OSError:
                 continue  # closed meanwhile
-            found[pid] += 1
+            found.update(pids)  # none if the number is something else's by now
     return found
 
 

@@ -460,10 +460,12 @@ def test_an_uncaught_error_shows_the_line_in_the_worker(tmp_path: Path) -> None:
 
 def test_an_error_cancels_what_waits(tmp_path: Path) -> None:
     source = """
-        import pathlib, sys
+        import pathlib, sys, time
         import manyhands as mh
         pool = mh.Pool(1)
         def touch(n):
+            if n >= 1000:
+                time.sleep(0.002)  # all of them take longer than any program may
             pathlib.Path(sys.argv[1], str(n)).write_text("")
             return n
         futures = [pool.submit(touch, n) for n in range(100_000)]

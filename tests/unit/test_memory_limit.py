@@ -135,10 +135,15 @@ def test_one_may_always_run(crowd: Crowd, run: Callable[..., Any]) -> None:
 
 def test_what_is_really_left_counts(crowd: Crowd) -> None:
     """A budget that the machine does not have."""
-    left = _core.machine_facts()["memory_available"]
-    with mh.Pool(4, memory_limit=left * 100, task_memory=left * 2 // 5) as pool:
-        found = submit_all(pool, crowd)
-        assert max(count for _, count in found) <= 2
+    most = 0
+    for _ in range(10):
+        left = _core.machine_facts()["memory_available"]
+        with mh.Pool(4, memory_limit=left * 100, task_memory=left * 2 // 5) as pool:
+            most = max(count for _, count in submit_all(pool, crowd))
+        # Other programs may have given so much back meanwhile that there was room for three.
+        if most <= 2 or _core.machine_facts()["memory_available"] < left * 6 // 5:
+            break
+    assert most <= 2
 
 
 def test_large_ones_get_their_turn(crowd: Crowd, gate: Gate) -> None:

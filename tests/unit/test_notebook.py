@@ -20,8 +20,8 @@ from nbclient import NotebookClient
 
 import procfs
 
-# A cell that takes longer hangs.
-_WATCHDOG_SECONDS = 20
+# A cell that takes longer hangs, and so does what it shows.
+_WATCHDOG_SECONDS = 60
 # How long processes may take to be gone after their kernel; the time is shown.
 _LEAVING_SECONDS = 10.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -54,7 +54,13 @@ class Notebook:
         self._runner = asyncio.Runner()
         self._notebook = nbformat.v4.new_notebook()
         self._client = NotebookClient(
-            self._notebook, timeout=_WATCHDOG_SECONDS, kernel_name="python3", allow_errors=True
+            self._notebook,
+            timeout=_WATCHDOG_SECONDS,
+            # What has not come by then would be missing without a word.
+            iopub_timeout=_WATCHDOG_SECONDS,
+            raise_on_iopub_timeout=True,
+            kernel_name="python3",
+            allow_errors=True,
         )
         self._manager: Any = self._client.create_kernel_manager()
         self._folder = folder
@@ -138,6 +144,10 @@ class Notebook:
 
     def kill(self) -> None:
         os.kill(self._manager.provisioner.pid, signal.SIGKILL)
+
+    def is_waiting(self) -> bool:
+        """Whether the kernel's main thread waits for something."""
+        return procfs.all_sleep([self._manager.provisioner.pid])
 
     def started(self) -> list[int]:
         """The processes that the kernel has started."""
@@ -334,7 +344,7 @@ def test_prints_are_of_the_cell_that_submitted(notebook: Notebook, tmp_path: Pat
         import os
 
         def late(n):
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + {_WATCHDOG_SECONDS}
             while not os.path.exists({str(path)!r}):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -370,7 +380,7 @@ def test_workers_that_print_much(notebook: Notebook) -> None:
 
 
 def interrupt_a_long_map(notebook: Notebook, folder: Path, call: str) -> Cell:
-    """Interrupts a map when all workers of its pool are at work."""
+    """Interrupts a map when all workers of its pool are at work, and its loop waits for them."""
     notebook.run(
         """
         import os
@@ -391,7 +401,7 @@ def interrupt_a_long_map(notebook: Notebook, folder: Path, call: str) -> Cell:
 
     cell = notebook.run_until(
         f"list({call}(hold, [{str(folder)!r}] * 8))",
-        lambda cell: len(list(folder.iterdir())) == 2,
+        lambda cell: len(list(folder.iterdir())) == 2 and notebook.is_waiting(),
         interrupt,
     )
     print(f"the cell had ended {time.monotonic() - start:.2f} s after the interrupt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import itertools
@@ -22,7 +23,8 @@ import pytest
 import manyhands as mh
 import procfs
 from gate import Gate, closed_gate, pass_through
-from observing import pids_of, until
+from manyhands import _progress
+from observing import pids_of, settle, until
 from programs import program_test
 
 
@@ -101,6 +103,39 @@ def test_bytes_in_flight_are_bounded(engine: str, large: str) -> None:
             # 64 MB, the few that are sent before the size of a result is known, and what is
             # being taken.
             assert pulled <= taken + 64 + 64 + 8, taken
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_bytes_in_flight_are_bounded_behind_an_item_that_takes_long(
+    tmp_path: Path, engine: str
+) -> None:
+    """The same: before anything was handed over, too."""
+    pulled = 0
+
+    def items() -> Iterator[int]:
+        nonlocal pulled
+        for pulled in itertools.count(1):  # noqa: UP028 - `pulled` is what is looked at
+            yield pulled
+
+    with closed_gate(tmp_path) as gate:
+
+        def megabyte(number: int) -> bytes:
+            if number == 1:
+                pass_through(gate.path)
+            return bytes(1 << 20)
+
+        with mh.Pool(2, engine=engine) as pool, pool.map(megabyte, items()) as results:
+            first = threading.Thread(target=next, args=(results,))
+            first.start()
+            gate.wait_arrivals()
+            seen = -1
+            while seen != pulled < 1000:  # until it takes no more
+                seen = pulled
+                time.sleep(0.5)
+            seen = pulled
+            gate.open()
+            first.join()
+    assert seen <= 64 + 64 + 8
 
 
 @pytest.mark.parametrize("engine", ["process", "thread", "inline"])
@@ -326,8 +361,17 @@ def test_short_items_share_their_overhead() -> None:
         assert slept < count / 20
 
 
-def own_switches() -> int:
-    return sum(switches(int(thread)) for thread in os.listdir("/proc/self/task"))
+def own_switches() -> dict[str, int]:
+    """By the threads of this process."""
+    found = {}
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found[thread] = switches(int(thread))
+    return found
+
+
+def own_switches_since(before: dict[str, int]) -> int:
+    return sum(count - before.get(thread, 0) for thread, count in own_switches().items())
 
 
 @pytest.mark.parametrize("engine", ["thread", "inline"])
@@ -340,7 +384,7 @@ def test_short_items_share_their_overhead_without_processes(engine: str) -> None
         start = time.perf_counter()
         assert pool.map(square, range(count)).run().done == count
         each = (time.perf_counter() - start) / count
-        slept = own_switches() - before
+        slept = own_switches_since(before)
         print(f"{each * 1e6:.2f} µs an item, threads slept {slept} times")
         assert slept < count / 20
 
@@ -349,10 +393,10 @@ def test_one_worker_costs_no_more() -> None:
     """joblib#1400: `n_jobs=1` is ten times as slow as a loop. Here no item is waited for alone."""
     with mh.Pool(1) as pool:
         warm(pool)
-        [worker] = pool.stats().workers
-        before = switches(worker.pid) + own_switches()
+        [worker] = pids_of(pool)
+        before, own = switches(worker), own_switches()
         assert list(pool.map(square, range(50_000))) == [n * n for n in range(50_000)]
-        slept = switches(worker.pid) + own_switches() - before
+        slept = switches(worker) - before + own_switches_since(own)
         print(f"{slept} waits for 50,000 items")
         assert slept < 50_000 / 20
 
@@ -504,10 +548,11 @@ def test_few_items_do_not_wait_behind_the_first(pool: mh.Pool, tmp_path: Path, c
 
 def test_a_worker_that_stands_still_keeps_nothing_waiting(pool: mh.Pool) -> None:
     """What it has not started goes to the other one."""
-    pids = {worker.pid for worker in started(pool)}
+    pids = started(pool)
     stopped = pids.pop()
     os.kill(stopped, signal.SIGSTOP)
     try:
+        until(lambda: procfs.stat(stopped)[0] == "T")
         for _ in range(10):
             assert pool.submit(os.getpid).result(60) in pids
             assert set(pool.map(pid_of, range(5))) == pids
@@ -519,13 +564,12 @@ def pid_of(_number: int) -> int:
     return os.getpid()
 
 
-def started(pool: mh.Pool) -> tuple[mh.WorkerStats, ...]:
+def started(pool: mh.Pool) -> set[int]:
     """Both workers, which are there and have nothing to do."""
     while len({*pool.map(pid_of, range(1000))}) < 2:
         pass
-    while pool.stats().pending:
-        time.sleep(0.001)
-    return pool.stats().workers
+    settle(pool)
+    return {*pids_of(pool)}
 
 
 @pytest.mark.parametrize("how", ["map", "unordered", "submit"])
@@ -552,6 +596,13 @@ def test_all_threads_work_after_earlier_work(tmp_path: Path, how: str, before: i
 # ------------------------------------------------------------------------ P50: progress
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a map waits for a call that is under way, for as long as that takes."""
+    monkeypatch.setattr(_progress, "_LAST_CALL_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("way", ["plain", "generator", "batch", "yield", "failing"])
 def test_progress_is_right_at_the_end(pool: mh.Pool, ordered: bool, way: str) -> None:
@@ -586,6 +637,7 @@ def test_progress_is_right_at_the_end(pool: mh.Pool, ordered: bool, way: str) ->
     assert all(counts.taken <= counts.done for counts in told)
 
 
+@pytest.mark.usefixtures("patience")
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("engine", ["process", "thread"])
 def test_progress_moves_while_the_first_item_runs(

@@ -17,7 +17,7 @@ import pytest
 
 import manyhands as mh
 from gate import Gate, closed_gate, pass_through
-from observing import stop_once, until
+from observing import pids_of, stop_once, until
 from programs import program_test, run
 
 
@@ -262,7 +262,7 @@ def test_workers_that_leave_before_the_end_of_their_pool(way: str, log: Path, ga
                 pool.resize(1)
             width = 1 if way == "resize" else 0
             until(lambda: len(pool.stats().workers) == width, pool.stats)
-            stay = {worker.pid for worker in pool.stats().workers}
+            stay = {*pids_of(pool)}
             assert stay < pids
         # Before the pool ends.
         closed = sorted(int(pid) for _, pid, _ in said(log, "closed"))

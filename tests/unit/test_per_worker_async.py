@@ -18,7 +18,7 @@ import pytest
 
 import manyhands as mh
 from manyhands._worker_loop import WorkerLoop
-from observing import stop_once
+from observing import pids_of, stop_once
 from programs import program_test
 
 ENGINES: list[Any] = ["process", "thread", "inline"]
@@ -294,10 +294,10 @@ def test_closing_that_raises_is_logged_and_the_rest_is_closed(
     first, second = _by_a_coroutine(log), mh.per_worker(make, close=fail)
     with mh.Pool(1) as pool:
         pool.submit(lambda: (first.get(), second.get())).result()
-        [worker] = pool.stats().workers
+        [pid] = pids_of(pool)
     balanced(log)
     told = caplog.text
-    assert f"in worker {worker.pid} was not closed as it should be" in told
+    assert f"in worker {pid} was not closed as it should be" in told
     assert "no way" in told
 
 
@@ -520,12 +520,12 @@ def test_a_thread_that_ends_leaves_none_in_the_books() -> None:
         return Client(Path(os.devnull))
 
     handle = mh.per_worker(make, close=Client.aclose)
-    before = threading.enumerate()
+    before = {*threading.enumerate()}
     for _ in range(3):
         thread = threading.Thread(target=handle.get)
         thread.start()
         thread.join()
-        assert threading.enumerate() == before
+        assert {*threading.enumerate()} <= before  # others may end meanwhile
 
 
 def test_a_child_that_a_task_forks_starts_with_nothing(log: Path) -> None:

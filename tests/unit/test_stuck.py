@@ -243,11 +243,19 @@ def freeze_own_queue() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_all_tasks_of_a_pool_that_stands_still_end() -> None:
+def test_all_tasks_of_a_pool_that_stands_still_end(gate: Gate) -> None:
+    def freeze(path: str) -> None:
+        pass_through(path)
+        freeze_own_queue()
+
     pool = mh.Pool(1, name="still")
-    pool.submit(freeze_own_queue).result()
+    frozen = pool.submit(freeze, gate.path)
+    gate.wait_arrivals()
+    # Before it stands still: once it does, it may take no more at any moment.
     futures = [pool.submit(abs, number) for number in range(10)]
     results = pool.map(abs, range(1000))
+    gate.open()
+    frozen.result()
     for future in futures:
         with pytest.raises(mh.PoolStalled, match="This is a mistake of manyhands") as caught:
             future.result()

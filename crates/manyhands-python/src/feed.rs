@@ -70,7 +70,7 @@ pub(crate) struct Feed {
     /// Results that were taken, and their encoded bytes.
     taken: u64,
     taken_bytes: u64,
-    /// How long results are, estimated from those that were taken.
+    /// How long results are, as estimated last.
     result_len: u64,
     /// Items that could not be encoded, with why.
     bad: HashMap<u64, (PyErr, Py<PyAny>)>,
@@ -367,7 +367,6 @@ impl Feed {
             self.away = away.max(self.away - self.away / 8);
         }
         self.decoder.forget_classes();
-        self.result_len = self.taken_bytes / self.taken.max(1);
         loop {
             let found = self.next_pieces(py);
             // Of slow input only what is needed: a result that is there does not wait for it.
@@ -394,6 +393,7 @@ impl Feed {
     /// Gives workers more, if they could do with it.
     fn fill(&mut self, py: Python<'_>) {
         let start = monotonic_nanos();
+        self.estimate();
         while !self.is_full() {
             let (wanted, per_block) = self.appetite();
             // However much others have queued: one item waits for its turn, and this for its end.
@@ -406,6 +406,13 @@ impl Feed {
                 return;
             }
         }
+    }
+
+    /// How long a result is, from those that were taken and those that have come: all of these may wait for one that
+    /// takes long.
+    fn estimate(&mut self) {
+        let ends = self.taken + self.stream.unread() as u64;
+        self.result_len = (self.taken_bytes + self.stream.unread_bytes()) / ends.max(1);
     }
 
     /// Takes what has come of the block whose turn it is.

@@ -121,6 +121,12 @@ impl Stream {
         self.unread.load(Ordering::Relaxed)
     }
 
+    /// The bytes of the values that wait for the consumer.
+    pub fn unread_bytes(&self) -> u64 {
+        // Relaxed: an estimate is made of it.
+        self.unread_bytes.load(Ordering::Relaxed)
+    }
+
     /// The first block with an end that nobody took, in the order in which they got one.
     pub fn next_ready(&self) -> Option<Arc<Block>> {
         lock(self.ready.as_ref()?).pop_front()
