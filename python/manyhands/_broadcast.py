@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from manyhands import _core, _resolve
 from manyhands._typing import Any, Generic, TypeVar
 
-__all__ = ["Broadcast", "arrived", "broadcast"]
+__all__ = ["Broadcast", "arrived", "broadcast", "forget_parent"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,12 @@ _ABSENT: Any = object()
 _known: WeakValueDictionary[str, Broadcast[Any]] = WeakValueDictionary()
 # Held while an object is made anew, which may use another broadcast.
 _lock = RLock()
+
+
+def forget_parent() -> None:
+    """In a child of fork: another thread of the parent may have held the lock."""
+    global _lock
+    _lock = RLock()
 
 
 class Broadcast(Generic[T]):

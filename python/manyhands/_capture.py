@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from manyhands._logs import Reader
 
-__all__ = ["CAPTURED", "Captures", "Kept", "KeptOfMap"]
+__all__ = ["CAPTURED", "Captures", "Kept", "KeptOfMap", "forget_parent"]
 
 # As in `_capture_worker`.
 CAPTURED = 8
@@ -390,6 +390,12 @@ _current = _Current()
 _lock = threading.Lock()
 _inside = 0
 _before: tuple[Any, Any] = (None, None)
+
+
+def forget_parent() -> None:
+    """In a child of fork: another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
 
 
 class _Inside:

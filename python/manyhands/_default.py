@@ -32,6 +32,12 @@ _pools: dict[_Key, Pool] = {}
 _generation = -1
 
 
+def forget_parent() -> None:
+    """In a child of fork: another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
 def _shared(engine: str | None = None, workers: int | None = None, copy: bool = True) -> Pool:
     """The pool that calls with these wishes share; in a task, without any, the one that runs it."""
     global _generation

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from manyhands._options import TaskOptions
     from manyhands._pool import Pool, PoolView
 
-__all__ = ["Origin", "arrived", "current"]
+__all__ = ["Origin", "arrived", "current", "forget_parent"]
 
 # The process that made a pool, and the pool's number and name there.
 Origin = tuple[int, int, str]
 
 _lock = threading.Lock()
 _current: tuple[int, Pool] | None = None
+
+
+def forget_parent() -> None:
+    """In a child of fork: another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
 
 
 def current() -> Pool | None:

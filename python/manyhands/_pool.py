@@ -1364,12 +1364,27 @@ def _before_threads_end() -> None:
     _end_all()
 
 
+# Modules, mostly imported later, that hold what a child of fork must not: locks, for one, which a
+# thread of the parent may have held that the child has not.
+_WITH_A_PARENT = (
+    "_broadcast",
+    "_capture",
+    "_default",
+    "_encoding",
+    "_launch",
+    "_module_globals",
+    "_nested",
+    "_shared",
+    "_threads",
+)
+
+
 def _after_fork_in_child() -> None:
     _core.after_fork_in_child()
     _pools.clear()
     _future.forget_parent()
     _follower.forget_parent()
-    for name in ("_encoding", "_launch", "_module_globals", "_threads"):
+    for name in _WITH_A_PARENT:
         module = sys.modules.get(f"manyhands.{name}")
         if module is not None:
             module.forget_parent()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["Memory", "arrived", "memories", "share", "shared_array"]
+__all__ = ["Memory", "arrived", "forget_parent", "memories", "share", "shared_array"]
 
 # A path, and the device, the inode and the size of what stands there.
 Where = tuple[str, int, int, int]
@@ -39,6 +39,12 @@ _known: WeakValueDictionary[tuple[int, int], Memory] = WeakValueDictionary()
 _PLENTY = 4
 # Held while a file is mapped, so that it is once.
 _lock = RLock()
+
+
+def forget_parent() -> None:
+    """In a child of fork: another thread of the parent may have held the lock."""
+    global _lock
+    _lock = RLock()
 
 
 class Memory(mmap.mmap):

@@ -49,19 +49,17 @@ mod platform {
 mod platform {
     use crate::cgroup::{Hierarchy, group_directories, read_text};
     use crate::machine::kibibytes;
+    use once_cell::race::OnceBox;
     use std::path::{Path, PathBuf};
-    use std::sync::OnceLock;
 
     pub(super) fn memory_left() -> u64 {
-        static GROUPS: OnceLock<Vec<Group>> = OnceLock::new();
+        // Of a kind that nobody waits for: this thread may not be there any more, in a child of fork.
+        static GROUPS: OnceBox<Vec<Group>> = OnceBox::new();
         let groups = GROUPS.get_or_init(|| {
             let own = |name: &str| read_text(&Path::new("/proc/self").join(name));
             let (groups, mounts) = (own("cgroup"), own("mountinfo"));
-            groups_under(
-                Path::new("/"),
-                &groups.unwrap_or_default(),
-                &mounts.unwrap_or_default(),
-            )
+            let (groups, mounts) = (groups.unwrap_or_default(), mounts.unwrap_or_default());
+            Box::new(groups_under(Path::new("/"), &groups, &mounts))
         });
         let memory = read_text(Path::new("/proc/meminfo")).unwrap_or_default();
         least_left(&memory, groups)

@@ -15,12 +15,12 @@
 
 use crate::codec::{Decoder, Encoder, PlainValue};
 use crate::functions::{self, PyDefinition};
+use crate::once::intern;
 use crate::pickle::Dumped;
 use crate::store::{self, Exported, Kept, StoredBuffer};
 use crate::{hooks, needs, notices, octets, pickle};
 use manyhands_os::MessageFile;
 use manyhands_runtime::{Buffer, Bytes, Definition};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 use std::cell::RefCell;

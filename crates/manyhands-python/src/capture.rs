@@ -6,8 +6,8 @@
 //! `_capture_worker.py` begins and ends.
 
 use crate::hooks;
+use crate::once::intern;
 use crate::seeds::Origin;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::os::fd::BorrowedFd;

@@ -5,9 +5,9 @@
 //! classes have a say, makes its instances as `object` does, has a `__dict__` and no slots, and is found
 //! under its name. Ordinary dataclasses are plain.
 
+use crate::once::Once;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyType};
 
 /// What is known of the classes that were met.
@@ -36,7 +36,7 @@ struct Ideal {
     modules: Py<PyDict>,
 }
 
-static IDEAL: PyOnceLock<Ideal> = PyOnceLock::new();
+static IDEAL: Once<Ideal> = Once::new();
 
 fn ideal(py: Python<'_>) -> PyResult<&'static Ideal> {
     IDEAL.get_or_try_init(py, || {
@@ -226,7 +226,7 @@ impl Named {
 
 /// `object.__new__`.
 fn new_of<'py>(py: Python<'py>, object: &Bound<'py, PyAny>) -> PyResult<&'py Bound<'py, PyAny>> {
-    static NEW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static NEW: Once<Py<PyAny>> = Once::new();
     Ok(NEW
         .get_or_try_init(py, || object.getattr("__new__").map(Bound::unbind))?
         .bind(py))

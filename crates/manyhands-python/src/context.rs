@@ -10,9 +10,9 @@
 use crate::functions::PyDefinition;
 use crate::hooks;
 use crate::local::{Kind, call_one, kind_of};
+use crate::once::intern;
 use manyhands_runtime::Definition;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -572,7 +572,8 @@ impl Crew {
     /// The loop of a thread.
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
         CREW.set(Arc::as_ptr(self).addr());
-        let runner = member.runner.get_or_init(Runner::of_this_thread);
+        let runner = &Runner::of_this_thread();
+        let _is_first = member.runner.set(runner.clone());
         if !self.queue().has_come(member) {
             return; // a Ctrl-C came while it was started: nobody counts on it
         }

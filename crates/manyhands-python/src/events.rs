@@ -1,12 +1,13 @@
 //! Events as Python sees them, and those of tasks that run in this process.
 
+use crate::once::intern;
 use crate::outcome::cause_words;
 use crate::{bystanders, hooks, local, process};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{Event, EventKind, Events, How, Label, Memory, Tasks, Who, Why};
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use pyo3::{IntoPyObjectExt, intern};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;

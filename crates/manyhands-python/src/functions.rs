@@ -4,13 +4,12 @@
 //! weak reference says that it lives. Before every use a few identities are compared: its code, what
 //! it captured, the globals that it reads. If one changed, the face looks again.
 
+use crate::once::{Once, intern};
 use crate::store::Stored;
 use crate::{calls, hooks};
 use manyhands_runtime::Definition;
 use pyo3::exceptions::PyTypeError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyWeakrefMethods, PyWeakrefReference};
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -113,7 +112,7 @@ struct Known {
 /// All functions that were seen and live, by address.
 static KNOWN: Mutex<Option<HashMap<usize, Arc<Known>>>> = Mutex::new(None);
 
-static TYPES: PyOnceLock<[usize; 3]> = PyOnceLock::new();
+static TYPES: Once<[usize; 3]> = Once::new();
 
 /// Whether the callable is of a kind that is defined once: a function, a builtin, a class. All
 /// others, like bound methods, are sent with their arguments.

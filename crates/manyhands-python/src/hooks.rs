@@ -1,13 +1,13 @@
 //! What the Rust side asks of Python, looked up once.
 
+use crate::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 macro_rules! hook {
     ($(#[$doc:meta])* $name:ident, $module:literal, $attribute:literal) => {
         $(#[$doc])*
         pub(crate) fn $name<'py>(py: Python<'py>) -> PyResult<&'py Bound<'py, PyAny>> {
-            static CELL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+            static CELL: Once<Py<PyAny>> = Once::new();
             let hook = CELL.get_or_try_init(py, || {
                 py.import($module)?.getattr($attribute).map(Bound::unbind)
             })?;

@@ -19,6 +19,7 @@
 
 use crate::store::Exported;
 use manyhands_runtime::{Filled, Room, WorkerEnd};
+use once_cell::race::OnceBool;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
@@ -435,15 +436,15 @@ const CAPSULE: &std::ffi::CStr = c"mem_handler";
 
 /// Whether NumPy allocates here; it is told to at the first call after the program has imported it.
 fn is_installed(py: Python<'_>, end: &WorkerEnd) -> bool {
-    static INSTALLED: OnceLock<bool> = OnceLock::new();
+    static INSTALLED: OnceBool = OnceBool::new();
     if let Some(installed) = INSTALLED.get() {
-        return *installed;
+        return installed;
     }
     let Some(module) = numpy(py) else {
         return false;
     };
     let installed = open_window(end).is_some() && install(&module).is_some();
-    *INSTALLED.get_or_init(|| installed)
+    INSTALLED.get_or_init(|| installed)
 }
 
 fn numpy(py: Python<'_>) -> Option<Bound<'_, PyAny>> {

@@ -29,6 +29,7 @@ mod needs;
 mod nested;
 mod notices;
 mod octets;
+mod once;
 mod outcome;
 mod output;
 mod pickle;
@@ -43,6 +44,8 @@ mod worker;
 
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::bystanders::{park_bystanders, park_here};
     #[pymodule_export]
@@ -92,4 +95,9 @@ mod _core {
     };
     #[pymodule_export]
     use super::worker::{PyBirth, PyZygote, is_to_stop, resume_dump, run_worker};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::once::fill_cells(module)
+    }
 }

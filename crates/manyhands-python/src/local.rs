@@ -2,13 +2,13 @@
 
 use crate::engine::Plan;
 use crate::events::Told;
+use crate::once::Once;
 use crate::{bystanders, hooks};
 use manyhands_os::monotonic_nanos;
 use manyhands_runtime::{EventKind, How, Limits};
 use pyo3::exceptions::{PyException, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 use std::borrow::Cow;
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub(crate) enum Kind {
 /// What the value is; by its exact type.
 #[inline]
 pub(crate) fn kind_of(value: &Bound<'_, PyAny>) -> Kind {
-    static TYPES: PyOnceLock<[Py<PyAny>; 3]> = PyOnceLock::new();
+    static TYPES: Once<[Py<PyAny>; 3]> = Once::new();
     let py = value.py();
     let types = TYPES.get_or_try_init(py, || {
         let types = py.import("types")?;

@@ -6,9 +6,9 @@
 //! **One object stays one object.** A bytearray or a memoryview that another argument may hold as well is
 //! left to pickle too, which keeps it one.
 
+use crate::once::intern;
 use crate::{hooks, store};
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 

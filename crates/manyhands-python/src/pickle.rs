@@ -1,20 +1,19 @@
 //! The C pickler, called without ceremony, and what its output names.
 
 use crate::hooks;
+use crate::once::{Once, intern};
 use crate::store::{Collector, Exported, LARGE, StoredBuffer};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-static LOADS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+static DUMPS: Once<Py<PyAny>> = Once::new();
+static LOADS: Once<Py<PyAny>> = Once::new();
 
 fn function<'py>(
     py: Python<'py>,
-    cell: &'static PyOnceLock<Py<PyAny>>,
+    cell: &'static Once<Py<PyAny>>,
     name: &str,
 ) -> PyResult<&'py Bound<'py, PyAny>> {
     let function = cell.get_or_try_init(py, || {
@@ -189,7 +188,7 @@ pub(crate) fn pickle_by_table() {
 
 /// `sys.modules`.
 fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
-    static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    static MODULES: Once<Py<PyDict>> = Once::new();
     let modules = MODULES.get_or_try_init(py, || {
         let modules = py.import("sys")?.getattr("modules")?;
         PyResult::Ok(modules.cast_into::<PyDict>()?.unbind())
@@ -217,7 +216,7 @@ fn is_by_table(py: Python<'_>) -> PyResult<bool> {
 
 /// The class of NumPy's arrays, if the program has imported it.
 fn array_class(py: Python<'_>) -> PyResult<Option<&Bound<'_, PyAny>>> {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CLASS: Once<Py<PyAny>> = Once::new();
     if let Some(class) = CLASS.get(py) {
         return Ok(Some(class.bind(py)));
     }

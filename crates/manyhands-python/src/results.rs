@@ -1,13 +1,13 @@
 //! The native part of `Results`: the iterator over what a map comes to, whatever engine runs it.
 
 use crate::bystanders::{detach, enter, is_ending};
+use crate::once::intern;
 use crate::pool::deadline_after;
 use crate::{hooks, local, process};
 use manyhands_runtime::Tally;
 use pyo3::exceptions::{
     PyException, PyKeyboardInterrupt, PyRuntimeError, PyTypeError, PyValueError,
 };
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::collections::VecDeque;

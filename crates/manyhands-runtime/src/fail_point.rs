@@ -101,6 +101,7 @@ impl Chosen {
 /// Dies here if the environment says so, or never goes on. Only the first call in a process takes memory: a later
 /// one may be in a signal's handler.
 #[cfg(feature = "fail-points")]
+#[expect(clippy::disallowed_methods, reason = "tests do not fork here")]
 pub fn fail_point(name: &str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,7 @@
 //! Which pages of a private mapping this process has written: those that are memory of its own, and no
 //! longer the file's.
 
+use once_cell::race::OnceBool;
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use std::ffi::c_void;
@@ -8,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 
 use super::page_size;
 
@@ -24,13 +24,19 @@ pub(super) enum Scan {
 impl Scan {
     /// The better way that this kernel has, found out once.
     pub(super) fn of_this_kernel() -> Self {
-        static FOUND: OnceLock<Scan> = OnceLock::new();
-        *FOUND.get_or_init(
-            || match open_table().map(|table| scan(&table, &(0..0), 1)) {
-                Ok(Ok(_)) => Self::Call,
-                Ok(Err(_)) | Err(_) => Self::Words,
-            },
-        )
+        // As in `memory_left`, nobody waits for another thread, which a child of fork has not.
+        static HAS_CALL: OnceBool = OnceBool::new();
+        let has_call = || {
+            matches!(
+                open_table().map(|table| scan(&table, &(0..0), 1)),
+                Ok(Ok(_))
+            )
+        };
+        if HAS_CALL.get_or_init(has_call) {
+            Self::Call
+        } else {
+            Self::Words
+        }
     }
 
     /// The runs of pages that were written, of whole pages between two addresses, in order. It stops after

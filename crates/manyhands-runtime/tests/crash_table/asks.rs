@@ -6,10 +6,10 @@ use manyhands_runtime::{
     Buffer, Bytes, Caller, Definition, Entry, Limits, Outcome, Retry, Task, TaskKind, Unwanted,
     WorkerEnd,
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 
 /// What an asker says of a call that a death has ended.
 pub(crate) const CALL_DIED: &str = "a call died";
@@ -173,7 +173,7 @@ pub(crate) fn obey(
 
 /// The definition of that length, which this process keeps.
 fn definition(len: usize) -> Arc<Definition> {
-    static KEPT: LazyLock<Mutex<HashMap<usize, Arc<Definition>>>> = LazyLock::new(Mutex::default);
+    static KEPT: Mutex<BTreeMap<usize, Arc<Definition>>> = Mutex::new(BTreeMap::new());
     let make = || Definition::new("d", super::worker::big(len).into(), [].into());
     KEPT.lock().unwrap().entry(len).or_insert_with(make).clone()
 }
