@@ -22,7 +22,7 @@ import pytest
 
 import manyhands as mh
 from manyhands import _doctor
-from programs import WATCHDOG_SECONDS, Ended, run
+from programs import WATCHDOG_SECONDS, Ended, run, until_it_waits
 
 WORK = """
 import os
@@ -466,7 +466,11 @@ def test_pickles(work: Path) -> None:
 
 
 def test_a_result_that_cannot_be_pickled_is_named(work: Path) -> None:
-    (work / "open_file.py").write_text("def lock(text):\n import threading\n return [open(text)]")
+    # It is looked for in a time that a machine which stands still would use up.
+    (work / "open_file.py").write_text(
+        "import manyhands._diagnose\nmanyhands._diagnose._SECONDS = 60.0\n"
+        "def lock(text):\n import threading\n return [open(text)]"
+    )
     ended = manyhands(work, "map", "open_file.py:lock", "work.py", "--pickle", "-o", "out")
     assert ended.code == 1
     assert "the result of item 0 cannot be pickled: result[0] is an open file" in told(ended)[0]
@@ -478,6 +482,7 @@ def test_a_file_has_its_name_when_it_is_complete(work: Path) -> None:
         until(lambda: (work / "waiting").exists() and (work / "out.partial").read_text() != "")
         assert (work / "out").read_text() == "old"
         assert lines((work / "out.partial").read_text())[0]["result"] == "a"
+        until_it_waits(process.pid)  # what another thread has written is counted by then
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate()
     assert process.returncode == 143
@@ -620,6 +625,21 @@ def until(holds: Any) -> None:
         time.sleep(0.005)
 
 
+def until_it_awaits_input(pid: int) -> None:
+    """Waits until the main thread has waited for input for longer than between two pauses."""
+    folder, before, looks = Path(f"/proc/{pid}/task/{pid}"), "", 0
+
+    def has_waited() -> bool:
+        nonlocal before, looks
+        is_waiting = "poll" in (folder / "wchan").read_text()
+        now = (folder / "status").read_text().partition("\nvoluntary_ctxt_switches")[2]
+        looks = looks + 1 if is_waiting and now == before else 0
+        before = now
+        return looks == 60
+
+    until(has_waited)
+
+
 def test_results_flow_while_input_is_awaited(work: Path) -> None:
     with start(work, "map", "work.py:parse", "--lines", "-") as process:
         assert process.stdin is not None
@@ -717,8 +737,11 @@ def test_a_reader_that_leaves_ends_it_quietly(work: Path) -> None:
         assert process.wait(WATCHDOG_SECONDS) in (0, 141)
 
 
-def on_terminal(folder: Path, *arguments: str, keys: bytes, when: Path | None) -> tuple[int, str]:
-    """Runs it on a terminal; the keys are typed when the file is there and three items are done."""
+def on_terminal(
+    folder: Path, *arguments: str, keys: bytes, when: Path | None, waiting: bool = False
+) -> tuple[int, str]:
+    """Runs it on a terminal; the keys are typed when the file is there and three items are done,
+    and, with `waiting`, its main thread has come to wait after them."""
     pid, master = pty.fork()
     if pid == 0:
         try:
@@ -739,6 +762,8 @@ def on_terminal(folder: Path, *arguments: str, keys: bytes, when: Path | None) -
             if not typed and when is not None and when.exists():
                 written = folder / "out.partial"
                 if written.exists() and written.read_bytes().count(b"\n") >= 3:
+                    if waiting:
+                        until_it_waits(pid)
                     typed = True
                     os.write(master, keys)
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -767,6 +792,7 @@ def test_ctrl_c_while_input_is_awaited(work: Path) -> None:
         process.stdin.write(b"a\n")
         process.stdin.flush()
         assert process.stdout.readline()
+        until_it_awaits_input(process.pid)  # by then it has counted what another thread has written
         process.send_signal(signal.SIGINT)
         assert process.wait(WATCHDOG_SECONDS) == 130
         assert process.stderr is not None
@@ -791,7 +817,7 @@ def test_a_signal_that_another_thread_gets_while_input_is_awaited(work: Path) ->
         process.stdin.write(b"a\n")
         process.stdin.flush()
         assert process.stdout.readline()
-        time.sleep(0.3)  # by now it waits without a limit
+        until_it_awaits_input(process.pid)  # without a limit
         assert ctypes.CDLL(None).tgkill(process.pid, others()[0], signal.SIGINT) == 0
         assert process.wait(WATCHDOG_SECONDS / 2) == 130
         assert process.stderr is not None
@@ -812,8 +838,11 @@ def test_ctrl_c_while_input_is_awaited_and_an_item_runs(work: Path) -> None:
 def test_ctrl_c(work: Path, engine: str) -> None:
     paths = ["a", "b", "c", "wait", *map(str, range(2000))]
     arguments = ["map", "work.py:wait", *paths, "-o", "out", "--engine", engine, "-j", "1"]
-    # With one worker, nothing behind the item that waits is done.
-    code, shown = on_terminal(work, *arguments, keys=b"\x03", when=work / "waiting")
+    # With one worker, nothing behind the item that waits is done. What another thread has written
+    # the main thread has counted when it waits; inline it runs the item.
+    code, shown = on_terminal(
+        work, *arguments, keys=b"\x03", when=work / "waiting", waiting=engine != "inline"
+    )
     assert code == 130
     assert "stopped after 3 of 2,004 items; what is done is in out.partial" in shown
     assert "Traceback" not in shown

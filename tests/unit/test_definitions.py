@@ -57,7 +57,7 @@ def serve():
 HARNESS = r'''
 import pickletools, struct, subprocess, sys
 from _pickle import dumps, loads
-from manyhands import _core
+from manyhands import _core, _diagnose
 from manyhands import _definitions as definitions
 from manyhands._errors import NotPicklable
 
@@ -71,6 +71,8 @@ class Definition:
 class Failed(Exception):
     pass
 
+# A machine that stands still would end the search for what cannot be sent.
+_diagnose._SECONDS = 60.0
 definer = definitions.Definer(Definition, _core.hear_needs)
 
 def main_names(data):
@@ -738,6 +740,10 @@ def f():
     return lambda y: y + 1, Local()
 fn, obj = call(f)
 assert fn(1) == 2 and obj.x == 5
+def be_patient():
+    from manyhands import _diagnose
+    _diagnose._SECONDS = 60.0
+call(be_patient)
 def g(): return (i for i in range(3))
 error = worker.fails(g)
 assert error.args == ("NotPicklable", "the result is a generator"), error.args
