@@ -149,6 +149,7 @@ class Progress:
         "_context",
         "_display",
         "_ended",
+        "_is_told",
         "_kind",
         "_last",
         "_lock",
@@ -193,6 +194,8 @@ class Progress:
         # Reentrant: the collector may end this map wherever it likes.
         self._lock = threading.RLock()
         self._ended = False
+        # Whether its end was told, or is not to be; with the lock.
+        self._is_told = False
         self._pid = os.getpid()
 
     def finish(self) -> None:
@@ -205,17 +208,24 @@ class Progress:
         self._ended = True
         remove(self)
         if self._display is None and not self.always_ends:
-            return  # over before anything was shown
+            return  # over before anything was shown; where the ticker is just about to, it ends it
         if not self._lock.acquire(timeout=_LAST_CALL_SECONDS):
             _log.warning("%s: a call of what was given as progress= does not end", self.label)
-            return
+            return  # if it does, the ticker tells the end
         try:
-            self._last = self._read() or self._last
-            self._open().end(self._counts(monotonic()))
-        except Exception:
-            self._give_up()
+            self._tell_end()
         finally:
             self._lock.release()
+
+    def _tell_end(self) -> None:
+        if self._is_told or not self._ended:
+            return
+        self._is_told = True
+        try:
+            self._last = self._read() or self._last
+            self._open().end(self._counts(monotonic(), ended=True))
+        except Exception:
+            self._give_up()
 
     def tick(self, now: float) -> None:
         """Shows how far the map is; the ticker calls it."""
@@ -229,13 +239,14 @@ class Progress:
                     self.finish()
                     return
                 self._last = reading
-                self._open().show(self._counts(now))
+                self._open().show(self._counts(now, ended=False))
+                self._tell_end()  # if it has come meanwhile
             except BaseException:  # a SystemExit would end the thread that shows all others
                 self._give_up()
 
     def _give_up(self) -> None:
         """In an except clause: from here on nothing is shown, and the map goes on."""
-        self._ended = True
+        self._ended = self._is_told = True
         remove(self)
         _log.exception("the progress of %s is no longer shown", self.label)
 
@@ -246,7 +257,7 @@ class Progress:
             self._display = open_display(self._kind, self._target, self.label, self._context)
         return self._display
 
-    def _counts(self, now: float) -> Counts:
+    def _counts(self, now: float, *, ended: bool) -> Counts:
         done, failed, taken, workers, busy = self._last
         if self._pace is None:
             from manyhands._progress_text import Pace
@@ -263,5 +274,5 @@ class Progress:
             elapsed=now - self._started,
             rate=rate,
             left=left,
-            ended=self._ended,
+            ended=ended,
         )

@@ -20,6 +20,7 @@ from terminal import run_on_terminal
 from manyhands import _progress, _progress_show, _ticker
 from manyhands._progress import Counts
 from manyhands._progress_text import Pace, duration, line, sentence
+from observing import until
 from programs import output_of, run_file
 
 
@@ -855,6 +856,46 @@ def test_a_program_ends_while_a_call_does_not(tmp_path: Path) -> None:
     ended = run_file(tmp_path, source)
     assert (ended.code, ended.out) == (0, "end\n")
     assert "f: a call of what was given as progress= does not end" in ended.err
+
+
+def test_the_end_is_told_after_a_call_that_took_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "_LAST_CALL_SECONDS", 0.01)
+    calls: list[bool] = []
+    entered, may_go_on = threading.Event(), threading.Event()
+
+    def slow(counts: Any) -> None:
+        calls.append(counts.ended)
+        entered.set()
+        assert may_go_on.wait(60)
+
+    one = _progress.start(lambda: (0, 0, 0, 1, 1), total=1, label="f", target=slow)
+    assert one is not None
+    assert entered.wait(60)
+    one.finish()
+    assert calls == [False]
+    may_go_on.set()
+    until(lambda: len(calls) > 1)
+    one.finish()
+    with one._lock:  # nobody is at it
+        assert calls == [False, True]
+
+
+def test_an_end_while_the_first_line_is_about_to_be_shown(ticker: _ticker._Ticker) -> None:
+    calls: list[bool] = []
+
+    def read() -> tuple[int, int, int, int, int]:
+        if started is not None:
+            started.finish()  # as another thread does, or the collector
+        return (1, 0, 1, 1, 0)
+
+    started: _progress.Progress | None = None
+    started = _progress.start(
+        read, total=9, label="f", target=lambda counts: calls.append(counts.ended)
+    )
+    assert started is not None
+    started.always_ends = False  # as a bar, which is not shown before its map is some seconds old
+    ticker.tick(60.0)
+    assert calls == [False, True]
 
 
 def test_all_that_is_imported_for_nothing_shown(tmp_path: Path) -> None:
