@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from manyhands import _core
 from manyhands._typing import TYPE_CHECKING, Any
@@ -52,6 +52,8 @@ _LOOK_AT_LEAST, _LOOK_AT_MOST = 0.25, 4.0
 _MUCH = 2 * _HALF
 
 _numbers = itertools.count(1)
+# What tasks write, all of it, for `forget_parent`.
+_all: WeakSet[_Known] = WeakSet()
 
 
 class _Known:
@@ -61,6 +63,7 @@ class _Known:
         self._captures = captures
         self._number = next(_numbers)
         self._lock = threading.Lock()
+        _all.add(self)
         if captures is not None:
             captures.keep(self._number, self)
 
@@ -393,9 +396,13 @@ _before: tuple[Any, Any] = (None, None)
 
 
 def forget_parent() -> None:
-    """In a child of fork: another thread of the parent may have held the lock."""
+    """In a child of fork: another thread of the parent may have held a lock; and what the child
+    writes nobody would ask for."""
     global _lock
     _lock = threading.Lock()
+    for known in list(_all):
+        known._lock = threading.Lock()
+    _current.kept = None
 
 
 class _Inside:

@@ -39,9 +39,11 @@ _log = logging.getLogger("manyhands")
 class _Watch:
     """What an observed future has besides its task."""
 
-    __slots__ = ("callbacks", "condition", "ended", "waiters")
+    __slots__ = ("callbacks", "condition", "ended", "teller", "waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, teller: _Teller) -> None:
+        # A child of fork has another, and nobody there tells what this one was to tell.
+        self.teller = teller
         self.condition = threading.Condition()
         self.waiters: list[Any] = []
         self.callbacks: list[Callable[[Any], object]] = []
@@ -69,8 +71,11 @@ class Future(_core.TaskFuture, futures.Future[T]):
         def result(self, timeout: float | None = None) -> T: ...
 
     def _observed(self) -> _Watch:
+        return self._told_here() or _teller.observe(self)
+
+    def _told_here(self) -> _Watch | None:
         watch = self._watch
-        return _teller.observe(self) if watch is None else watch
+        return watch if watch is not None and watch.teller is _teller else None
 
     # To type checkers these are the attributes that `concurrent.futures.Future` has.
     if not TYPE_CHECKING:
@@ -85,7 +90,7 @@ class Future(_core.TaskFuture, futures.Future[T]):
 
         @property
         def _state(self) -> str:
-            watch = self._watch
+            watch = self._told_here()
             if self.done() if watch is None else watch.ended:
                 return _CANCELLED if self.cancelled() else _FINISHED
             return _RUNNING if self.running() else _PENDING
@@ -192,10 +197,14 @@ class _Teller:
 
     def observe(self, future: Future[Any]) -> _Watch:
         with self._lock:
-            watch = future._watch
+            watch = future._told_here()
             if watch is not None:
                 return watch
-            watch = _Watch()
+            watch = _Watch(self)
+            if future.done():  # raises in a child of fork, if nobody there knows
+                watch.ended = True
+                future._watch = watch
+                return watch
             token = next(self._tokens)
             self._observed[token] = future
             if not future._observe(token):

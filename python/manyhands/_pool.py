@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 
-from manyhands import _core, _follower, _future, _nested, _resolve
+from manyhands import _core, _follower, _forks, _nested, _resolve
 from manyhands._config import (
     check_engine,
     check_inner_threads,
@@ -1364,30 +1364,9 @@ def _before_threads_end() -> None:
     _end_all()
 
 
-# Modules, mostly imported later, that hold what a child of fork must not: locks, for one, which a
-# thread of the parent may have held that the child has not.
-_WITH_A_PARENT = (
-    "_broadcast",
-    "_capture",
-    "_default",
-    "_encoding",
-    "_launch",
-    "_module_globals",
-    "_nested",
-    "_shared",
-    "_threads",
-)
-
-
-def _after_fork_in_child() -> None:
-    _core.after_fork_in_child()
+def forget_parent() -> None:
+    """In a child of fork: the pools are the parent's."""
     _pools.clear()
-    _future.forget_parent()
-    _follower.forget_parent()
-    for name in _WITH_A_PARENT:
-        module = sys.modules.get(f"manyhands.{name}")
-        if module is not None:
-            module.forget_parent()
 
 
 atexit.register(_at_exit)
@@ -1397,8 +1376,4 @@ try:
     threading._register_atexit(_before_threads_end)  # type: ignore[attr-defined]
 except RuntimeError:
     pass  # first imported while the program ends
-os.register_at_fork(
-    before=_core.before_fork,
-    after_in_parent=_core.after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+_forks.watch()

@@ -14,7 +14,7 @@ import sys
 import types
 from _pickle import dumps
 
-from manyhands import _core, _resolve
+from manyhands import _core, _forks, _resolve
 from manyhands._describe import option_hint, task_note, users_part
 from manyhands._stopped import TaskStopped
 from manyhands._whole_lines import whole_lines
@@ -50,11 +50,7 @@ def main(birth: _core.Birth) -> NoReturn:
     """Runs tasks until the parent wants no more, then ends the process."""
     status = 1
     try:
-        os.register_at_fork(
-            before=_core.before_fork,
-            after_in_parent=_core.after_fork_in_parent,
-            after_in_child=_core.after_fork_in_child,
-        )
+        _forks.watch()
         _be_born(marshal.loads(birth.content))
         _signal.signal(_signal.SIGURG, _stop)
         _core.run_worker(birth)

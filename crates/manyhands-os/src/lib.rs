@@ -41,9 +41,10 @@ pub use memory_left::{give_memory_back, memory_left};
 pub use oom::oom_kills;
 pub use private_memory::MemoryGauge;
 pub use process::{
-    ExitStatus, KernelState, Process, arm_life_line, become_group_leader, close_after_fork,
-    fault_count, is_main_thread, kernel_state, life_line, parent_pid, pipe_has_reader,
-    raw_wait_status, reap_orphan, resident_bytes, spawn_program, thread_count, unreaped_status,
+    ExitStatus, KernelState, Process, arm_life_line, at_fork_in_child, become_group_leader,
+    close_after_fork, fault_count, is_main_thread, kernel_state, life_line, parent_pid,
+    pipe_has_reader, raw_wait_status, reap_orphan, resident_bytes, spawn_program, thread_count,
+    unreaped_status,
 };
 pub use signal::{block_all_signals, dump_signal, is_unhandled, kill_self, raise, wrap_handler};
 pub use socket::{MAX_DESCRIPTORS, Received, Socket};

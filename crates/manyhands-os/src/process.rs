@@ -376,6 +376,16 @@ fn answer(error: i32) -> io::Result<()> {
     }
 }
 
+/// Has a function called in each child of fork, in the call that forks it: before anything of the program or of an
+/// interpreter runs there. It may make async-signal-safe calls alone. Fails without memory.
+pub fn at_fork_in_child(function: extern "C" fn()) -> io::Result<()> {
+    // SAFETY: a function of this library, which is never unloaded; what it may do its author knows.
+    match unsafe { libc::pthread_atfork(None, None, Some(function)) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
 /// Closes a descriptor by number in a child of fork, where its owner will never run again.
 pub fn close_after_fork(descriptor: RawFd) {
     // SAFETY: the caller's contract: no owner of the number runs in this process.

@@ -571,6 +571,9 @@ impl Crew {
 
     /// The loop of a thread.
     fn work(self: &Arc<Self>, py: Python<'_>, member: &Arc<Member>, place: &str) {
+        if self.is_of_other_process() {
+            return; // a child that the initializer forked came back from it
+        }
         CREW.set(Arc::as_ptr(self).addr());
         let runner = &Runner::of_this_thread();
         let _is_first = member.runner.set(runner.clone());
@@ -833,6 +836,9 @@ impl Crew {
 
     /// An initializer raised: the pool runs nothing any more.
     fn break_down(&self, py: Python<'_>, error: &Arc<Py<PyAny>>) {
+        if self.is_of_other_process() {
+            return;
+        }
         let mut queue = self.queue();
         queue.broken.get_or_insert_with(|| error.clone());
         queue.closed = true;

@@ -75,7 +75,10 @@ impl Drop for Runs<'_> {
     fn drop(&mut self) {
         DEPTH.set(0);
         let children = CHILDREN.with(|children| children.take());
-        if let Some(children) = children {
+        // A child that the task forked, and that came back from it, leaves the crew alone.
+        if let Some(children) = children
+            && !self.crew.is_of_other_process()
+        {
             children.end(self.crew);
         }
     }

@@ -17,6 +17,7 @@
 //!
 //! A child that the process forks shares memory that both would write to, so what is taken is displaced before.
 
+use crate::process;
 use crate::store::Exported;
 use manyhands_runtime::{Filled, Room, WorkerEnd};
 use once_cell::race::OnceBool;
@@ -27,7 +28,7 @@ use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Arrays from this size on are made in place: below it a copy costs less than the question for a block.
@@ -156,8 +157,6 @@ struct Table {
     displaced: Vec<Displaced>,
     /// Whether what was granted was used; none if nothing was.
     use_of_spare: Option<bool>,
-    /// Whose it is: a child that a task forks allocates elsewhere.
-    pid: u32,
     /// The result is being sent: who allocates now gets nothing.
     is_closed: bool,
 }
@@ -167,15 +166,22 @@ static TABLE: Mutex<Table> = Mutex::new(Table {
     taken: Vec::new(),
     displaced: Vec::new(),
     use_of_spare: None,
-    pid: 0,
     is_closed: false,
 });
+/// Whose it is, as a generation: a child that a task forks allocates elsewhere, and nobody there gives the lock back if
+/// a thread of the task's had it, which NumPy calls without the GIL.
+static OWNER: AtomicU32 = AtomicU32::new(u32::MAX);
 /// How many there are that are spare; read without the lock.
 static SPARE: AtomicUsize = AtomicUsize::new(0);
 /// Whether any is spare or taken; read without the lock.
 static ANY: AtomicBool = AtomicBool::new(false);
 /// How the window is seen; empty until something was asked for.
 static WINDOW: OnceLock<(Range<usize>, std::sync::Arc<manyhands_os::Window>)> = OnceLock::new();
+
+fn is_mine() -> bool {
+    // Relaxed: written before NumPy knows of us.
+    OWNER.load(Ordering::Relaxed) == process::generation()
+}
 
 fn lock() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -191,7 +197,7 @@ impl Table {
 
     /// Memory for an array, of a block that is not much longer.
     fn take(&mut self, size: usize) -> Option<usize> {
-        if self.is_closed || self.pid != std::process::id() {
+        if self.is_closed {
             return None;
         }
         let fits = |memory: &Memory| {
@@ -372,7 +378,7 @@ fn settle_all(found: Vec<Found>) -> std::io::Result<Vec<Filled>> {
 /// Before the process forks: arrays that are in a block get memory that the child has a copy of. Where there is
 /// no memory for that the two share it.
 pub(crate) fn before_fork() {
-    if ANY.load(Ordering::Relaxed) {
+    if ANY.load(Ordering::Relaxed) && is_mine() {
         let _blocks = lock().displace();
     }
 }
@@ -464,7 +470,7 @@ fn open_window(end: &WorkerEnd) -> Option<()> {
     window.map().ok()?;
     let start = window.shared()?.addr().get();
     let _first = WINDOW.set((start..start + window.len(), window.clone()));
-    lock().pid = std::process::id();
+    OWNER.store(process::generation(), Ordering::Relaxed);
     Some(())
 }
 
@@ -517,10 +523,17 @@ fn default() -> &'static Allocator {
 /// Memory for an array of this size, if there is a block for it.
 #[inline]
 fn take(size: usize) -> Option<usize> {
-    if size < LEAST || SPARE.load(Ordering::Relaxed) == 0 {
+    if size < LEAST || SPARE.load(Ordering::Relaxed) == 0 || !is_mine() {
         return None;
     }
     lock().take(size)
+}
+
+/// The array there is gone; the parent's is left alone.
+fn give_back(memory: *mut c_void) {
+    if is_mine() {
+        lock().give_back(memory.addr());
+    }
 }
 
 /// Whether the memory may be ours.
@@ -557,10 +570,14 @@ unsafe extern "C" fn realloc(
     memory: *mut c_void,
     size: usize,
 ) -> *mut c_void {
-    let known = if is_ours(memory) {
-        lock().size(memory.addr())
-    } else {
+    let known = if !is_ours(memory) {
         None
+    } else if is_mine() {
+        lock().size(memory.addr())
+    } else if let Ok(parents) = TABLE.try_lock() {
+        parents.size(memory.addr())
+    } else {
+        return ptr::null_mut(); // nobody knows its size
     };
     let Some(old) = known else {
         // SAFETY: what NumPy would do.
@@ -571,7 +588,7 @@ unsafe extern "C" fn realloc(
         let moved = (default().malloc)(default().context, size);
         if !moved.is_null() {
             ptr::copy_nonoverlapping(memory.cast::<u8>(), moved.cast(), old.min(size));
-            lock().give_back(memory.addr());
+            give_back(memory);
         }
         moved
     }
@@ -579,7 +596,7 @@ unsafe extern "C" fn realloc(
 
 unsafe extern "C" fn free(_context: *mut c_void, memory: *mut c_void, size: usize) {
     if is_ours(memory) {
-        lock().give_back(memory.addr());
+        give_back(memory);
     } else {
         // SAFETY: what NumPy would do.
         unsafe { (default().free)(default().context, memory, size) };

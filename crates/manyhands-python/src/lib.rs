@@ -80,9 +80,9 @@ mod _core {
     use super::pool::{PoolBase, RetryPlan, ViewBase};
     #[pymodule_export]
     use super::process::{
-        after_fork_in_child, cpu_count, cpu_limits, cpu_share, preload, process_generation,
-        ring_completions, set_birth, set_launcher, set_library_threads, stop_supervisor, take_logs,
-        wait_completions, warm, was_interrupted, zygote_pid,
+        cpu_count, cpu_limits, cpu_share, preload, process_generation, ring_completions, set_birth,
+        set_launcher, set_library_threads, stop_supervisor, take_logs, wait_completions, warm,
+        was_interrupted, zygote_pid,
     };
     #[pymodule_export]
     use super::results::{ResultsBase, SourceHandle};
@@ -90,14 +90,15 @@ mod _core {
     use super::seeds::{PySeed, running_stream, seed_words};
     #[pymodule_export]
     use super::store::{
-        Collector, Stored, StoredBuffer, after_fork_in_parent, before_fork, is_stored, put_apart,
-        set_store_budget, store_stats,
+        Collector, Stored, StoredBuffer, after_fork_in_child, after_fork_in_parent, before_fork,
+        is_stored, put_apart, set_store_budget, store_stats,
     };
     #[pymodule_export]
     use super::worker::{PyBirth, PyZygote, is_to_stop, resume_dump, run_worker};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::process::watch_forks()?;
         super::once::fill_cells(module)
     }
 }

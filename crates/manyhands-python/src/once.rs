@@ -68,6 +68,9 @@ pub(crate) fn fill_cells(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let _length_hint = PyTuple::empty(py).try_iter()?.size_hint();
     // What is asked of NumPy's kind of bool, and what an argument of a wrong type is noted with.
     let _refused = py.None().extract::<bool>(py);
-    let _refused = module.getattr("seed_words")?.call1(("", ""));
+    let function = module.getattr("seed_words")?;
+    let _refused = (function.call1(("", "")), function.call1((0, py.None())));
+    // A thread without the GIL that asks for it looks for once whether there is an interpreter.
+    py.detach(|| Python::attach(|_| ()));
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What this process has one of: its supervisor, and its generation among forks.
 
-use crate::{bystanders, clock, store};
+use crate::{bystanders, clock};
 use manyhands_os::ThreadedLibrary;
 use manyhands_runtime::{Launcher, Supervisor, close_life_lines_after_fork};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError, PyValueError};
@@ -95,17 +95,25 @@ pub(crate) fn supervisor() -> PyResult<Arc<Supervisor>> {
     }
 }
 
-/// In a child that the program forked: nothing of the parent's pools is this process's.
-#[pyfunction]
-pub(crate) fn after_fork_in_child() {
-    close_life_lines_after_fork();
+/// Has children know from the first moment that they are.
+pub(crate) fn watch_forks() -> PyResult<()> {
+    static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+    if !IS_WATCHED.swap(true, Ordering::Relaxed) {
+        manyhands_os::at_fork_in_child(forget_parent)?;
+    }
+    Ok(())
+}
+
+/// In a child that the program forked: nothing of the parent's pools is this process's. The interpreter has not begun
+/// to let go of what the parent's other threads had, so what goes with that knows that it is a copy.
+extern "C" fn forget_parent() {
+    // Relaxed: one thread runs here.
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    INTERRUPTED.store(false, Ordering::Relaxed);
+    SUPERVISOR.store(std::ptr::null_mut(), Ordering::Release);
     bystanders::forget_parent();
     clock::forget_parent();
-    store::after_fork_in_child();
-    SUPERVISOR.store(std::ptr::null_mut(), Ordering::Release);
-    // Relaxed: one thread runs here.
-    INTERRUPTED.store(false, Ordering::Relaxed);
-    GENERATION.fetch_add(1, Ordering::Relaxed);
+    close_life_lines_after_fork();
 }
 
 /// Which fork this process is.

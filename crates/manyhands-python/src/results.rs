@@ -390,6 +390,9 @@ impl ResultsBase {
     /// thread took from is left.
     fn _leave(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<()> {
         let _inside = enter(py)?;
+        if self.generation != process::generation() {
+            return Ok(()); // the tasks are the parent's
+        }
         if !self.used.load(Ordering::Relaxed) {
             let mut taking = self.lock(py)?;
             if taking.over {
@@ -477,6 +480,8 @@ impl ResultsBase {
     /// The lock, which a thread that waits for a result holds.
     #[inline]
     fn lock(&self, py: Python<'_>) -> PyResult<Holding<'_>> {
+        // In a child of fork nobody gives it back, and what is behind it is the parent's.
+        process::check(self.generation, "this map")?;
         let me = this_thread();
         loop {
             let taking = match self.taking.try_lock() {
@@ -519,7 +524,6 @@ impl ResultsBase {
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = slf.py();
         if !self.used.load(Ordering::Relaxed) {
-            process::check(self.generation, "this map")?;
             self.used.store(true, Ordering::Relaxed);
             if !taking.with_input {
                 taking.source.forget_inputs();

@@ -603,7 +603,13 @@ pub(crate) fn views<'py>(
     }
     forget_forked();
     let open = |buffer: &Buffer| {
-        let views = match buffer.hold {
+        let views = match &buffer.hold {
+            Hold::Block(block) if !block.is_of_this_process() => {
+                return Err(PyRuntimeError::new_err(
+                    "what is in the object store belongs to the process that put it there, and this is a child that \
+                     was forked from it",
+                ));
+            }
             Hold::Block(_) => process::supervisor()?.views().clone(),
             Hold::Lease(_) => WORKERS.get().cloned().ok_or_else(|| {
                 PyRuntimeError::new_err(
@@ -677,6 +683,7 @@ pub(crate) fn after_fork_in_parent() {
 }
 
 /// In the child: it says that it is there as long as it is.
+#[pyfunction]
 pub(crate) fn after_fork_in_child() {
     let ends = FORKING
         .lock()

@@ -1,13 +1,14 @@
 //! The parent's ends of its workers' life lines.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The parent's end of a life line, known to `close_life_lines_after_fork`.
 #[derive(Debug)]
 pub(crate) struct LifeLine {
-    end: OwnedFd,
+    end: ManuallyDrop<OwnedFd>,
     entry: usize,
 }
 
@@ -26,6 +27,7 @@ impl LifeLine {
         });
         let entry =
             entry.ok_or_else(|| io::Error::other("more than 4096 workers in one process"))?;
+        let end = ManuallyDrop::new(end);
         Ok((Self { end, entry }, other))
     }
 
@@ -38,9 +40,11 @@ impl LifeLine {
 impl Drop for LifeLine {
     fn drop(&mut self) {
         // Out of the table before the descriptor is closed, so that a child never closes a number
-        // that has become something else's.
-        LIFE_LINES[self.entry].store(-1, Ordering::Relaxed);
-        let _closed_by_its_drop = &self.end;
+        // that has become something else's. In a child it is closed already.
+        if LIFE_LINES[self.entry].swap(-1, Ordering::Relaxed) >= 0 {
+            // SAFETY: it is dropped here alone.
+            unsafe { ManuallyDrop::drop(&mut self.end) };
+        }
     }
 }
 
