@@ -226,22 +226,22 @@ def test_what_another_thread_has_for_itself_goes_with_it(tmp_path: Path, engine:
         def use():
             local.pool = mh.Pool(1, engine={engine!r})
             local.future = local.pool.submit(time.sleep, 0.5)
-            local.results = pool.map(abs, range(20000))
+            local.results = pool.map(time.sleep, [0.002] * 1000)
             print(next(local.results))
             has_it.set()
             may_go_on.wait()
-            print(local.future.result(), sum(local.results) == sum(range(20000)))
+            print(local.future.result(), len(list(local.results)))
             local.pool.shutdown()
 
         thread = threading.Thread(target=use)
         thread.start()
         has_it.wait()
-        print(child(lambda: None), flush=True)
+        print(*set(child(lambda: None) for _ in range(20)), flush=True)
         may_go_on.set()
         thread.join()
         pool.shutdown()
     """
-    assert said_by(tmp_path, program) == ["0", "0", "None True"]
+    assert said_by(tmp_path, program) == ["None", "0", "None 999"]
 
 
 @pytest.mark.parametrize("engine", ["process", "thread"])
@@ -250,13 +250,14 @@ def test_a_map_that_nobody_iterates_is_its_process_s_alone(tmp_path: Path, engin
         def note(number):
             with open("notes", "a") as notes:
                 notes.write(f"{{number}}\\n")
+            time.sleep(0.001)
 
         def leave():
             pool.__exit__(None, None, None)
 
-        pool = mh.Pool(1, engine={engine!r})
-        results = pool.map(note, iter(range(400)), buffersize=10)
-        print(child(leave), flush=True)
+        pool = mh.Pool(2, engine={engine!r})
+        results = pool.map(note, iter(range(400)))
+        print(*set(child(leave) for _ in range(10)), flush=True)
         print(len(results.list()))
         pool.shutdown()
         print(len(open("notes").readlines()))
